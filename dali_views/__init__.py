@@ -1,0 +1,13 @@
+"""Views of images for self-supervised learning, decoded and cut by DALI where a model says to look.
+
+A model in training writes a box and a weight per sample into a `RegionTable`; a `ViewLoader` reads the
+table once per epoch, draws the crops and lets a DALI graph decode each image once and cut all views.
+"""
+
+from . import recipes
+from .index import SampleIndex
+from .loader import Batch, ViewLoader
+from .regions import RegionTable
+from .views import View
+
+__all__ = ["Batch", "RegionTable", "SampleIndex", "View", "ViewLoader", "recipes"]

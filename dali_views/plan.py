@@ -1,0 +1,279 @@
+"""The draw: for a batch of samples, every crop, flip and colour parameter of every view, in NumPy.
+
+A plan is a pure function of (seed, epoch, sample, view number, the sample's row in the region table):
+nothing else enters, so it does not matter who computes it, when, or beside which other samples. The
+DALI graph carries the plan out and draws nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import rng
+from .views import View
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+TRIES = 10  # torchvision's RandomResizedCrop and ContrastiveCrop alike
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in PIL and torchvision
+
+# Slots of a view's key. Each quantity has its own, so that adding one leaves all others as they were.
+_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(10)
+_Y, _Y2, _X, _X2 = range(32, 36)
+_SHAPE = 64  # and the two slots per try from there on: area, ratio
+_REGION_VIEW = -1  # the key of what is drawn once per sample: the region that guides all its views
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """What the graph does for one view of B samples."""
+
+    start: F32
+    """(B, 2) y, x in pixels of the image where the view's first row and column begin."""
+    end: F32
+    """(B, 2) y, x where its last row and column end; x runs backwards in a flipped view."""
+    matrix: F32
+    """(B, 3, 3) linear map of RGB: brightness, contrast, saturation, hue and grayscale in one."""
+    pivot: F32
+    """(B, 3) factor of the image's own grey mean to add after the map: what contrast leaves in place."""
+    sigma: F32
+    """(B,) standard deviation of the blur in pixels of the view; 0.01 where `window` is 1, meaning no blur."""
+    window: NDArray[np.int32]
+    """(B,) odd number of taps of the blur, three sigma to each side."""
+    solarise: NDArray[np.int16]
+    """(B,) values from here on are inverted; 256 is never."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to B samples: the parameters of V views, and what the trainer is told about them."""
+
+    index: I64
+    """(B,) rows in the SampleIndex."""
+    crops: F32
+    """(B, V, 4) y0, x0, y1, x1 as fractions of the image that the view was cut from."""
+    flipped: Bool
+    """(B, V)"""
+    boxes: F32
+    """(B, 4) the semantic box that guided the sample's views."""
+    weights: F32
+    """(B,) its saliency weight."""
+    partner: I64
+    """(B,) row that `source="partner"` views are cut from."""
+    views: list[ViewPlan]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The region table's rows of one batch, one region picked per sample."""
+
+    boxes: F32
+    """(B, 4)"""
+    weights: F32
+    """(B,)"""
+    written: Bool
+    """(B,) False where the model has not spoken yet: guided crops then fall back to random ones."""
+
+
+def pick_region(boxes: F32, weights: F32, written: Bool, keys: rng.Keys) -> Guidance:
+    """Choose one of K regions per sample in proportion to its weight.
+
+    Args:
+        boxes: (B, K, 4); weights: (B, K), not negative, with a positive sum; written: (B,).
+        keys: (B,) one key per sample, the same for all its views, so that they share the region.
+    """
+    if boxes.shape[1] == 1:
+        return Guidance(boxes[:, 0], weights[:, 0], written)
+    cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
+    mark = rng.uniform(keys, 0) * cumulative[:, -1]
+    # A mark can round up to the total; the last region of positive weight takes it.
+    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0.0, axis=1)
+    choice = np.minimum((cumulative <= mark[:, None]).sum(axis=1), last)
+    rows = np.arange(len(boxes))
+    return Guidance(boxes[rows, choice], weights[rows, choice], written)
+
+
+def draw(
+    views: Sequence[View], index: I64, *, seed: int, epoch: int, sizes: NDArray[np.int32], guidance: Guidance,
+    partner: I64, partner_sizes: NDArray[np.int32], partner_guidance: Guidance,
+) -> Plan:  # fmt: skip
+    """Draw the plan of one batch.
+
+    Args:
+        views: the V views of a sample.
+        index: (B,) rows in the SampleIndex; they key the random numbers.
+        sizes: (B, 2) height and width in pixels; `partner_sizes` those of the partners.
+        guidance: the semantic box of each sample; `partner_guidance` that of its partner, in the partner's image.
+        partner: (B,) rows of the partners.
+    """
+    batch, count = len(index), len(views)
+    crops = np.empty((batch, count, 4), np.float32)
+    flipped = np.empty((batch, count), np.bool_)
+    plans: list[ViewPlan | None] = [None] * count
+    # Equal views are drawn in one go: numpy's cost per call, not per number, bounds a batch.
+    for view in dict.fromkeys(views):
+        numbers = [v for v, other in enumerate(views) if other == view]
+        keys = rng.keys(seed, epoch, index[None, :], np.array(numbers)[:, None]).ravel()
+        other = view.source == "partner"
+        size = np.tile(partner_sizes if other else sizes, (len(numbers), 1)).astype(np.int64)
+        guide = partner_guidance if other else guidance
+        box = np.tile(guide.boxes, (len(numbers), 1)).astype(np.float64)
+        rectangle = crop_rectangles(view, keys, size, box, np.tile(guide.written, len(numbers)))
+        flip = rng.uniform(keys, _FLIP) < view.flip
+        colour = _colour(view, keys)
+        start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
+        # A region of interest that runs backwards makes the resize mirror the view at no cost.
+        start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]
+        fractions = (rectangle / np.tile(size, 2)).astype(np.float32)
+        for place, number in enumerate(numbers):
+            rows = slice(place * batch, (place + 1) * batch)
+            crops[:, number] = fractions[rows]
+            flipped[:, number] = flip[rows]
+            plans[number] = ViewPlan(start[rows], end[rows], *(values[rows] for values in colour))
+    return Plan(
+        index=index, crops=crops, flipped=flipped, boxes=guidance.boxes, weights=guidance.weights, partner=partner,
+        views=[plan for plan in plans if plan is not None],
+    )  # fmt: skip
+
+
+def region_keys(seed: int, epoch: int, index: I64) -> rng.Keys:
+    """(B,) keys for what is drawn once per sample and shared by its views."""
+    return rng.keys(seed, epoch, index, _REGION_VIEW)
+
+
+# --- crops ------------------------------------------------------------------------------------------
+
+
+def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bool) -> F64:
+    """(B, 4) crop rectangles y0, x0, y1, x1 in whole pixels.
+
+    Args:
+        keys: (B,) random keys; size: (B, 2) height, width; box: (B, 4) fractions; written: (B,).
+    """
+    zero = np.zeros_like(size)
+    if view.crop == "whole":
+        return np.concatenate([zero, size], axis=1).astype(np.float64)
+    if view.crop == "centre":
+        side = np.maximum(1, np.rint(size.min(axis=1) * view.centre_share)).astype(np.int64)[:, None]
+        start = (size - side) // 2
+        return np.concatenate([start, start + side], axis=1).astype(np.float64)
+    if view.crop == "inside":
+        # The box in whole pixels, at least one pixel wide, is the image that RandomResizedCrop sees.
+        low = np.minimum(np.floor(size * box[:, :2]).astype(np.int64), size - 1)
+        high = np.maximum(np.ceil(size * box[:, 2:] - 1e-4).astype(np.int64), low + 1)
+        rectangle = _random_resized_crop(view, keys, high - low)
+        return rectangle + np.tile(low, 2)
+    if view.crop == "contrastive" and written.any():
+        guided = _random_resized_crop(view, keys, size, box)
+        if written.all():
+            return guided
+        return np.where(written[:, None], guided, _random_resized_crop(view, keys, size))
+    return _random_resized_crop(view, keys, size)
+
+
+def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | None = None) -> F64:
+    """RandomResizedCrop of torchvision, or ContrastiveCrop where a box of crop centres is given.
+
+    Ten tries of area and ratio, then torchvision's central crop. ContrastiveCrop (arXiv 2202.03278,
+    section 3.3, and its public code) differs only in the place of the accepted rectangle.
+    """
+    crop, accepted = _crop_shapes(view, keys, size)
+    room = size - crop
+    y_u, y2_u, x_u, x2_u = rng.uniform(keys, np.array([[_Y], [_Y2], [_X], [_X2]]))
+    u = np.array([y_u, x_u]).T
+    if centres is None:
+        start = np.floor(u * (room + 1)).astype(np.int64)
+    else:
+        # The box bounds the crop's centre; only then is the crop pushed back into the image.
+        corners = np.floor(centres.reshape(-1, 2, 2) * size[:, None]).astype(np.int64) - crop[:, None] // 2
+        first, final = np.clip(corners, 0, room[:, None]).transpose(1, 0, 2)
+        place = rng.symmetric_beta(u, np.array([y2_u, x2_u]).T, view.alpha)
+        start = first + np.trunc((final - first) * place).astype(np.int64)
+    start = np.where(accepted[:, None], start, room // 2)
+    return np.concatenate([start, start + crop], axis=1).astype(np.float64)
+
+
+def _crop_shapes(view: View, keys: rng.Keys, size: I64) -> tuple[I64, Bool]:
+    """(B, 2) height and width of the first of ten tries that fits the image, else of the central crop; (B,) which."""
+    crop, accepted = _tries(view, keys, size, 0, 1)
+    pending = np.flatnonzero(~accepted)
+    if len(pending):
+        # Most samples are done: the other nine tries are for the rest alone, all in one go.
+        crop[pending], accepted[pending] = _tries(view, keys[pending], size[pending], 1, TRIES)
+        pending = np.flatnonzero(~accepted)
+        crop[pending] = _central_shape(view, size[pending])
+    return crop, accepted
+
+
+def _tries(view: View, keys: rng.Keys, size: I64, first: int, stop: int) -> tuple[I64, Bool]:
+    """(B, 2) height and width of the first try in range(first, stop) that fits; (B,) whether one did."""
+    slots = _SHAPE + 2 * np.arange(first, stop)[:, None]
+    low, high = np.log(view.ratio[0]), np.log(view.ratio[1])
+    share = view.scale[0] + (view.scale[1] - view.scale[0]) * rng.uniform(keys, slots)
+    root_ratio = np.exp(0.5 * (low + (high - low) * rng.uniform(keys, slots + 1)))
+    root_area = np.sqrt((size[:, 0] * size[:, 1]) * share)
+    height, width = np.rint(root_area / root_ratio), np.rint(root_area * root_ratio)
+    fits = (height > 0) & (height <= size[:, 0]) & (width > 0) & (width <= size[:, 1])
+    choice, rows = fits.argmax(axis=0), np.arange(len(size))
+    return np.array([height[choice, rows], width[choice, rows]]).T.astype(np.int64), fits[choice, rows]
+
+
+def _central_shape(view: View, size: I64) -> I64:
+    """(B, 2) torchvision's fallback: the largest central crop whose ratio lies in the allowed range."""
+    height, width = size[:, 0], size[:, 1]
+    shape = width / height
+    crop_h = np.where(shape < view.ratio[0], np.rint(width / view.ratio[0]), height)
+    crop_w = np.where(shape > view.ratio[1], np.rint(height * view.ratio[1]), width)
+    return np.maximum(np.array([crop_h, crop_w]).T, 1).astype(np.int64)
+
+
+# --- colour -----------------------------------------------------------------------------------------
+
+
+def _colour(view: View, keys: rng.Keys) -> tuple[F32, F32, F32, NDArray[np.int32], NDArray[np.int16]]:
+    """matrix (B, 3, 3), pivot (B, 3), sigma (B,), window (B,), solarise (B,): neutral where a view has none."""
+    slots = np.arange(_JITTER, _SOLARISE + 1)[:, None]
+    jitter, brightness_u, contrast_u, saturation_u, hue_u, gray, blur, sigma_u, invert = rng.uniform(keys, slots)
+    jittered = jitter < view.jitter
+
+    def factor(strength: float, u: F64) -> F64:
+        low = max(0.0, 1.0 - strength)
+        return np.where(jittered, low + (1.0 + strength - low) * u, 1.0)
+
+    brightness = factor(view.brightness, brightness_u)
+    contrast = factor(view.contrast, contrast_u)
+    saturation = np.where(gray < view.grayscale, 0.0, factor(view.saturation, saturation_u))
+    hue = np.where(jittered, view.hue * (2.0 * hue_u - 1.0), 0.0)
+    matrix = (brightness * contrast)[:, None, None] * (hue_matrix(hue) @ saturation_matrix(saturation))
+    # Contrast scales about the grey mean m of the brightened image, b m: it adds (1 - c) b m to each channel.
+    # Saturation and hue leave greys alone, so the sum passes through them unchanged.
+    pivot = np.repeat((brightness * (1.0 - contrast))[:, None], 3, axis=1)
+
+    blurred = blur < view.blur
+    sigma = np.where(blurred, view.sigma[0] + (view.sigma[1] - view.sigma[0]) * sigma_u, 0.01)
+    window = np.where(blurred, 2 * np.ceil(3.0 * sigma) + 1, 1)
+    solarise = np.where(invert < view.solarise, 128, 256)
+    return (
+        matrix.astype(np.float32), pivot.astype(np.float32), sigma.astype(np.float32), window.astype(np.int32),
+        solarise.astype(np.int16),
+    )  # fmt: skip
+
+
+def saturation_matrix(factor: F64) -> F64:
+    """(B, 3, 3) blend of the image with its luma: factor 0 is grayscale, 1 the identity."""
+    return factor[:, None, None] * np.eye(3) + (1.0 - factor)[:, None, None] * np.tile(LUMA, (3, 1))
+
+
+def hue_matrix(turn: F64) -> F64:
+    """(B, 3, 3) rotation of RGB about its grey axis by `turn` full circles."""
+    angle = 2.0 * np.pi * turn[:, None, None]
+    mean = np.full((3, 3), 1.0 / 3.0)
+    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
+    return mean + np.cos(angle) * (np.eye(3) - mean) + np.sin(angle) * cross

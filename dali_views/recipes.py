@@ -1,0 +1,84 @@
+"""The published sets of views, by the name of the method that made them standard.
+
+Each function returns the views of one sample in order. `crop`, `alpha` and, where given, `scale`
+replace how the crops are chosen and leave the photometric part as published, which is how
+ContrastiveCrop (arXiv 2202.03278, section 4) applies itself to a base method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from .views import View
+
+Range = tuple[float, float]
+
+
+def moco_v2(
+    size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.2, 1.0), blur: float = 0.5
+) -> list[View]:
+    """Two equal views (MoCo v2, arXiv 2003.04297; SimSiam uses the same). `blur=0` for small images."""
+    view = View(
+        size=size, crop=crop, alpha=alpha, scale=scale, flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4,
+        saturation=0.4, hue=0.1, grayscale=0.2, blur=blur,
+    )  # fmt: skip
+    return [view, view]
+
+
+def simclr(
+    size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0), blur: float = 0.5
+) -> list[View]:
+    """Two equal views, strong colour (SimCLR, arXiv 2002.05709, appendix A). `blur=0` for small images."""
+    view = View(
+        size=size, crop=crop, alpha=alpha, scale=scale, flip=0.5, jitter=0.8, brightness=0.8, contrast=0.8,
+        saturation=0.8, hue=0.2, grayscale=0.2, blur=blur,
+    )  # fmt: skip
+    return [view, view]
+
+
+def byol(
+    size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0)
+) -> list[View]:
+    """Two unequal views: the first always blurred, the second sometimes solarised (BYOL, arXiv 2006.07733)."""
+    view = View(
+        size=size, crop=crop, alpha=alpha, scale=scale, interpolation="cubic", flip=0.5, jitter=0.8, brightness=0.4,
+        contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2, blur=1.0,
+    )  # fmt: skip
+    return [view, replace(view, blur=0.1, solarise=0.2)]
+
+
+def dino(
+    size: int = 224,
+    *,
+    crop: str = "random",
+    alpha: float = 0.6,
+    scale: Range = (0.14, 1.0),
+    local_size: int = 96,
+    local_scale: Range = (0.05, 0.14),
+    locals: int = 8,
+) -> list[View]:
+    """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294; scales of its ResNet-50)."""
+    first, second = byol(size, crop=crop, alpha=alpha, scale=scale)
+    local = replace(first, size=local_size, scale=local_scale, blur=0.5)
+    return [first, second, *[local] * locals]
+
+
+def evaluation(size: int = 224, *, centre_share: float = 0.875) -> list[View]:
+    """One plain view: the central square, as by Resize(256) and CenterCrop(224)."""
+    return [View(size=size, crop="centre", centre_share=centre_share)]
+
+
+def localisation(size: int = 224) -> list[View]:
+    """One plain view of the whole image, squashed: what ContrastiveCrop's localisation pass looks at."""
+    return [View(size=size, crop="whole")]
+
+
+BY_NAME: dict[str, Callable[..., list[View]]] = {
+    "moco_v2": moco_v2,
+    "simclr": simclr,
+    "byol": byol,
+    "dino": dino,
+    "evaluation": evaluation,
+    "localisation": localisation,
+}

@@ -1,0 +1,276 @@
+"""Header scan: which files DALI can decode, and how large their images are.
+
+Only headers and file ends are read. A file whose end looks wrong is decoded in full with Pillow, so a
+truncated download is found here and not in the middle of an epoch. What stays in was compared with
+DALI's own decoder, format by format: grey, CMYK (Adobe), palette, alpha and 16-bit files decode there.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import re
+import stat
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import IO, Any, TypeAlias
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+MAX_PIXELS = 178_956_970
+"""Largest image accepted by default, in pixels; Pillow refuses more than this as a decompression bomb."""
+
+THREADS_BELOW = 20_000
+"""Fewer files than this are scanned by threads, more by worker processes."""
+
+Record: TypeAlias = tuple[int, int, int, int, str]
+"""(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
+
+_CHUNK = 256
+_TAIL = 1024
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
+_JPEG_MODES = frozenset({"L", "RGB", "CMYK"})
+_MODES = {
+    "JPEG": _JPEG_MODES,
+    "MPO": _JPEG_MODES,
+    "JPEG2000": frozenset({"L", "RGB"}),
+    "PNG": frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}),
+    "BMP": frozenset({"1", "L", "P", "RGB", "RGBA"}),
+    "PPM": frozenset({"1", "L", "RGB", "I"}),
+    "WEBP": frozenset({"RGB", "RGBA"}),
+    "TIFF": frozenset({"L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"}),
+}
+
+
+class _Refused(Exception):
+    """Carries the reason for which a file is left out."""
+
+
+def inspect_file(path: bytes, known: Record | None = None, max_pixels: int = MAX_PIXELS) -> Record:
+    """Looks at one file; never raises for a bad one.
+
+    Args:
+        path: Full path of the file.
+        known: What an earlier scan said; returned as it is when size and mtime have not changed.
+        max_pixels: Images of more pixels are refused before memory is taken for them.
+
+    Returns:
+        The record of the file; its last entry says why the file cannot be used, or is empty.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        return 0, 0, -1, -1, "no such file" if missing else f"cannot be read ({error.strerror})"
+    stamp = (status.st_size, status.st_mtime_ns)
+    if known is not None and known[2:4] == stamp:
+        return known
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise _Refused("not a regular file")
+        if status.st_size == 0:
+            raise _Refused("empty file")
+        with open(path, "rb") as file:
+            height, width = _inspect(file, status.st_size, max_pixels)
+    except _Refused as refusal:
+        return 0, 0, *stamp, str(refusal)
+    except OSError as error:
+        return 0, 0, *stamp, f"cannot be read ({error.strerror or error})"
+    return height, width, *stamp, ""
+
+
+def _inspect(file: IO[bytes], size: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) as stored, or `_Refused`."""
+    image = _open(file)
+    kind, mode = str(image.format), image.mode
+    if mode not in _MODES.get(kind, ()):
+        raise _Refused(f"{kind} image of mode {mode}, which DALI cannot decode")
+    width, height = image.size
+    if kind == "TIFF":
+        # Pillow swaps the sides of a rotated TIFF; DALI is told not to.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = int(tags[256]), int(tags[257])
+    if height < 1 or width < 1:
+        raise _Refused("image without pixels")
+    if height * width > max_pixels:
+        raise _Refused(f"{width} x {height} pixels, more than the limit of {max_pixels}")
+    if mode == "CMYK" and kind in ("JPEG", "MPO") and "adobe" not in image.info:
+        raise _Refused("CMYK JPEG without an Adobe marker, whose colours DALI inverts")
+    if kind == "PPM":
+        _check_netpbm(file)
+    if _end_looks_wrong(file, image, kind, size):
+        _decode(file, kind)
+    return height, width
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise _Refused("not an image, or cut off in its header") from None
+    except Image.DecompressionBombError:
+        raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
+    except Exception as error:
+        raise _Refused(f"truncated or damaged ({error})") from None
+
+
+def _check_netpbm(file: IO[bytes]) -> None:
+    file.seek(0)
+    words = re.sub(rb"#[^\n]*", b" ", file.read(_TAIL)).split(maxsplit=4)
+    if words[0] not in (b"P4", b"P5", b"P6"):
+        raise _Refused("text or float PPM, which DALI cannot decode")
+    if words[0] != b"P4" and words[3] not in (b"255", b"65535"):
+        raise _Refused(f"PPM with maximum {words[3].decode(errors='replace')}, which DALI does not scale")
+
+
+def _end_looks_wrong(file: IO[bytes], image: Image.Image, kind: str, size: int) -> bool:
+    """Whether the file may have been cut off, judged by its last bytes or by the lengths it states."""
+    if kind in ("BMP", "PPM"):
+        return True  # uncompressed: decoding them is reading them
+    if kind == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
+        if not starts or not counts:
+            return True
+        return any(start + count > size for start, count in zip(starts, counts, strict=False))
+    if kind == "WEBP":
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") + 8 > size
+    file.seek(max(0, size - _TAIL))
+    return (b"IEND\xaeB`\x82" if kind == "PNG" else b"\xff\xd9") not in file.read()
+
+
+def _decode(file: IO[bytes], kind: str) -> None:
+    """Decodes in full; `_Refused` where that fails here or would fail in DALI."""
+    file.seek(0)
+    # Pillow forgives a PNG without its last chunk, DALI does not.
+    if kind == "PNG" and b"IEND\xaeB`\x82" not in file.read():
+        raise _Refused("truncated or damaged (no IEND chunk)")
+    file.seek(0)
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            image.load()
+    except Exception as error:
+        raise _Refused(f"truncated or damaged ({error})") from None
+
+
+def scan(
+    root: bytes,
+    names: Sequence[bytes],
+    known: Mapping[bytes, Record] | None = None,
+    *,
+    processes: int | None = None,
+    progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> list[Record]:
+    """Looks at many files in parallel.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Files to look at.
+        known: Records of an earlier scan by name; files with equal size and mtime are not opened again.
+        processes: Worker processes; 0 means threads in this process. By default threads below
+            `THREADS_BELOW` files and one process per core from there on.
+        progress: Shows a bar on a terminal.
+        max_pixels: See `inspect_file`.
+
+    Returns:
+        One record per name, in the order of `names`.
+    """
+    known = known or {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processes is None:
+        processes = 0 if len(names) < THREADS_BELOW else cores
+    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+    jobs = ([(os.path.join(root, n), known.get(n), max_pixels) for n in chunk] for chunk in chunks)
+    records: list[Record] = []
+    with (
+        _runner(min(processes, len(chunks))) as run,
+        ThreadPoolExecutor(processes or min(8, 2 * cores)) as threads,
+        tqdm(
+            total=len(names), desc="scan", unit=" files", delay=1, disable=None if progress else True
+        ) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; we judge those
+        for part in threads.map(run, jobs):
+            records += part
+            bar.update(len(part))
+    return records
+
+
+_Job: TypeAlias = list[tuple[bytes, "Record | None", int]]
+
+
+def _run_here(job: _Job) -> list[Record]:
+    return [inspect_file(*task) for task in job]
+
+
+@contextmanager
+def _runner(processes: int) -> Iterator[Callable[[_Job], list[Record]]]:
+    """Yields a function that carries out a job: here, or in one of `processes` workers.
+
+    The workers run this file as a script and speak pickle over pipes. Unlike multiprocessing's fork this
+    is safe after CUDA or threads have started, and unlike its spawn it never runs the user's script again.
+    """
+    if processes < 1:
+        yield _run_here
+        return
+    code = f"import runpy; runpy.run_path({os.path.abspath(__file__)!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        for _ in range(processes)
+    ]
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def run(job: _Job) -> list[Record]:
+        worker = idle.get()
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            pickle.dump(job, worker.stdin)
+            worker.stdin.flush()
+            answer: list[Record] = pickle.load(worker.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            first = os.fsdecode(job[0][0])
+            raise RuntimeError(
+                f"A scan process died between {first!r} and the {len(job) - 1} files after it; "
+                "pass processes=0 to scan in this process."
+            ) from error
+        finally:
+            idle.put(worker)
+        return answer
+
+    try:
+        yield run
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
+    """The loop of a worker process; ends with its input."""
+    warnings.simplefilter("ignore")
+    while True:
+        try:
+            job: Any = pickle.load(source)
+        except EOFError:
+            return
+        pickle.dump(_run_here(job), sink)
+        sink.flush()
+
+
+if __name__ == "__main__":
+    _serve(sys.stdin.buffer, sys.stdout.buffer)

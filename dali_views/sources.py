@@ -1,0 +1,258 @@
+"""Where samples come from: class folders, text lists, COCO files. Names, labels and boxes; no pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
+_MAX_LABEL = 1 << 20
+
+
+class LeftOut(NamedTuple):
+    """A file that was listed but is not in the index."""
+
+    path: str
+    """Relative to the root of the index."""
+    reason: str
+
+
+@dataclass
+class Listing:
+    """Files to be scanned, in the order of the index."""
+
+    root: str
+    names: list[bytes]
+    labels: list[int]
+    classes: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
+    folders: dict[bytes, int] = field(default_factory=dict)
+    """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
+
+
+def _folder(path: str | os.PathLike[str]) -> str:
+    root = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"The image folder {root!r} does not exist or is not a folder; check the path."
+        )
+    return root
+
+
+def by_part(name: bytes) -> bytes:
+    """Sorting key that compares paths folder by folder, so that a class stays in one piece."""
+    return name.replace(b"/", b"\0")
+
+
+def list_folder(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> Listing:
+    """Lists an image folder: `root/<class>/**/image`, or a flat one without labels."""
+    root = _folder(path)
+    listing = Listing(root, [], [], [])
+    top, folders = _read(os.fsencode(root), b"", listing)
+    start = frozenset({_identity(os.fsencode(root))})
+    if classes is not None:
+        absent = sorted(set(classes) - {os.fsdecode(f) for f in folders})
+        if absent:
+            raise ValueError(
+                f"{root!r} has no folder for the classes {absent[:5]}; mend the list of classes."
+            )
+        if len(set(classes)) < len(classes):
+            raise ValueError("The list of classes names one class twice; remove the repetition.")
+        folders = [os.fsencode(name) for name in classes]
+    found = {os.fsdecode(name): _walk(os.fsencode(root), name, start, listing) for name in folders}
+    listing.classes = list(classes) if classes is not None else sorted(k for k, v in found.items() if v)
+    if listing.classes:
+        listing.left_out += [LeftOut(os.fsdecode(n), "lies beside the class folders") for n in top]
+        pairs = [(name, label) for label, kind in enumerate(listing.classes) for name in found[kind]]
+    else:
+        pairs = [(name, -1) for name in top]
+    if not pairs:
+        raise ValueError(f"The folder {root!r} holds no image ({', '.join(EXTENSIONS)}); check the path.")
+    pairs.sort(key=lambda pair: by_part(pair[0]))
+    listing.names, listing.labels = [n for n, _ in pairs], [k for _, k in pairs]
+    return listing
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _read(root: bytes, folder: bytes, listing: Listing) -> tuple[list[bytes], list[bytes]]:
+    """(image names, sub-folders) of one folder, relative to the root; hidden sub-folders are passed over."""
+    full = os.path.join(root, folder)
+    images, folders = [], []
+    try:
+        listing.folders[folder] = os.stat(full).st_mtime_ns
+        with os.scandir(full) as entries:
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                if entry.is_dir():
+                    if not entry.name.startswith(b"."):
+                        folders.append(name)
+                elif entry.name.lower().endswith(_ENDINGS):
+                    images.append(name)
+    except OSError as error:
+        listing.left_out.append(LeftOut(os.fsdecode(folder), f"folder cannot be read ({error.strerror})"))
+    return images, folders
+
+
+def _walk(root: bytes, folder: bytes, above: frozenset[tuple[int, int]], listing: Listing) -> list[bytes]:
+    """All image names below a folder; links are followed, but never back into a folder above."""
+    identity = _identity(os.path.join(root, folder))
+    if identity in above:
+        return []
+    images, folders = _read(root, folder, listing)
+    for name in folders:
+        images += _walk(root, name, above | {identity}, listing)
+    return images
+
+
+def list_file(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Listing:
+    """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"The list {str(file)!r} does not exist; check the path.")
+    base = _folder(file.parent if root is None else root)
+    listing = Listing(base, [], [], [])
+    words: list[str | None] = []
+    seen: set[str] = set()
+    for line in os.fsdecode(file.read_bytes()).split("\n"):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, word = _split(line.strip(), base)
+        if os.path.isabs(name):
+            inside = os.path.relpath(name, base)
+            if inside.split("/")[0] == "..":
+                listing.left_out.append(LeftOut(name, f"not below the root {base}"))
+                continue
+            name = inside
+        name = os.path.normpath(name)
+        if name in seen:
+            listing.left_out.append(LeftOut(name, "listed twice; the first line counts"))
+            continue
+        seen.add(name)
+        listing.names.append(os.fsencode(name))
+        words.append(word)
+    if not listing.names:
+        raise ValueError(
+            f"The list {str(file)!r} names no file below {base!r}; check its lines or pass root=."
+        )
+    listing.labels, listing.classes = _number(words)
+    return listing
+
+
+def _split(line: str, root: str) -> tuple[str, str | None]:
+    if "\t" in line:
+        name, word = line.rsplit("\t", 1)
+        return name.strip(), word.strip()
+    parts = line.rsplit(None, 1)
+    if len(parts) == 1 or parts[1].lower().endswith(EXTENSIONS) or os.path.exists(os.path.join(root, line)):
+        return line, None
+    return parts[0], parts[1]
+
+
+def _number(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
+    """Labels and classes of the label column: numbers stay as they are, words are numbered in order."""
+    try:
+        labels = [-1 if word is None else int(word) for word in words]
+    except ValueError:
+        classes = sorted({word for word in words if word is not None})
+        place = {name: i for i, name in enumerate(classes)}
+        return [-1 if word is None else place[word] for word in words], classes
+    if min(labels) < -1 or max(labels) >= _MAX_LABEL:
+        raise ValueError(
+            f"Labels must lie between -1 (unknown) and {_MAX_LABEL - 1}; number the classes from 0."
+        )
+    return labels, [str(i) for i in range(max(labels) + 1)]
+
+
+class Boxes(NamedTuple):
+    """Ground-truth boxes of named files."""
+
+    names: list[bytes]
+    """The file of each box."""
+    boxes: NDArray[np.float32]
+    """(M, 4) y0, x0, y1, x1 fractions."""
+    labels: NDArray[np.int32]
+    """(M,)"""
+
+
+def list_coco(images: str | os.PathLike[str], instances: str | os.PathLike[str]) -> tuple[Listing, Boxes]:
+    """Lists the images of a COCO instances file, with its boxes; see `SampleIndex.from_coco`."""
+    root, file = _folder(images), Path(instances)
+    if not file.is_file():
+        raise FileNotFoundError(f"The COCO file {str(file)!r} does not exist; check the path.")
+    try:
+        data: dict[str, Any] = json.loads(file.read_bytes())
+        kinds = sorted(data.get("categories", []), key=lambda c: int(c["id"]))
+        entries = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
+        rows = {e["id"]: i for i, e in enumerate(entries)}
+        marks = [a for a in data.get("annotations", []) if not a.get("iscrowd", 0) and a["image_id"] in rows]
+        place = {c["id"]: i for i, c in enumerate(kinds)}
+        row = np.array([rows[a["image_id"]] for a in marks], np.int64)
+        kind = np.array([place[a["category_id"]] for a in marks], np.int32)
+        boxes = np.array([a["bbox"] for a in marks], np.float64).reshape(-1, 4)
+        sides = np.array([(e["height"], e["width"]) for e in entries], np.float64).reshape(-1, 2)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(file)!r} is not a COCO instances file ({error!r}); check the path."
+        ) from error
+    if not entries:
+        raise ValueError(f"The COCO file {str(file)!r} lists no images; check the path.")
+    x, y, width, height = boxes.T
+    corners = np.stack([y, x, y + height, x + width], axis=1) / np.tile(sides[row], 2)
+    corners = np.clip(corners, 0, 1)
+    solid = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+    row, kind, corners, area = row[solid], kind[solid], corners[solid], (width * height)[solid]
+    labels = np.full(len(entries), -1, np.int32)
+    order = np.lexsort((-np.arange(len(row)), area))  # largest last, the first of equals after the others
+    labels[row[order]] = kind[order]
+    names = [os.fsencode(e["file_name"]) for e in entries]
+    listing = Listing(root, names, labels.tolist(), [str(c.get("name", c["id"])) for c in kinds])
+    return listing, Boxes([names[i] for i in row], corners.astype(np.float32), kind)
+
+
+def read_boxes(path: str | os.PathLike[str]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Reads lines `name x0 y0 x1 y1` (pixels, inclusive, as in Tiny-ImageNet; a class column is skipped).
+
+    Returns:
+        Boxes by name: y0, x0, y1 + 1, x1 + 1 in pixels.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"The box file {os.fspath(path)!r} does not exist; check the path.")
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for number, line in enumerate(Path(path).read_text(errors="surrogateescape").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            head, *corners = line.strip().rsplit(None, 4)
+            x0, y0, x1, y1 = (float(c) for c in corners)
+        except ValueError:
+            raise ValueError(
+                f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); mend it."
+            ) from None
+        found.setdefault(head.split("\t")[0].strip(), []).append((y0, x0, y1 + 1, x1 + 1))
+    return found
+
+
+def find_rows(paths: Iterable[bytes], names: Iterable[str]) -> Mapping[str, int]:
+    """Row of each name: a relative path, or a file name that occurs once. Unknown names are absent."""
+    wanted = {os.fsencode(name): name for name in names}
+    exact: dict[str, int] = {}
+    short: dict[str, int] = {}
+    for row, path in enumerate(paths):
+        if path in wanted:
+            exact[wanted[path]] = row
+        base = wanted.get(os.path.basename(path))
+        if base is not None:
+            short[base] = -1 if base in short else row
+    return {**{name: row for name, row in short.items() if row >= 0}, **exact}

@@ -1,0 +1,92 @@
+"""What a view is: which crop of the image, at which size, under which photometric changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CROPS = ("random", "contrastive", "inside", "whole", "centre")
+SOURCES = ("self", "partner")
+INTERPOLATIONS = ("linear", "cubic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view of an image. Ranges are (low, high); probabilities lie in [0, 1].
+
+    Photometric operators act in one fixed order: brightness, contrast, saturation, hue, grayscale,
+    blur, solarise. (torchvision shuffles the first four per image.)
+    """
+
+    size: int
+    """Side of the square view in pixels."""
+    crop: str = "random"
+    """How the crop is chosen.
+
+    - ``"random"``: torchvision's RandomResizedCrop.
+    - ``"contrastive"``: ContrastiveCrop (arXiv 2202.03278): the centre lies in the sample's semantic box,
+      drawn from Beta(alpha, alpha). A sample whose box was never written is cropped as by ``"random"``.
+    - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it.
+    - ``"whole"``: the whole image, squashed to a square.
+    - ``"centre"``: the central square of `centre_share` of the short side (resize and centre crop).
+    """
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Area of the crop as a share of the image (of the box for ``"inside"``)."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the crop, drawn uniformly in its logarithm."""
+    alpha: float = 0.6
+    """Shape of ``"contrastive"``'s Beta law; below 1 the mass sits at the borders of the box."""
+    centre_share: float = 0.875
+    """Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256), CenterCrop(224)."""
+    source: str = "self"
+    """``"self"``, or ``"partner"`` to cut the view from the sample's semantic partner."""
+    interpolation: str = "linear"
+    """``"linear"`` or ``"cubic"``, both antialiased when shrinking."""
+    flip: float = 0.0
+    """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Probability that the four jitters below apply (together)."""
+    brightness: float = 0.0
+    """Factor drawn from [max(0, 1 - x), 1 + x]; likewise for contrast and saturation."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Turn drawn from [-x, x] of a full circle, x at most 0.5."""
+    grayscale: float = 0.0
+    """Probability of grayscale."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur in pixels of the view."""
+    solarise: float = 0.0
+    """Probability that values from 128 on are inverted."""
+
+    def __post_init__(self) -> None:
+        """Reject what would only fail, or silently mislead, deep inside the graph."""
+        if self.size < 1:
+            raise ValueError(f"View size is a number of pixels, at least 1; got {self.size}.")
+        for name, choices in (("crop", CROPS), ("source", SOURCES), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"View {name} {getattr(self, name)!r} is none of {', '.join(choices)}.")
+        for name in ("flip", "jitter", "grayscale", "blur", "solarise"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"View {name} is a probability in [0, 1]; got {getattr(self, name)}.")
+        for name in ("brightness", "contrast", "saturation"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"View {name} is a strength of at least 0; got {getattr(self, name)}.")
+        if not 0.0 <= self.hue <= 0.5:
+            raise ValueError(f"View hue is a share of the colour circle in [0, 0.5]; got {self.hue}.")
+        for name in ("scale", "ratio", "sigma"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high:
+                raise ValueError(f"View {name} is a range 0 < low <= high; got ({low}, {high}).")
+        if self.scale[1] > 1.0:
+            raise ValueError(f"View scale is a share of the image, at most 1; got {self.scale}.")
+        if self.alpha <= 0.0:
+            raise ValueError(f"View alpha is the parameter of a Beta law, above 0; got {self.alpha}.")
+        if not 0.0 < self.centre_share <= 1.0:
+            raise ValueError(f"View centre_share is a share of the short side in (0, 1]; got {self.centre_share}.")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the crop depends on the sample's semantic box."""
+        return self.crop in ("contrastive", "inside")

@@ -1,0 +1,78 @@
+"""Shared fixtures: devices to run on, and folders of real and made images."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dali_views import SampleIndex
+
+matplotlib.use("Agg")
+
+# Real data sets may lie beside the checkout; tests that want them skip cleanly where they do not.
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no GPU on this machine")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for a device runs on both."""
+    return str(request.param)
+
+
+def unpack(archive: str, folder: Path, most: int | None = None) -> Path:
+    """Unpack (the first `most` files of) one of the real data sets, or skip the test."""
+    source = REAL / archive
+    if not source.is_file():
+        pytest.skip(f"{archive} is not at hand")
+    with tarfile.open(source) as tar:
+        members = [member for member in tar if member.isfile()]
+        tar.extractall(folder, members[:most], filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of real photographs: matplotlib's sample portrait, and 40 of ImageNet where they are at hand."""
+    folder = tmp_path_factory.mktemp("photographs")
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    (folder / "portrait.jpg").write_bytes(portrait.read_bytes())
+    if (REAL / "imagenet-sample.tar").is_file():
+        apart = unpack("imagenet-sample.tar", tmp_path_factory.mktemp("imagenet"), most=40)
+        for file in apart.rglob("*.JPEG"):
+            file.rename(folder / file.name)
+    return folder
+
+
+def noise_images(folder: Path, count: int, sizes: tuple[int, int] = (40, 72), seed: int = 0) -> Path:
+    """`count` small JPEGs of different sizes whose pixels all differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        height, width = draw.integers(*sizes, size=2)
+        coarse = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC).save(
+            folder / f"{number:04d}.jpg", quality=90
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    """Forty small JPEGs."""
+    return SampleIndex.from_folder(noise_images(tmp_path_factory.mktemp("small"), 40), cache=False, progress=False)

@@ -1,0 +1,178 @@
+"""Checkpoints: what goes in comes out, and no kill leaves a folder without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.checkpoint import LAST, PREVIOUS, load, save
+
+WRITER = """
+import sys, torch
+from trainers.checkpoint import save
+step = 0
+while True:
+    print("writing", step, flush=True)
+    save(sys.argv[1], {"step": step, "weights": torch.full((200_000,), float(step))})
+    print("written", step, flush=True)
+    step += 1
+"""
+
+# Before its n-th touch of the disk the child kills itself; n runs until a child gets through.
+STEPPER = """
+import os, signal, sys
+from trainers import checkpoint
+
+def deadly(call, left):
+    def wrapped(*args, **keys):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **keys)
+    return wrapped
+
+for n in range(1, 100):
+    folder = f"{sys.argv[1]}/{n}"
+    checkpoint.save(folder, {"step": 0})
+    checkpoint.save(folder, {"step": 1})
+    child = os.fork()
+    if child == 0:
+        left = [n]
+        for name in ("fsync", "link", "unlink", "replace"):
+            setattr(os, name, deadly(getattr(os, name), left))
+        checkpoint.save(folder, {"step": 2})
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    print(n, int(killed), flush=True)
+    if not killed:
+        break
+"""
+
+
+def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    state = {
+        "net": net.state_dict(),
+        "optimizer": torch.optim.AdamW(net.parameters()).state_dict(),
+        "boxes": np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::-1],
+        "partner": np.arange(3, dtype=">i8"),
+        "numbers": [1, 2.5, True, None, "text", (1, 2)],
+        "scalar": np.float32(1.5),
+        "empty": np.zeros((0, 4), np.uint32),
+    }
+    save(tmp_path, state)
+    back = load(tmp_path)
+    assert torch.equal(back["boxes"], torch.from_numpy(np.ascontiguousarray(state["boxes"])))
+    assert back["partner"].tolist() == [0, 1, 2]
+    assert back["numbers"] == [1, 2.5, True, None, "text", (1, 2)]
+    assert back["scalar"] == 1.5
+    assert back["empty"].shape == (0, 4)
+    other = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    other.load_state_dict(back["net"])
+    assert torch.equal(other.get_parameter("0.weight"), net.get_parameter("0.weight"))
+    assert back["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"a": {"b": [1, {2}]}}, r"a\.b\[1\] is a set"),
+        ({"a": np.array(["x"])}, "a is a ndarray"),
+        ({"a": {(1, 2): 3}}, "key"),
+    ],
+)
+def test_what_cannot_be_read_back_is_refused_and_leaves_the_last_one(
+    tmp_path: Path, state: dict[str, object], words: str
+) -> None:
+    save(tmp_path, {"step": 1})
+    with pytest.raises(TypeError, match=words):
+        save(tmp_path, state)
+    assert load(tmp_path) == {"step": 1}
+
+
+def test_the_one_before_is_kept_and_nothing_else(tmp_path: Path) -> None:
+    for step in range(3):
+        save(tmp_path, {"step": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    assert load(tmp_path) == {"step": 2}
+    assert torch.load(tmp_path / PREVIOUS, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "remove"])
+def test_an_unreadable_last_falls_back_to_the_previous_with_a_warning(tmp_path: Path, harm: str) -> None:
+    for step in range(2):
+        save(tmp_path, {"step": step, "weights": torch.ones(1000)})
+    last = tmp_path / LAST
+    if harm == "remove":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[: 2000 if harm == "truncate" else 0])
+    with pytest.warns(UserWarning, match=r"resuming from .*previous"):
+        assert load(tmp_path)["step"] == 0
+    save(tmp_path, {"step": 5})
+    assert load(tmp_path)["step"] == 5
+    assert torch.load(tmp_path / PREVIOUS, weights_only=True)["step"] == 0, "a broken last is not kept"
+
+
+def test_an_empty_folder_and_a_hopeless_one_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load(tmp_path)
+    (tmp_path / LAST).write_bytes(b"no")
+    (tmp_path / PREVIOUS).write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"can be read.*last\.pt.*previous\.pt"):
+        load(tmp_path)
+
+
+def test_a_kill_between_any_two_touches_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    lines = subprocess.run(
+        [sys.executable, "-c", STEPPER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ).stdout.split("\n")[:-1]
+    assert len(lines) >= 6, "four kinds of calls in at least five places, and one child that lives"
+    assert [line.split()[1] for line in lines] == ["1"] * (len(lines) - 1) + ["0"]
+    for line in lines:
+        folder = tmp_path / line.split()[0]
+        assert load(folder)["step"] in (1, 2)
+        save(folder, {"step": 3})
+        assert load(folder)["step"] == 3
+        assert sorted(path.name for path in folder.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_a_writer_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as writer:
+        assert writer.stdout is not None
+        done, begun = -1, -1
+        for line in writer.stdout:
+            word, number = line.split()
+            if word == "written":
+                done = int(number)
+                state = load(tmp_path)  # read while the writer goes on
+                assert state["step"] >= done
+                assert bool((state["weights"] == state["step"]).all())
+            else:
+                begun = int(number)
+                if begun == 20:
+                    writer.send_signal(signal.SIGKILL)  # in the middle of a save
+        assert writer.wait() == -signal.SIGKILL
+    state = load(tmp_path)
+    assert state["step"] >= done >= 19
+    assert bool((state["weights"] == state["step"]).all())
+    save(tmp_path, {"step": -1})
+    assert load(tmp_path) == {"step": -1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]

@@ -1,0 +1,191 @@
+"""The photometric operators of the graph against torchvision's, on real photographs.
+
+The tolerances here are the table in docs/colour.md; all figures are in units of 1/255.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from dali_views import SampleIndex, View, ViewLoader, pipeline, plan
+
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+SIDE = 160
+
+
+@pytest.fixture(scope="module")
+def pixels(photographs: Path) -> np.ndarray:
+    """(N, S, S, 3) photographs, cut to squares so that no resize stands between the two implementations."""
+    squares = []
+    for file in sorted(photographs.iterdir()):
+        image = Image.open(file).convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        squares.append(np.asarray(image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))))
+    return np.stack(squares)
+
+
+def through_graph(pixels: np.ndarray, view: View, device: str, **parameters: object) -> np.ndarray:
+    """(N, S, S, 3) the pixels after the view's operators, each sample with the parameters given."""
+    n = len(pixels)
+    neutral = {
+        "start": np.zeros((n, 2), np.float32), "end": np.full((n, 2), SIDE, np.float32),
+        "matrix": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)), "pivot": np.zeros((n, 3), np.float32),
+        "sigma": np.full(n, 0.01, np.float32), "window": np.ones(n, np.int32), "solarise": np.full(n, 256, np.int16),
+    }  # fmt: skip
+    drawn = plan.ViewPlan(**{**neutral, **parameters})
+    graph = pipeline.build(
+        [view], lambda: pipeline.inputs([pixels], [drawn]), batch_size=n, device=device,
+        device_id=0 if device == "gpu" else None, threads=1, encoded=False, dtype="float32", hw_decoder_load=0.0, **RAW,
+    )  # fmt: skip
+    (out,) = graph.run()
+    return torch.from_dlpack(out.as_tensor()).cpu().numpy()
+
+
+def reference(pixels: np.ndarray, function) -> np.ndarray:
+    """(N, S, S, 3) torchvision's result, one image at a time, in PIL as data sets are read."""
+    return np.stack([np.asarray(function(Image.fromarray(image))) for image in pixels]).astype(np.float64)
+
+
+def errors(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Largest and mean absolute difference."""
+    difference = np.abs(ours.astype(np.float64) - theirs)
+    return difference.max(), difference.mean()
+
+
+ANY = View(size=SIDE, jitter=1.0, grayscale=0.5, blur=0.5, solarise=0.5)
+
+
+def test_neutral_parameters_leave_every_pixel_as_it_was(pixels, device):
+    assert np.array_equal(through_graph(pixels, ANY, device), pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
+def test_brightness_is_torchvisions(pixels, device, factor):
+    matrix = np.tile(factor * np.eye(3, dtype=np.float32), (len(pixels), 1, 1))
+    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    assert errors(ours, reference(pixels, lambda i: F.adjust_brightness(i, factor)))[0] <= 1
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
+def test_contrast_pivots_on_the_images_own_grey_mean_as_torchvisions_does(pixels, device, factor):
+    n = len(pixels)
+    matrix = np.tile(factor * np.eye(3, dtype=np.float32), (n, 1, 1))
+    pivot = np.full((n, 3), 1 - factor, np.float32)
+    ours = through_graph(pixels, ANY, device, matrix=matrix, pivot=pivot)
+    assert errors(ours, reference(pixels, lambda i: F.adjust_contrast(i, factor)))[0] <= 1
+
+
+@pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
+def test_saturation_is_torchvisions(pixels, device, factor):
+    matrix = plan.saturation_matrix(np.full(len(pixels), factor)).astype(np.float32)
+    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    assert errors(ours, reference(pixels, lambda i: F.adjust_saturation(i, factor)))[0] <= 2
+
+
+def test_grayscale_is_torchvisions(pixels, device):
+    matrix = plan.saturation_matrix(np.zeros(len(pixels))).astype(np.float32)
+    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    assert errors(ours, reference(pixels, lambda i: F.to_grayscale(i, 3)))[0] <= 1
+    assert np.ptp(ours, axis=-1).max() == 0
+
+
+@pytest.mark.parametrize("turn", [-0.1, 0.05, 0.1, 0.2])
+def test_hue_turns_as_far_as_torchvisions(pixels, device, turn):
+    matrix = plan.hue_matrix(np.full(len(pixels), turn)).astype(np.float32)
+    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    theirs = reference(pixels, lambda i: F.adjust_hue(i, turn))
+    # Torchvision keeps an HSV pixel's largest channel, a rotation keeps its mean: brightness differs, hue agrees.
+    assert errors(ours, theirs)[1] <= 6.5
+    assert hue_error(ours, theirs) <= 2.5
+    assert errors(ours, theirs)[1] < errors(pixels, theirs)[1]
+
+
+def hue_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Median absolute difference of HSV hue in degrees, over pixels with a clear colour."""
+    hsv = [np.stack([np.asarray(Image.fromarray(i.round().clip(0, 255).astype(np.uint8)).convert("HSV")) for i in x])
+           for x in (ours, theirs)]  # fmt: skip
+    vivid = np.all([(image[..., 1] > 80) & (image[..., 2] > 60) & (image[..., 2] < 250) for image in hsv], axis=0)
+    turn = np.abs(hsv[0][..., 0].astype(float) - hsv[1][..., 0])[vivid] * (360 / 255)
+    return float(np.median(np.minimum(turn, 360 - turn)))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_is_a_gaussian_of_the_sigma_asked_for(pixels, device, sigma):
+    n = len(pixels)
+    window = 2 * int(np.ceil(3 * sigma)) + 1
+    ours = through_graph(
+        pixels, ANY, device, sigma=np.full(n, sigma, np.float32), window=np.full(n, window, np.int32)
+    )
+    exact = F.gaussian_blur(torch.from_numpy(pixels).permute(0, 3, 1, 2), [23, 23], [sigma, sigma])
+    assert errors(ours, exact.permute(0, 2, 3, 1).numpy())[0] <= 2
+
+
+def test_solarise_inverts_from_the_threshold_on(pixels, device):
+    ours = through_graph(pixels, ANY, device, solarise=np.full(len(pixels), 128, np.int16))
+    assert np.array_equal(ours, reference(pixels, lambda i: F.solarize(i, 128)))
+
+
+def test_parameters_apply_to_their_own_sample(pixels, device):
+    n = len(pixels)
+    factor = np.linspace(0.5, 1.5, n)
+    ours = through_graph(pixels, ANY, device, matrix=(factor[:, None, None] * np.eye(3)).astype(np.float32))
+    for number in range(n):
+        theirs = F.adjust_brightness(Image.fromarray(pixels[number]), float(factor[number]))
+        assert errors(ours[number], np.asarray(theirs))[0] <= 1
+
+
+def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_each_other(pixels, device):
+    """Torchvision rounds and clips after each operator and shuffles them; the graph clips once, in one order."""
+    index = SampleIndex.from_arrays(pixels)
+    view = View(size=SIDE, crop="whole", jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4)
+    loader = ViewLoader(index, [view], len(pixels), device=device, shuffle=False, **RAW)
+    (batch,) = list(loader)
+    drawn = loader.plan(0).views[0]
+    gains = drawn.matrix.sum(axis=2)[:, 0]
+    near, apart = [], []
+    for number in range(len(pixels)):
+        # matrix = b c (s I + (1 - s) luma), pivot = b (1 - c)
+        brightness = float(gains[number] + drawn.pivot[number, 0])
+        contrast = float(gains[number] / brightness)
+        saturation = float((drawn.matrix[number, 0, 0] - drawn.matrix[number, 1, 0]) / gains[number])
+        steps = [
+            lambda i, f=brightness: F.adjust_brightness(i, f), lambda i, f=contrast: F.adjust_contrast(i, f),
+            lambda i, f=saturation: F.adjust_saturation(i, f),
+        ]  # fmt: skip
+        results = []
+        for chain in itertools.permutations(steps):
+            image = Image.fromarray(pixels[number])
+            for step in chain:
+                image = step(image)
+            results.append(np.asarray(image, np.float64))
+        ours = batch.views[0][number].permute(1, 2, 0).cpu().numpy()
+        near.append(errors(ours, results[0])[1])
+        apart.append(max(errors(one, other)[1] for one, other in itertools.combinations(results, 2)))
+    # PIL cuts off fractions after each of the three operators, which alone makes up to three halves.
+    assert (np.array(near) <= np.array(apart) + 1.5).all()
+
+
+def test_resized_crops_are_pils_within_rounding(photographs, device):
+    index = SampleIndex.from_folder(photographs, cache=False, progress=False)
+    for interpolation, resample in (("linear", Image.Resampling.BILINEAR), ("cubic", Image.Resampling.BICUBIC)):
+        view = View(size=96, flip=0.5, interpolation=interpolation)
+        loader = ViewLoader(index, [view], 1, device=device, **RAW)
+        for number, batch in enumerate(loader):
+            if number == 8:
+                break
+            image = Image.open(index.path(int(batch.index))).convert("RGB")
+            y0, x0, y1, x1 = (batch.crops[0, 0].cpu().numpy() * np.tile(image.size[::-1], 2)).round()
+            theirs = np.asarray(image.resize((96, 96), resample, box=(x0, y0, x1, y1)), np.float64)
+            if batch.flipped[0, 0]:
+                theirs = theirs[:, ::-1]
+            ours = batch.views[0][0].permute(1, 2, 0).cpu().numpy()
+            # The GPU decodes JPEG chroma with another interpolation than libjpeg.
+            assert errors(ours, theirs)[1] <= (0.6 if device == "cpu" else 4.0)

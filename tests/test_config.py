@@ -1,0 +1,156 @@
+"""The configuration tree: what is accepted, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from trainers.config import LARS, SGD, Config, ConfigError, Data, MoCo, Run, SimCLR, dump, load
+
+MINIMAL = "run: {out: runs/a}\ndata: {kind: folder, path: images}\n"
+
+
+def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_minimal_file_gets_the_documented_defaults(tmp_path: Path) -> None:
+    config = load(write(tmp_path, MINIMAL))
+    assert config == Config(run=Run(out="runs/a"), data=Data(kind="folder", path="images"))
+    assert isinstance(config.method, MoCo)
+    assert config.method.queue == 65536
+    assert isinstance(config.optim, SGD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "method: {name: simclr, temperature: 0.5, hidden_dim: 512, bn: false, loss_scale: 7.142857}",
+        "method: {name: moco, split_bn: 8}\noptim: {name: lars, lr: 1e-4, weight_decay: 1E-6}",
+        "guide: {name: contrastive_crop, threshold: 0.1}\nviews: {crop: contrastive, scale: [0.2, 1]}",
+        "guide: {name: simccrop}\nviews: {crop: inside}\noptim: {name: adamw}",
+        "run: {out: o, amp: off, max_steps: 3, compile: true}",
+    ],
+)
+def test_dump_and_load_give_an_equal_configuration(tmp_path: Path, text: str) -> None:
+    lines = text if "run:" in text else f"run: {{out: runs/ä}}\n{text}"
+    config = load(write(tmp_path, f"data: {{kind: folder, path: images}}\n{lines}"))
+    again = load(write(tmp_path, dump(config), "b.yaml"))
+    assert again == config
+    assert dump(again) == dump(config)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1", 1.0), (".5", 0.5), ("+2.E+1", 20.0)])
+def test_every_common_spelling_of_a_number_is_a_float(tmp_path: Path, text: str, value: float) -> None:
+    config = load(write(tmp_path, MINIMAL), [f"optim.lr={text}"])
+    assert config.optim.lr == value
+    assert isinstance(config.optim.lr, float)
+
+
+def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
+    assert load(write(tmp_path, MINIMAL), ["run.amp=off"]).run.amp == "off"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learning_rat=1", "optim.learning_rat is not a known key"),
+        ("optim.weight_decai=1", "did you mean optim.weight_decay"),
+        ("lr=1", "did you mean optim.lr"),
+        ("method.temprature=1", "did you mean method.temperature"),
+        ("optm.lr=1", "did you mean optim"),
+        ("method.name=mocco", "method.name should be simclr or moco, not 'mocco'"),
+        ("run.epochs=ten", "run.epochs should be a valid integer, not 'ten'"),
+        ("run.epochs=true", "run.epochs should be a valid integer, not True"),
+        ("run.epochs=1.0", "run.epochs should be a valid integer, not 1.0"),
+        ("run.compile=yes", "run.compile should be a valid boolean, not 'yes'"),
+        ("run.compile=1", "run.compile should be a valid boolean, not 1"),
+        ("run.out=2024-01-01T", None),
+        ("run.out=7", "run.out should be a valid string, not 7"),
+        ("optim.lr='0.1'", "optim.lr should be a valid number, not '0.1'"),
+        ("optim.lr=true", "optim.lr should be a valid number, not True"),
+        ("optim.lr=-1", "optim.lr should be greater than 0, not -1"),
+        ("run.device=cuda", "run.device should be 'auto', 'gpu' or 'cpu', not 'cuda'"),
+        ("run=3", "run should be a section with keys, not 3"),
+        ("data.kind=null", "data.kind should be 'folder'"),
+        ("views.scale=[0.2,2]", "views.scale should be two shares"),
+        ("views.scale=[0.2]", "views.scale.1 is missing"),
+        ("data.instances=a.json", "data.instances is only read for data.kind coco"),
+        ("guide.name=contrastive_crop", "views.crop random ignores"),
+        ("method.split_bn=7", "does not divide optim.batch 256"),
+        ("optim.trust=0.1", "optim.trust is not a known key"),
+        ("run.epochs", "should look like section.key=value"),
+        ("run..epochs=1", "should look like section.key=value"),
+        ("run.epochs=[1", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, override: str, words: str | None) -> None:
+    path = write(tmp_path, MINIMAL)
+    if words is None:
+        assert load(path, [override]).run.out == override.partition("=")[2]
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(path, [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named_and_a_missing_name_is_the_default(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.out is missing"):
+        load(write(tmp_path, "run: {}\ndata: {kind: folder, path: a}"))
+    config = load(write(tmp_path, MINIMAL + "method: {temperature: 0.3}"), ["optim.lr=0.1"])
+    assert config.method == MoCo(temperature=0.3)
+    assert config.optim == SGD(lr=0.1)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'path' stands twice"):
+        load(write(tmp_path, "run: {out: a}\ndata:\n  kind: folder\n  path: a\n  path: b\n"))
+
+
+def test_a_base_is_relative_to_its_file_and_is_changed_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, MINIMAL + "optim: {name: sgd, lr: 0.5, momentum: 0.8}\n", "base.yaml")
+    child = write(tmp_path / "deep", "base: ../base.yaml\noptim: {lr: 0.1}\n")
+    config = load(child, ["run.epochs=7"])
+    assert config.optim == SGD(lr=0.1, momentum=0.8)
+    assert config.run == Run(out="runs/a", epochs=7)
+
+
+def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "method: {name: moco, queue: 64}\noptim: {name: sgd, momentum: 0.5}\n")
+    for overrides in (["method.name=simclr", "method.bn=false"], ["method.bn=false", "method.name=simclr"]):
+        assert load(path, overrides).method == SimCLR(bn=False)
+    assert load(path, ["optim.name=lars"]).optim == LARS()
+    assert load(path, ["method.name=moco"]).method == MoCo(queue=64)
+
+
+def test_a_missing_file_and_a_circle_of_bases_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="named as base"):
+        load(write(tmp_path, "base: nowhere.yaml"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere.yaml")
+    write(tmp_path, "base: b.yaml")
+    write(tmp_path, "base: a.yaml", "b.yaml")
+    with pytest.raises(ConfigError, match="is its own base"):
+        load(tmp_path / "a.yaml")
+
+
+def test_the_learning_rate_scales_with_the_batch_only_when_asked() -> None:
+    assert SGD(lr=0.03, min_lr=0.003, batch=512).peak_lr == pytest.approx(0.06)
+    assert SGD(lr=0.03, min_lr=0.003, batch=512).floor_lr == pytest.approx(0.006)
+    assert SGD(lr=0.5, batch=512, lr_scaling=False).peak_lr == 0.5
+
+
+def test_every_field_is_documented_and_nothing_can_be_changed() -> None:
+    config = Config(run=Run(out="a"), data=Data(kind="folder", path="b"))
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.epochs = 3
+    sections: list[type[BaseModel]] = [Config, SimCLR, MoCo, LARS, SGD]
+    for section in [*sections, *(type(getattr(config, name)) for name in Config.model_fields)]:
+        for name, field in section.model_fields.items():
+            assert field.description or name == "name", f"{section.__name__}.{name}"

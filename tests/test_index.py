@@ -1,0 +1,506 @@
+"""SampleIndex: order, labels, boxes, refused files, cache."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from dali_views.index import LeftOut, SampleIndex
+
+
+def _image(path: Path, height: int = 12, width: int = 16, mode: str = "RGB", **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def _names(index: SampleIndex) -> list[str]:
+    return [os.path.relpath(index.path(i), index.root) for i in range(len(index))]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two classes; one image lies deeper, one has spaces and an accent in its name."""
+    root = tmp_path / "tree"
+    _image(root / "b" / "2.JPG", 10, 20)
+    _image(root / "b" / "sub" / "1.png", 30, 40)
+    _image(root / "a-b" / "x.jpg")
+    _image(root / "a" / "été à la mer.jpg")
+    (root / "a" / "notes.txt").write_text("not listed")
+    return root
+
+
+def test_class_folders_are_numbered_in_order_and_hold_what_lies_below_them(tree: Path) -> None:
+    index = SampleIndex.from_folder(tree, cache=False)
+    assert index.classes == ["a", "a-b", "b"]
+    assert _names(index) == ["a/été à la mer.jpg", "a-b/x.jpg", "b/2.JPG", "b/sub/1.png"]
+    assert index.labels.tolist() == [0, 1, 2, 2]
+    assert index.sizes.tolist() == [[12, 16], [12, 16], [10, 20], [30, 40]]
+    assert all(os.path.isfile(index.path(i)) for i in range(len(index)))
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.bmp", "c.webp", "d.tif", "e.ppm"):
+        _image(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    index = SampleIndex.from_folder(tmp_path, cache=False)
+    assert _names(index) == ["a.bmp", "b.jpg", "c.webp", "d.tif", "e.ppm"]
+    assert index.classes == []
+    assert (index.labels == -1).all()
+
+
+def test_images_beside_class_folders_are_reported_and_linked_folders_are_followed_once(tree: Path) -> None:
+    _image(tree / "stray.jpg")
+    (tree / "c").symlink_to(tree / "b")
+    (tree / "b" / "loop").symlink_to(tree / "b")
+    index = SampleIndex.from_folder(tree, cache=False)
+    assert index.left_out == [LeftOut("stray.jpg", "lies beside the class folders")]
+    assert index.classes == ["a", "a-b", "b", "c"]
+    assert np.bincount(index.labels).tolist() == [1, 1, 2, 2]
+
+
+def test_chosen_classes_are_numbered_as_given(tree: Path) -> None:
+    index = SampleIndex.from_folder(tree, cache=False, classes=["b", "a"])
+    assert index.classes == ["b", "a"]
+    assert index.labels.tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="zebra"):
+        SampleIndex.from_folder(tree, cache=False, classes=["zebra"])
+
+
+def test_missing_and_empty_folders_are_named_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SampleIndex.from_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no image"):
+        SampleIndex.from_folder(tmp_path, cache=False)
+    (tmp_path / "x.jpg").write_text("hello")
+    with pytest.raises(ValueError, match=r"x\.jpg: not an image"):
+        SampleIndex.from_folder(tmp_path, cache=False)
+
+
+def test_path_rows_are_padded_full_paths(tree: Path) -> None:
+    index = SampleIndex.from_folder(tree, cache=False)
+    rows = index.path_rows(np.array([3, 0, 3]))
+    assert rows.dtype == np.uint8
+    assert [os.fsdecode(r.tobytes().rstrip(b"\0")) for r in rows] == [index.path(i) for i in (3, 0, 3)]
+
+
+def test_worker_processes_and_threads_agree(tree: Path) -> None:
+    (tree / "a" / "bad.jpg").write_bytes(b"")
+    here = SampleIndex.from_folder(tree, cache=False, processes=0)
+    there = SampleIndex.from_folder(tree, cache=False, processes=2)
+    assert there.fingerprint == here.fingerprint
+    assert there.left_out == here.left_out == [LeftOut("a/bad.jpg", "empty file")]
+
+
+# -- which files are refused ----------------------------------------------------------------------
+
+
+def _zoo(root: Path) -> dict[str, str]:
+    """Writes good and bad files; returns a word of the expected reason by name, "" for good ones."""
+    jpeg = _image(root / "plain.jpg", 24, 32).read_bytes()
+    png = _image(root / "plain.png", 24, 32).read_bytes()
+    out = {"plain.jpg": "", "plain.png": ""}
+    for mode in ("L", "CMYK"):
+        _image(root / f"{mode}.jpg", mode=mode)
+        out[f"{mode}.jpg"] = ""
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        _image(root / f"{mode}.png", mode=mode)
+        out[f"{mode}.png"] = ""
+    for name in ("x.bmp", "x.webp", "x.tif", "x.ppm"):
+        _image(root / name)
+        out[name] = ""
+    Image.fromarray(np.full((9, 7), 40_000, np.uint16)).save(root / "grey16.png")
+    _image(root / "progressive.jpg", progressive=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _image(root / "turned.jpg", exif=exif)
+    _image(root / "turned.tif", tiffinfo={274: 6})
+    (root / "png named.jpg").write_bytes(png)
+    (root / "junk after.jpg").write_bytes(jpeg + b"junk" * 1000)
+    (root / "junk for the end.jpg").write_bytes(jpeg[:-2] + b"junk" * 1000)
+    out |= dict.fromkeys(
+        ("grey16.png", "progressive.jpg", "turned.jpg", "turned.tif", "png named.jpg", "junk after.jpg"), ""
+    )
+    out["junk for the end.jpg"] = ""
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "text.jpg").write_text("hello")
+    (root / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (root / "no end.jpg").write_bytes(jpeg[:-2])
+    (root / "cut.png").write_bytes(png[: len(png) // 2])
+    (root / "no end.png").write_bytes(png[:-12])
+    for name in ("x.bmp", "x.webp", "x.tif", "x.ppm"):
+        whole = (root / name).read_bytes()
+        (root / f"cut {name}").write_bytes(whole[: len(whole) * 2 // 3])
+        out[f"cut {name}"] = "truncated"
+    gif = io.BytesIO()
+    Image.new("P", (4, 4)).save(gif, "GIF")
+    (root / "gif.jpg").write_bytes(gif.getvalue())
+    (root / "text.ppm").write_bytes(b"P3 2 1 255 1 2 3 4 5 6 ")
+    (root / "dim.ppm").write_bytes(b"P6 2 1 100\n123456")
+    cmyk = (root / "CMYK.jpg").read_bytes()
+    marker = cmyk.index(b"Adobe") - 4
+    (root / "cmyk unmarked.jpg").write_bytes(cmyk[:marker] + cmyk[marker + 16 :])
+    _image(root / "float.tif", mode="F")
+    (root / "link.jpg").symlink_to(root / "nothing")
+    os.mkfifo(root / "pipe.jpg")
+    return out | {
+        "empty.jpg": "empty",
+        "text.jpg": "not an image",
+        "cut.jpg": "truncated",
+        "no end.jpg": "truncated",
+        "cut.png": "truncated",
+        "no end.png": "truncated",
+        "gif.jpg": "GIF",
+        "text.ppm": "text",
+        "dim.ppm": "maximum 100",
+        "cmyk unmarked.jpg": "Adobe",
+        "float.tif": "mode F",
+        "link.jpg": "no such file",
+        "pipe.jpg": "regular",
+    }
+
+
+def test_every_file_is_in_the_index_or_left_out_with_its_reason(tmp_path: Path) -> None:
+    expected = _zoo(tmp_path)
+    index = SampleIndex.from_folder(tmp_path, cache=False)
+    assert set(_names(index)) == {name for name, reason in expected.items() if not reason}
+    reasons = dict(index.left_out)
+    assert {name for name, reason in expected.items() if reason} == set(reasons)
+    for name, reason in reasons.items():
+        assert expected[name] in reason, (name, reason)
+
+
+def test_the_summary_tells_sizes_and_the_first_twenty_left_out(tmp_path: Path) -> None:
+    for number, height in enumerate((10, 20, 90)):
+        _image(tmp_path / f"{number}.jpg", height, 30)
+    for number in range(23):
+        (tmp_path / f"empty {number:02d}.jpg").write_bytes(b"")
+    lines = SampleIndex.from_folder(tmp_path, cache=False).summary().splitlines()
+    assert lines[0] == f"3 images in 0 classes ({tmp_path}), 3 without a label"
+    assert lines[1] == "height x width: median 20 x 30, largest 90 x 30"
+    assert lines[2] == "23 files left out:"
+    assert lines[3] == "  empty 00.jpg: empty file"
+    assert lines[22:] == ["  empty 19.jpg: empty file", "  and 3 more"]
+
+
+def test_dali_decodes_what_is_kept_to_the_stored_size_and_fails_on_the_truncated(tmp_path: Path) -> None:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    def decode(path: str) -> NDArray[np.uint8]:
+        pipe: Any = Pipeline(1, num_threads=1, device_id=None)  # type: ignore[no-untyped-call]
+        operators: Any = fn
+        kinds: Any = types
+        with pipe:
+            files = operators.io.file.read(np.frombuffer(os.fsencode(path), np.uint8))
+            image = operators.decoders.image(
+                files, device="cpu", output_type=kinds.RGB, adjust_orientation=False
+            )
+            pipe.set_outputs(image)
+        pipe.build()
+        return np.asarray(pipe.run()[0].at(0))
+
+    _zoo(tmp_path)
+    index = SampleIndex.from_folder(tmp_path, cache=False)
+    for row in range(len(index)):
+        pixels = decode(index.path(row))
+        assert pixels.shape[:2] == tuple(index.sizes[row]), index.path(row)
+        with Image.open(index.path(row)) as image:
+            if image.mode != "I;16" and image.format != "TIFF":
+                gap = np.abs(pixels.astype(int) - np.asarray(image.convert("RGB")))
+                assert gap.max() <= 2, index.path(row)
+    for path, reason in index.left_out:
+        if "truncated" in reason:
+            with pytest.raises(RuntimeError):
+                decode(str(tmp_path / path))
+
+
+def test_more_pixels_than_the_limit_are_refused_unread(tmp_path: Path) -> None:
+    _image(tmp_path / "ok.ppm")
+    (tmp_path / "huge.ppm").write_bytes(b"P6 20000 20000 255\n")
+    (tmp_path / "large.ppm").write_bytes(b"P6 18000 10000 255\n")
+    index = SampleIndex.from_folder(tmp_path, cache=False)
+    assert _names(index) == ["ok.ppm"]
+    assert "limit" in dict(index.left_out)["huge.ppm"]
+    assert "limit" in dict(index.left_out)["large.ppm"]
+
+
+# -- lists, COCO, arrays --------------------------------------------------------------------------
+
+
+def test_a_list_gives_paths_with_spaces_and_labels_by_word(tree: Path) -> None:
+    _image(tree / "two words.jpg")
+    file = tree / "list.txt"
+    file.write_text(
+        f"# a comment\n\na/été à la mer.jpg\tsea\nb/2.JPG dog\n{tree}/b/sub/1.png sea\n"
+        "two words.jpg\na-b/x.jpg cat\nb/2.JPG cat\ngone.jpg dog\n/elsewhere/y.jpg dog\n"
+    )
+    index = SampleIndex.from_list(file, cache=False)
+    assert _names(index) == ["a/été à la mer.jpg", "b/2.JPG", "b/sub/1.png", "two words.jpg", "a-b/x.jpg"]
+    assert index.classes == ["cat", "dog", "sea"]
+    assert index.labels.tolist() == [2, 1, 2, -1, 0]
+    reasons = dict(index.left_out)
+    assert reasons["gone.jpg"] == "no such file"
+    assert "twice" in reasons["b/2.JPG"]
+    assert "not below" in reasons["/elsewhere/y.jpg"]
+
+
+def test_numbers_in_a_list_are_the_labels(tree: Path, tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("b/2.JPG 5\na-b/x.jpg\t0\n")
+    index = SampleIndex.from_list(file, root=tree, cache=False)
+    assert index.labels.tolist() == [5, 0]
+    assert index.classes == ["0", "1", "2", "3", "4", "5"]
+    file.write_text("b/2.JPG -7\n")
+    with pytest.raises(ValueError, match="-1"):
+        SampleIndex.from_list(file, root=tree, cache=False)
+
+
+def _coco(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        _image(tmp_path / "images" / name, 20, 40)
+    marks = [
+        {"image_id": 7, "category_id": 90, "bbox": [4, 5, 8, 10]},
+        {"image_id": 7, "category_id": 3, "bbox": [20, 0, 60, 20]},
+        {"image_id": 7, "category_id": 3, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+        {"image_id": 9, "category_id": 90, "bbox": [0, 0, 10, 10]},
+        {"image_id": 9, "category_id": 3, "bbox": [1, 1, 0, 5]},
+        {"image_id": 5, "category_id": 3, "bbox": [1, 1, 5, 5]},
+    ]
+    images = {9: "3.jpg", 7: "1.jpg", 8: "2.jpg", 5: "0 gone.jpg"}
+    data = {
+        "images": [{"id": i, "file_name": n, "height": 20, "width": 40} for i, n in images.items()],
+        "categories": [{"id": 90, "name": "brush"}, {"id": 3, "name": "car"}],
+        "annotations": marks,
+    }
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(data))
+    return tmp_path / "images", file
+
+
+def test_coco_boxes_are_fractions_and_the_largest_gives_the_label(tmp_path: Path) -> None:
+    index = SampleIndex.from_coco(*_coco(tmp_path), cache=False)
+    assert _names(index) == ["1.jpg", "2.jpg", "3.jpg"]
+    assert index.classes == ["car", "brush"]
+    assert index.labels.tolist() == [0, -1, 1]
+    np.testing.assert_allclose(index.truth(0), [[0.25, 0.1, 0.75, 0.3], [0, 0.5, 1, 1]], atol=1e-6)
+    assert index.truth(1).shape == (0, 4)
+    assert index.truth(-1).tolist() == [[0, 0, 0.5, 0.25]]
+    assert index.box_labels.tolist() == [1, 0, 1]
+    assert index.left_out == [LeftOut("0 gone.jpg", "no such file")]
+
+
+def test_coco_images_alone_are_unlabelled_and_other_json_is_refused(tmp_path: Path) -> None:
+    images, file = _coco(tmp_path)
+    assert SampleIndex.from_coco(images, cache=False).labels.tolist() == [-1, -1, -1]
+    file.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="COCO"):
+        SampleIndex.from_coco(images, file, cache=False)
+
+
+def test_arrays_are_not_copied_and_bad_ones_are_refused() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+    index = SampleIndex.from_arrays(pixels, [0, 1, 1, -1, 2])
+    assert index.arrays is pixels
+    assert index.sizes.tolist() == [[8, 9]] * 5
+    assert index.classes == ["0", "1", "2"]
+    assert SampleIndex.from_arrays(pixels).labels.tolist() == [-1] * 5
+    changed = pixels.copy()
+    changed[4, 7, 8, 2] ^= 1
+    assert SampleIndex.from_arrays(changed).fingerprint != index.fingerprint
+    with pytest.raises(TypeError, match="float"):
+        SampleIndex.from_arrays(pixels / 255)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shape"):
+        SampleIndex.from_arrays(pixels.transpose(0, 3, 1, 2))
+    with pytest.raises(ValueError, match="shape"):
+        SampleIndex.from_arrays(pixels, [0, 1])
+    with pytest.raises(ValueError, match="between"):
+        SampleIndex.from_arrays(pixels, [0, 1, 2, 3, 4], classes=["a"])
+    with pytest.raises(TypeError, match="paths"):
+        index.path_rows(np.array([0]))
+
+
+def test_boxes_attach_by_path_or_by_unique_name(tree: Path) -> None:
+    plain = SampleIndex.from_folder(tree, cache=False)
+    boxes: dict[str, ArrayLike] = {
+        "b/2.JPG": [0, 0, 0.5, 0.5],
+        "1.png": np.array([[0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]]),
+        "?": np.zeros((0, 4)),
+    }
+    index = plain.with_boxes(boxes)
+    assert [len(index.truth(i)) for i in range(4)] == [0, 0, 1, 2]
+    assert index.box_labels.tolist() == [2, 2, 2]
+    assert len(plain.boxes) == 0
+    assert index.fingerprint == plain.fingerprint
+    with pytest.raises(ValueError, match="None of the 1 names"):
+        plain.with_boxes({"nobody.jpg": [0, 0, 1, 1]})
+    with pytest.raises(ValueError, match="no rectangle"):
+        plain.with_boxes({"2.JPG": [0, 0, 1, 2]})
+
+
+def test_box_files_are_inclusive_pixels(tree: Path, tmp_path: Path) -> None:
+    file = tmp_path / "boxes.txt"
+    file.write_text("2.JPG\tn0001\t0\t5\t19\t9\nété à la mer.jpg 4 3 7 5\n")
+    index = SampleIndex.from_folder(tree, cache=False).with_boxes(file)
+    np.testing.assert_allclose(index.truth(2), [[0.5, 0, 1, 1]])
+    np.testing.assert_allclose(index.truth(0), [[0.25, 0.25, 0.5, 0.5]])
+    file.write_text("2.JPG 1 2 three 4\n")
+    with pytest.raises(ValueError, match="Line 1"):
+        index.with_boxes(file)
+
+
+def test_a_subset_keeps_rows_together_with_their_boxes(tmp_path: Path) -> None:
+    index = SampleIndex.from_coco(*_coco(tmp_path), cache=False)
+    part = index.subset([2, 0])
+    assert _names(part) == ["3.jpg", "1.jpg"]
+    assert part.labels.tolist() == [1, 0]
+    np.testing.assert_array_equal(part.truth(0), index.truth(2))
+    np.testing.assert_array_equal(part.truth(1), index.truth(0))
+    assert part.subset(np.array([False, True])).fingerprint == index.subset([0]).fingerprint
+    with pytest.raises(ValueError, match="at least one"):
+        index.subset([])
+
+
+# -- fingerprint, storage, cache ------------------------------------------------------------------
+
+
+def test_the_fingerprint_depends_on_paths_and_sizes_but_not_on_the_root(tree: Path, tmp_path: Path) -> None:
+    first = SampleIndex.from_folder(tree, cache=False).fingerprint
+    shutil.copytree(tree, tmp_path / "copy")
+    assert SampleIndex.from_folder(tmp_path / "copy", cache=False).fingerprint == first
+    _image(tmp_path / "copy" / "b" / "2.JPG", 11, 20)
+    assert SampleIndex.from_folder(tmp_path / "copy", cache=False).fingerprint != first
+    index = SampleIndex.from_folder(tree, cache=False)
+    short = index.subset([1, 2])  # the longest name is gone
+    (tree / "a" / "été à la mer.jpg").unlink()
+    (tree / "b" / "sub" / "1.png").unlink()
+    assert short.fingerprint == SampleIndex.from_folder(tree, cache=False).fingerprint
+
+
+def test_save_and_load_give_the_same_index(tmp_path: Path) -> None:
+    index = SampleIndex.from_coco(*_coco(tmp_path), cache=False)
+    index.save(tmp_path / "index.npz")
+    again = SampleIndex.load(tmp_path / "index.npz")
+    for name in ("paths", "sizes", "labels", "box_start", "boxes", "box_labels"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(index, name))
+    for name in ("root", "classes", "left_out", "fingerprint", "arrays"):
+        assert getattr(again, name) == getattr(index, name)
+    assert [p.name for p in tmp_path.glob(".*")] == []
+    (tmp_path / "index.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(ValueError, match="damaged"):
+        SampleIndex.load(tmp_path / "index.npz")
+    with pytest.raises(FileNotFoundError, match="none"):
+        SampleIndex.load(tmp_path / "none.npz")
+
+
+def _swap(path: Path, content: bytes) -> None:
+    """Other bytes, same length, same mtime: a change that a stored scan cannot see."""
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> tuple[Path, bytes]:
+    """A folder with a 12 x 16 image, and the bytes of a 16 x 12 one of equal length."""
+    path = _image(tmp_path / "twins" / "a.bmp", 12, 16)
+    other = _image(tmp_path / "other.bmp", 16, 12)
+    (path.parent / "broken.jpg").write_text("hello")
+    return path.parent, other.read_bytes()
+
+
+def test_unchanged_files_are_not_read_again(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+    root, other = twins
+    first = SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    _swap(root / "a.bmp", other)
+    second = SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    assert second.sizes.tolist() == first.sizes.tolist() == [[12, 16]]
+    assert second.left_out == first.left_out
+    assert [reason for _, reason in second.left_out] == ["not an image, or cut off in its header"]
+    assert SampleIndex.from_folder(root, cache=False).sizes.tolist() == [[16, 12]]
+
+
+def test_a_new_file_is_found_and_old_rows_are_reused(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+    root, other = twins
+    SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    _swap(root / "a.bmp", other)
+    _image(root / "b.jpg", 30, 30)
+    os.utime(root, ns=(1, 1))  # never the same tick as the scan
+    index = SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    assert index.sizes.tolist() == [[12, 16], [30, 30]]
+    assert len(index.left_out) == 1
+    (root / "b.jpg").unlink()
+    assert len(SampleIndex.from_folder(root, cache=tmp_path / "cache")) == 1
+
+
+def test_an_overwritten_file_is_noticed_whether_it_was_good_or_bad(
+    twins: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    root, other = twins
+    SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    (root / "a.bmp").write_bytes(other)
+    os.utime(root / "a.bmp", ns=(5, 5))
+    assert SampleIndex.from_folder(root, cache=tmp_path / "cache").sizes.tolist() == [[16, 12]]
+    _image(root / "broken.jpg", 7, 8)
+    index = SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    assert index.sizes.tolist() == [[16, 12], [7, 8]]
+    assert index.left_out == []
+
+
+def test_a_file_refused_for_its_place_is_taken_when_the_layout_changes(tree: Path, tmp_path: Path) -> None:
+    _image(tree / "stray.jpg")
+    assert len(SampleIndex.from_folder(tree, cache=tmp_path / "cache")) == 4
+    for name in ("a", "a-b", "b"):
+        shutil.rmtree(tree / name)
+    assert _names(SampleIndex.from_folder(tree, cache=tmp_path / "cache")) == ["stray.jpg"]
+
+
+def test_lists_and_coco_sets_reuse_their_scan(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+    root, other = twins
+    (root / "list.txt").write_text("a.bmp 0\n")
+    SampleIndex.from_list(root / "list.txt", cache=tmp_path / "cache")
+    SampleIndex.from_coco(root, cache=tmp_path / "cache")
+    _swap(root / "a.bmp", other)
+    assert SampleIndex.from_list(root / "list.txt", cache=tmp_path / "cache").sizes.tolist() == [[12, 16]]
+    assert SampleIndex.from_coco(root, cache=tmp_path / "cache").sizes.tolist() == [[12, 16]]
+
+
+def test_a_damaged_cache_is_rebuilt(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+    root, _ = twins
+    first = SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    good = file.read_bytes()
+    for damage in (b"", b"PK nonsense", good[: len(good) // 2], good[:300] + b"\xff" * 50 + good[350:]):
+        file.write_bytes(damage)
+        assert SampleIndex.from_folder(root, cache=tmp_path / "cache").fingerprint == first.fingerprint
+        assert SampleIndex.load(file).fingerprint == first.fingerprint
+
+
+def test_the_cache_folder_follows_the_environment(
+    twins: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DALI_VIEWS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    SampleIndex.from_folder(twins[0])
+    assert len(list((tmp_path / "xdg" / "dali_views").glob("*.npz"))) == 1
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "own"))
+    SampleIndex.from_folder(twins[0])
+    assert len(list((tmp_path / "own").glob("*.npz"))) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="not kept"):
+        index = SampleIndex.from_folder(twins[0], cache=tmp_path / "file" / "cache")
+    assert len(index) == 1

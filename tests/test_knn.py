@@ -1,0 +1,114 @@
+"""kNN against a plain loop, and the collection of features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from trainers.evaluate.knn import extract, knn_accuracy
+
+
+@dataclass
+class Batch:
+    views: list[Tensor]
+    label: Tensor
+    index: Tensor
+
+
+def plain_knn(bank: Tensor, labels: Tensor, tests: Tensor, answers: Tensor, k: int, t: float) -> list[float]:
+    top1 = top5 = asked = 0
+    for test, answer in zip(tests.double(), answers.tolist(), strict=True):
+        if answer < 0:
+            continue
+        asked += 1
+        cosines = []
+        for row, label in zip(bank.double(), labels.tolist(), strict=True):
+            if label >= 0:
+                cosines.append((float(row @ test / (row.norm() * test.norm())), label))
+        votes: dict[int, float] = {}
+        for cosine, label in sorted(cosines, reverse=True)[:k]:
+            votes[label] = votes.get(label, 0.0) + math.exp(cosine / t)
+        ranked = sorted(votes, key=lambda label: -votes[label])
+        top1 += answer == ranked[0]
+        top5 += answer in ranked[:5]
+    return [top1 / asked, top5 / asked]
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "chunk"), [(1, 0.07, 7), (5, 0.07, 1000), (20, 0.5, 1), (999, 0.1, 64)]
+)
+def test_accuracy_equals_a_plain_loop(k: int, temperature: float, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(9, 6, generator=generator)
+    bank_labels = torch.randint(-1, 9, (80,), generator=generator)
+    test_labels = torch.randint(-1, 9, (50,), generator=generator)
+    bank = centres[bank_labels] + 1.2 * torch.randn(80, 6, generator=generator)
+    tests = centres[test_labels] + 1.2 * torch.randn(50, 6, generator=generator)
+    ours = knn_accuracy(bank, bank_labels, tests, test_labels, k, temperature, chunk)
+    assert [ours["top1"], ours["top5"]] == pytest.approx(
+        plain_knn(bank, bank_labels, tests, test_labels, k, temperature)
+    )
+    assert 0.2 < ours["top1"] < 1
+
+
+def test_a_low_temperature_does_not_overflow_and_few_classes_are_fine() -> None:
+    features = torch.eye(3)
+    labels = torch.tensor([0, 1, 1])
+    assert knn_accuracy(features, labels, features, labels, k=3, temperature=0.001) == {
+        "top1": 1.0,
+        "top5": 1.0,
+    }
+
+
+def test_missing_labels_and_a_senseless_k_are_refused() -> None:
+    features, none = torch.eye(3), torch.full((3,), -1)
+    labels = torch.tensor([0, 1, 1])
+    with pytest.raises(ValueError, match="no training sample has a label"):
+        knn_accuracy(features, none, features, labels)
+    with pytest.raises(ValueError, match="no test sample has a label"):
+        knn_accuracy(features, labels, features, none)
+    with pytest.raises(ValueError, match="k should be at least 1"):
+        knn_accuracy(features, labels, features, labels, k=0)
+
+
+def batches(rows: list[list[int]]) -> list[Batch]:
+    return [
+        Batch([torch.tensor(r).float()[:, None] * torch.ones(3)], torch.tensor(r) % 4, torch.tensor(r))
+        for r in rows
+    ]
+
+
+def test_features_come_in_index_order_and_once_and_the_mode_is_restored() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3, affine=False, eps=0.0)).train()
+    features, labels, index = extract(net, batches([[5, 2, 9], [0, 5]]), "cpu")
+    assert index.tolist() == [0, 2, 5, 9]
+    assert features[:, 0].tolist() == [0, 2, 5, 9]
+    assert labels.tolist() == [0, 2, 1, 1]
+    assert net.training
+    assert net.get_buffer("0.num_batches_tracked").item() == 0
+    with pytest.raises(ValueError, match="no batch"):
+        extract(net, [], "cpu")
+
+
+def gather_on_one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    mine: Any = batches([[5, 2, 9], [0, 5]] if rank == 0 else [[1, 9]])
+    torch.save(extract(lambda x: 2 * x, mine, "cpu"), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_with_unequal_shares_get_the_same_whole(tmp_path: Path) -> None:
+    spawn(gather_on_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        features, labels, index = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert index.tolist() == [0, 1, 2, 5, 9]
+        assert features[:, 1].tolist() == [0, 2, 4, 10, 18]
+        assert labels.tolist() == [0, 1, 2, 1, 1]

@@ -1,0 +1,371 @@
+"""The loader: same seed same bytes, exact resume, ranks, visibility of updates, unreadable images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise_images
+
+from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+
+FULL = View(
+    size=24, crop="contrastive", flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
+    grayscale=0.2, blur=0.5, solarise=0.2,
+)  # fmt: skip
+VIEWS = [FULL, FULL]
+
+
+def digest(batch) -> tuple:
+    """Everything a batch holds, as something to compare."""
+    tensors = [*batch.views, batch.index, batch.label, batch.crops, batch.flipped, batch.boxes, batch.weights]
+    return tuple(zlib.crc32(t.cpu().contiguous().numpy().tobytes()) for t in [*tensors, batch.partner])
+
+
+def samples(loader) -> dict[int, tuple]:
+    """Of each sample seen: the step, the crops and the pixels of its views."""
+    seen = {}
+    for step, batch in enumerate(loader):
+        for b, row in enumerate(batch.index.tolist()):
+            assert row not in seen
+            pixels = tuple(zlib.crc32(v[b].cpu().contiguous().numpy().tobytes()) for v in batch.views)
+            seen[row] = (step, batch.crops[b].cpu().numpy().tobytes(), batch.flipped[b].tolist(), pixels)
+    return seen
+
+
+def written_table(index: SampleIndex, seed: int = 0) -> RegionTable:
+    regions = RegionTable(len(index))
+    low = np.random.default_rng(seed).uniform(0, 0.5, (len(index), 2)).astype(np.float32)
+    regions.update(np.arange(len(index)), np.concatenate([low, low + 0.4], axis=1))
+    return regions
+
+
+def test_equal_seeds_give_equal_bytes_and_unequal_ones_do_not(small_index):
+    runs = [[digest(b) for b in ViewLoader(small_index, VIEWS, 8, device="cpu", seed=s)] for s in (3, 3, 4)]
+    assert runs[0] == runs[1]
+    assert not set(runs[0]) & set(runs[2])
+
+
+def test_a_view_does_not_depend_on_batch_size_or_threads(small_index):
+    seen = [
+        samples(ViewLoader(small_index, VIEWS, size, device="cpu", threads=threads, drop_last=False))
+        for size, threads in ((8, 1), (8, 2), (5, 2), (40, 1))
+    ]
+    for other in seen[1:]:
+        assert {row: rest[1:] for row, rest in other.items()} == {row: rest[1:] for row, rest in seen[0].items()}
+
+
+def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(small_index):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    orders = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        orders.append([row for batch in loader for row in batch.index.tolist()])
+        assert sorted(orders[-1]) == list(range(40))
+    assert orders[0] != orders[1]
+
+
+def test_without_shuffling_samples_come_in_the_indexs_order(small_index):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", shuffle=False)
+    assert [row for batch in loader for row in batch.index.tolist()] == list(range(40))
+
+
+@pytest.mark.parametrize(("drop", "sizes"), [(True, [12, 12, 12]), (False, [12, 12, 12, 4])])
+def test_the_last_batch_is_dropped_or_kept(small_index, drop, sizes):
+    loader = ViewLoader(small_index, VIEWS, 12, device="cpu", drop_last=drop)
+    assert [len(batch) for batch in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_labels_boxes_weights_and_partner_come_with_the_batch(tmp_path):
+    for name in ("ant", "bee"):
+        noise_images(tmp_path / name, 6, seed=len(name))
+    index = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
+    regions = written_table(index)
+    regions.update([2], weights=[0.25], partner=[5])
+    for batch in ViewLoader(index, VIEWS, 4, regions=regions, device="cpu"):
+        rows = batch.index.numpy()
+        assert np.array_equal(batch.label.numpy(), index.labels[rows])
+        assert np.array_equal(batch.boxes.numpy(), regions.boxes[rows, 0])
+        assert np.array_equal(batch.weights.numpy(), np.where(rows == 2, 0.25, 1.0).astype(np.float32))
+        assert np.array_equal(batch.partner.numpy(), np.where(rows == 2, 5, rows))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+def test_a_loader_resumed_in_mid_epoch_goes_on_as_if_never_stopped(small_index, stop):
+    whole = []
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=written_table(small_index))
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        whole += [digest(batch) for batch in loader]
+
+    table = written_table(small_index)
+    first = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table)
+    seen = []
+    first.set_epoch(0)
+    state = first.state_dict()
+    if stop:
+        for batch in first:
+            seen.append(digest(batch))
+            state = first.state_dict()
+            if len(seen) == stop:
+                break
+    # The table moves on in mid-epoch; the rest of the epoch must still use it as it was frozen.
+    table.update(np.arange(40), np.tile([0.0, 0.0, 0.1, 0.1], (40, 1)))
+    second = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table)
+    second.load_state_dict(state)
+    second.set_epoch(0)
+    seen += [digest(batch) for batch in second]
+    table.load_state_dict(written_table(small_index).state_dict())
+    second.set_epoch(1)
+    seen += [digest(batch) for batch in second]
+    assert seen == whole
+
+
+CHILD = """
+import json, sys, zlib
+import numpy as np
+sys.path.insert(0, {tests!r})
+from dali_views import SampleIndex, ViewLoader
+from test_loader import VIEWS, digest, written_table
+index = SampleIndex.from_folder({folder!r}, cache=False, progress=False)
+loader = ViewLoader(index, VIEWS, 8, device="cpu", regions=written_table(index))
+for batch in loader:
+    state = loader.state_dict()
+    print(json.dumps({{"epoch": state["epoch"], "position": state["position"], "digest": digest(batch)}}), flush=True)
+    if loader.step == 2:
+        sys.stdin.readline()  # hold here, with the next batches under way, until killed
+"""
+
+
+def test_a_process_killed_in_mid_epoch_is_continued_by_another(tmp_path):
+    folder = noise_images(tmp_path / "images", 40)
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    loader = ViewLoader(index, VIEWS, 8, device="cpu", regions=written_table(index))
+    whole = [digest(batch) for batch in loader]
+
+    tests = str(Path(__file__).parent)
+    code = CHILD.format(tests=tests, folder=str(folder))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        lines = [json.loads(child.stdout.readline()) for _ in range(2)]
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    seen = [tuple(line["digest"]) for line in lines]
+
+    second = ViewLoader(index, VIEWS, 8, device="cpu", regions=written_table(index))
+    state = {**second.state_dict(), "epoch": lines[-1]["epoch"], "position": lines[-1]["position"]}
+    second.load_state_dict(state)
+    seen += [digest(batch) for batch in second]
+    assert seen == whole
+
+
+def test_one_two_and_four_ranks_see_the_same_samples_with_the_same_views_at_the_same_step(small_index):
+    seen = []
+    for world in (1, 2, 4):
+        joined: dict[int, tuple] = {}
+        for rank in range(world):
+            loader = ViewLoader(small_index, VIEWS, 8 // world, device="cpu", rank=rank, world=world)
+            part = samples(loader)
+            assert not joined.keys() & part.keys()
+            joined |= part
+        seen.append(joined)
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 40
+
+
+def test_a_run_may_be_resumed_with_another_world_size(small_index):
+    whole = samples(ViewLoader(small_index, VIEWS, 8, device="cpu"))
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    next(batches)
+    state = loader.state_dict()
+    for rank in range(2):
+        half = ViewLoader(small_index, VIEWS, 4, device="cpu", rank=rank, world=2)
+        half.load_state_dict(state)
+        for row, (step, *rest) in samples(half).items():
+            assert whole[row] == (step + 2, *rest)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("length", [40, 37, 33])
+def test_with_a_kept_last_batch_all_ranks_have_equally_many_steps_and_miss_nothing(small_index, world, length):
+    index = small_index.subset(np.arange(length))
+    loaders = [
+        ViewLoader(index, [View(size=8)], 4, device="cpu", rank=r, world=world, drop_last=False) for r in range(world)
+    ]
+    batches = [[batch.index.tolist() for batch in loader] for loader in loaders]
+    assert {len(b) for b in batches} == {len(loaders[0])}
+    assert {row for b in batches for rows in b for row in rows} == set(range(length))
+
+
+def test_updates_become_visible_exactly_at_the_next_set_epoch(small_index):
+    regions = written_table(small_index)
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=regions)
+    reference = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=written_table(small_index))
+    moved = np.tile(np.array([0.6, 0.6, 0.9, 0.9], np.float32), (40, 1))
+    loader.set_epoch(0)
+    for step, (batch, expected) in enumerate(zip(loader, reference, strict=True)):
+        if step == 0:
+            regions.update(np.arange(40), moved)
+        assert digest(batch) == digest(expected)
+    loader.set_epoch(1)
+    for batch in loader:
+        assert (batch.boxes == torch.tensor([0.6, 0.6, 0.9, 0.9])).all()
+
+
+def test_updates_before_the_first_set_epoch_are_seen_by_it(small_index):
+    regions = RegionTable(len(small_index))
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=regions)
+    regions.update(np.arange(40), np.tile([0.1, 0.1, 0.3, 0.3], (40, 1)))
+    loader.set_epoch(0)
+    assert (next(iter(loader)).boxes == torch.tensor([0.1, 0.1, 0.3, 0.3])).all()
+
+
+def test_an_abandoned_loop_leaves_nothing_behind(small_index):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    whole = [digest(batch) for batch in loader]
+    for stop in (1, 2, 4):
+        for number, _ in enumerate(loader, 1):
+            if number == stop:
+                break
+        assert [digest(batch) for batch in loader] == whole
+
+
+def test_batches_own_their_memory_and_stay_as_they_were(small_index):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    kept = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        kept += [(batch, digest(batch)) for batch in loader]
+    assert all(digest(batch) == was for batch, was in kept)
+
+
+def test_views_are_channels_last_without_a_copy_and_of_the_dtype_asked_for(small_index, device):
+    for dtype in ("float32", "float16"):
+        loader = ViewLoader(small_index, recipes.dino(32, local_size=16), 4, device=device, dtype=dtype)
+        batch = next(iter(loader))
+        assert [tuple(view.shape) for view in batch.views] == [(4, 3, 32, 32)] * 2 + [(4, 3, 16, 16)] * 8
+        for view in batch.views:
+            assert view.dtype == getattr(torch, dtype)
+            assert view.is_contiguous(memory_format=torch.channels_last)
+            assert view.device == loader.device
+
+
+def test_half_and_single_precision_views_agree(small_index, device):
+    pair = [next(iter(ViewLoader(small_index, VIEWS, 8, device=device, dtype=d))) for d in ("float32", "float16")]
+    for one, other in zip(pair[0].views, pair[1].views, strict=True):
+        assert (one - other.float()).abs().max() < 4e-3
+
+
+def bad_folder(folder: Path) -> SampleIndex:
+    """Thirty images, two of which break after they were indexed."""
+    noise_images(folder, 30)
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    good = (folder / "0007.jpg").read_bytes()
+    (folder / "0007.jpg").write_bytes(good[: len(good) // 3])
+    (folder / "0019.jpg").unlink()
+    return index
+
+
+def test_an_image_that_cannot_be_read_costs_that_image_and_is_named(tmp_path, device):
+    index = bad_folder(tmp_path)
+    loader = ViewLoader(index, VIEWS, 5, device=device)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rows = [row for batch in loader for row in batch.index.tolist()]
+        named = " ".join(str(w.message) for w in caught)
+        assert ("0007.jpg" in named) == (epoch == 0)
+        assert ("0019.jpg" in named) == (epoch == 0)
+        assert len(rows) == 30
+        assert set(range(30)) - set(rows) == {7, 19}
+    assert loader.stats.bad_images == 2
+    assert {Path(name).name for name in loader.unreadable} == {"0007.jpg", "0019.jpg"}
+
+
+def test_the_substitute_of_an_unreadable_image_is_the_same_after_a_resume_and_for_any_batch_size(tmp_path):
+    index = bad_folder(tmp_path)
+    runs = []
+    for size in (5, 10):
+        loader = ViewLoader(index, VIEWS, size, device="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runs.append([row for batch in loader for row in batch.index.tolist()])
+    assert runs[0] == runs[1]
+    resumed = ViewLoader(index, VIEWS, 10, device="cpu")
+    resumed.load_state_dict({**loader.state_dict(), "position": 0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [row for batch in resumed for row in batch.index.tolist()] == runs[1]
+
+
+def test_a_data_set_with_no_readable_image_ends_with_a_sentence(tmp_path):
+    noise_images(tmp_path, 4)
+    index = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="Every image"):
+            list(ViewLoader(index, [View(size=8)], 2, device="cpu"))
+
+
+def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):
+    state = ViewLoader(small_index, VIEWS, 8, device="cpu").state_dict()
+    with pytest.raises(ValueError, match="seed"):
+        ViewLoader(small_index, VIEWS, 8, device="cpu", seed=1).load_state_dict(state)
+    other = SampleIndex.from_folder(noise_images(tmp_path, 40, seed=9), cache=False, progress=False)
+    with pytest.raises(ValueError, match="another data set"):
+        ViewLoader(other, VIEWS, 8, device="cpu").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"batch_size": 0}, "batch_size"), ({"batch_size": 41}, "global batch"), ({"views": []}, "View"),
+        ({"device": "tpu"}, "tpu"), ({"dtype": "bfloat16"}, "bfloat16"), ({"rank": 2, "world": 2}, "rank 2"),
+        ({"rank": 0}, "both"), ({"regions": RegionTable(7)}, "7 rows"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_work_are_refused_with_the_reason(small_index, change, word):
+    arguments = {"index": small_index, "views": VIEWS, "batch_size": 8, "device": "cpu", **change}
+    with pytest.raises(ValueError, match=word):
+        ViewLoader(**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_asking_for_a_gpu_where_there_is_none_says_so(small_index):
+    with pytest.raises(RuntimeError, match='device="cpu"'):
+        ViewLoader(small_index, VIEWS, 8)
+
+
+def test_stats_count_the_epoch(small_index):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    for _ in loader:
+        pass
+    assert (loader.stats.images, loader.stats.batches) == (40, 5)
+    assert loader.stats.images_per_second > 0
+    assert 0 < loader.stats.wait_share <= 1
+
+
+def test_a_folder_copied_elsewhere_gives_the_same_batches(small_index, tmp_path):
+    copy = tmp_path / "a longer name for the same images"
+    shutil.copytree(small_index.root, copy)
+    moved = SampleIndex.from_folder(copy, cache=False, progress=False)
+    runs = [[digest(b) for b in ViewLoader(index, VIEWS, 8, device="cpu")] for index in (small_index, moved)]
+    assert runs[0] == runs[1]

@@ -1,0 +1,113 @@
+"""Parameter groups, LARS against its formula, and the schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.config import LARS, SGD, AdamW, Optim
+from trainers.optim import Lars, build_optimizer, lr_at, param_groups, set_lr
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_the_schedule_warms_up_without_a_lost_step_and_ends_at_the_minimum() -> None:
+    rates = [lr_at(step, 100, 10, 1.0, 0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert lr_at(1000, 100, 10, 1.0, 0.1) == pytest.approx(0.1)
+
+
+def test_without_warm_up_the_schedule_is_torchs_cosine() -> None:
+    optimizer = torch.optim.SGD(small_net().parameters(), lr=0.5)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.05)
+    for step in range(20):
+        assert lr_at(step, 20, 0, 0.5, 0.05) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_one_dimensional_parameters_get_neither_decay_nor_adaptation() -> None:
+    net = small_net()
+    net[2].weight.requires_grad_(False)
+    groups = param_groups(net, 0.1)
+    decayed = [group for group in groups if group["weight_decay"]]
+    assert [p is net[0].weight for group in decayed for p in group["params"]] == [True]
+    assert [(group["adapt"], len(group["params"])) for group in groups] == [(True, 1), (False, 4)]
+    assert [group["weight_decay"] for group in param_groups(net, 0.1, decay_norms=True)] == [0.1, 0.1]
+
+
+def test_a_constant_group_keeps_its_peak_rate() -> None:
+    optimizer = build_optimizer(small_net(), SGD(lr=1.0), constant=("2",))
+    set_lr(optimizer, 0.25, peak=1.0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    net_rates = sorted(rates.values())
+    assert net_rates == [0.25] * 4 + [1.0] * 2
+
+
+def test_lars_follows_its_formula_for_weights_and_plain_momentum_for_biases() -> None:
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    bias = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    optimizer = Lars(
+        [
+            {"params": [weight], "weight_decay": 0.1},
+            {"params": [bias], "adapt": False},
+        ],
+        lr=1.0,
+        momentum=0.9,
+        trust=0.02,
+    )
+    w, b, v, u = [3.0, 4.0], 2.0, [0.0, 0.0], 0.0
+    for lr, grad, slope in ((1.0, [6.0, 8.0], 0.5), (0.5, [1.0, -2.0], -1.0), (0.1, [0.0, 0.0], 0.0)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        weight.grad = torch.tensor([grad], dtype=torch.float64)
+        bias.grad = torch.tensor([slope], dtype=torch.float64)
+        optimizer.step()
+        length, steep = math.hypot(*w), math.hypot(*grad)
+        local = 0.02 * length / (steep + 0.1 * length) if steep > 0 else 1.0
+        v = [0.9 * v[i] + lr * local * (grad[i] + 0.1 * w[i]) for i in range(2)]
+        w = [w[i] - v[i] for i in range(2)]
+        u = 0.9 * u + lr * slope
+        b -= u
+        assert weight.tolist()[0] == pytest.approx(w, abs=1e-12)
+        assert bias.item() == pytest.approx(b, abs=1e-12)
+
+
+@pytest.mark.parametrize("config", [SGD(lr=0.1), LARS(lr=5.0), AdamW(lr=0.01)])
+def test_an_optimiser_restored_in_the_middle_goes_on_as_if_never_stopped(config: Optim) -> None:
+    torch.manual_seed(1)
+    data = torch.randn(10, 8, 3)
+
+    def train(net: nn.Module, optimizer: torch.optim.Optimizer, rows: torch.Tensor) -> None:
+        for x in rows:
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+
+    whole = small_net()
+    train(whole, build_optimizer(whole, config), data)
+    first, second = small_net(), small_net()
+    optimizer = build_optimizer(first, config)
+    train(first, optimizer, data[:4])
+    second.load_state_dict(first.state_dict())
+    restored = build_optimizer(second, config)
+    restored.load_state_dict(optimizer.state_dict())
+    train(second, restored, data[4:])
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(whole.get_parameter("0.weight"), small_net().get_parameter("0.weight"))
+
+
+def test_a_module_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizer(small_net().requires_grad_(False), SGD())

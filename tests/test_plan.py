@@ -1,0 +1,257 @@
+"""The draw: crop laws against torchvision and against the published algorithm, and what may not matter."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import RandomResizedCrop
+
+from dali_views import View, plan, recipes, rng
+
+N = 20_000
+SIZES = [(375, 500), (32, 32), (300, 97), (64, 640)]
+
+
+def rectangles(view, size, box=(0.0, 0.0, 1.0, 1.0), n=N, written=True, seed=0):
+    """(n, 4) drawn crops in pixels of n samples of one size."""
+    keys = rng.keys(seed, 0, np.arange(n), 0)
+    return plan.crop_rectangles(
+        view, keys, np.tile(np.array(size, np.int64), (n, 1)), np.tile(np.array(box), (n, 1)), np.full(n, written)
+    )  # fmt: skip
+
+
+def transcribed_contrastive_crop(draw, size, box, scale, ratio, alpha):
+    """ContrastiveCrop as the paper's code has it, one sample at a time, with Python's own arithmetic."""
+    height, width = size
+    for _ in range(10):
+        area = height * width * draw.uniform(*scale)
+        aspect = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            y_lo = min(max(int(height * box[0]) - h // 2, 0), height - h)
+            y_hi = min(max(int(height * box[2]) - h // 2, 0), height - h)
+            x_lo = min(max(int(width * box[1]) - w // 2, 0), width - w)
+            x_hi = min(max(int(width * box[3]) - w // 2, 0), width - w)
+            top = y_lo + int((y_hi - y_lo) * draw.beta(alpha, alpha))
+            left = x_lo + int((x_hi - x_lo) * draw.beta(alpha, alpha))
+            return top, left, top + h, left + w
+    shape = width / height
+    w, h = width, height
+    if shape < ratio[0]:
+        h = round(w / ratio[0])
+    elif shape > ratio[1]:
+        w = round(h * ratio[1])
+    top, left = (height - h) // 2, (width - w) // 2
+    return top, left, top + h, left + w
+
+
+def assert_same_law(ours, theirs):
+    """Kolmogorov-Smirnov on the corners, the sides and the area of two sets of rectangles."""
+    features = {
+        "top": lambda r: r[:, 0], "left": lambda r: r[:, 1], "bottom": lambda r: r[:, 2], "right": lambda r: r[:, 3],
+        "height": lambda r: r[:, 2] - r[:, 0], "width": lambda r: r[:, 3] - r[:, 1],
+        "area": lambda r: (r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1]),
+        "diagonal": lambda r: r[:, 0] + r[:, 1],
+    }  # fmt: skip
+    for name, of in features.items():
+        result = stats.ks_2samp(of(ours), of(theirs))
+        assert result.pvalue > 1e-3, (name, result)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.14)])
+def test_random_crops_follow_torchvisions_random_resized_crop(size, scale):
+    torch.manual_seed(0)
+    image = torch.empty(1, *size)
+    ratio = [3 / 4, 4 / 3]
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), ratio) for _ in range(N)], float)
+    theirs[:, 2:] += theirs[:, :2]
+    assert_same_law(rectangles(View(size=8, scale=scale), size), theirs)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("box", "alpha"), [((0.0, 0.0, 1.0, 1.0), 1.0), ((0.25, 0.25, 0.75, 0.75), 0.6), ((0.5, 0.1, 0.6, 0.95), 0.1)]
+)
+def test_contrastive_crops_follow_the_published_algorithm(size, box, alpha):
+    draw = np.random.default_rng(1)
+    theirs = np.array(
+        [transcribed_contrastive_crop(draw, size, box, (0.2, 1.0), (3 / 4, 4 / 3), alpha) for _ in range(N)], float
+    )
+    assert_same_law(rectangles(View(size=8, crop="contrastive", alpha=alpha), size, box), theirs)
+
+
+def test_contrastive_crops_of_an_image_too_narrow_for_ten_tries_are_the_central_crop():
+    view = View(size=8, crop="contrastive", scale=(0.9, 1.0))
+    ours = rectangles(view, (20, 400), (0.0, 0.0, 0.2, 0.2), n=500)
+    width = round(20 * 4 / 3)
+    central = [0, (400 - width) // 2, 20, (400 - width) // 2 + width]
+    assert (ours == central).all()
+
+
+def test_a_sample_without_a_written_box_is_cropped_as_by_random_crops():
+    unwritten = rectangles(View(size=8, crop="contrastive"), (375, 500), written=False)
+    assert np.array_equal(unwritten, rectangles(View(size=8), (375, 500)))
+
+
+@pytest.mark.parametrize("box", [(0.1, 0.3, 0.4, 0.35), (0.0, 0.0, 1.0, 1.0), (0.99, 0.99, 1.0, 1.0)])
+def test_inside_crops_never_leave_the_box_and_vary_within_it(box):
+    ours = rectangles(View(size=8, crop="inside"), (250, 333), box)
+    pixels = np.array(box) * [250, 333, 250, 333]
+    assert (ours[:, :2] >= np.floor(pixels[:2])).all()
+    assert (ours[:, 2:] <= np.ceil(pixels[2:])).all()
+    assert (ours[:, 2:] > ours[:, :2]).all()
+    assert len(np.unique(ours, axis=0)) > 3
+
+
+@pytest.mark.parametrize("crop", ["random", "contrastive", "inside", "whole", "centre"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (1000, 3), (333, 251)])
+def test_every_crop_is_at_least_a_pixel_inside_the_image(crop, size):
+    for box in ((0.0, 0.0, 1.0, 1.0), (0.2, 0.2, 0.20001, 0.20001)):
+        ours = rectangles(View(size=8, crop=crop), size, box, n=200)
+        assert (ours[:, :2] >= 0).all()
+        assert (ours[:, 2:] <= size).all()
+        assert (ours[:, 2:] - ours[:, :2] >= 1).all()
+
+
+def test_the_centre_view_is_the_square_of_resize_256_and_centre_crop_224():
+    ours = rectangles(View(size=224, crop="centre"), (300, 400), n=1)
+    # Resize(256) scales by 256 / 300; the central 224 pixels are 262.5 of the original.
+    assert ours[0, 2] - ours[0, 0] == pytest.approx(262.5, abs=0.5)
+    assert ours[0, 3] - ours[0, 1] == pytest.approx(262.5, abs=0.5)
+    assert ours[0, :2] + ours[0, 2:] == pytest.approx([300, 400], abs=1)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.6, 1.0, 2.5])
+def test_the_closed_form_beta_has_the_beta_distribution(alpha):
+    key = rng.keys(3, np.arange(100_000))
+    draws = rng.symmetric_beta(rng.uniform(key, 0), rng.uniform(key, 1), alpha)
+    assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_a_very_small_alpha_gives_the_two_ends_and_no_invalid_number():
+    key = rng.keys(3, np.arange(100_000))
+    draws = rng.symmetric_beta(rng.uniform(key, 0), rng.uniform(key, 1), 1e-3)
+    assert np.isfinite(draws).all()
+    assert ((draws < 0.01) | (draws > 0.99)).mean() > 0.98
+    corners = rng.symmetric_beta(np.array([0.0, 0.0, 0.5]), np.array([0.25, 0.5, 0.25]), 0.1)
+    assert np.isfinite(corners).all()
+
+
+def test_random_numbers_are_uniform_and_independent_between_slots_and_samples():
+    draws = rng.uniform(rng.keys(0, 5, np.arange(50_000)), np.arange(8)[:, None])
+    for row in draws:
+        assert stats.kstest(row, "uniform").pvalue > 1e-3
+    assert np.abs(np.corrcoef(draws) - np.eye(8)).max() < 0.02
+    neighbours = np.corrcoef(draws[0, :-1], draws[0, 1:])[0, 1]
+    assert abs(neighbours) < 0.02
+
+
+def full_plan(index, views, seed=0, epoch=0, boxes=None):
+    sizes = np.stack([100 + index % 300, 80 + (index * 7) % 400], axis=1).astype(np.int32)
+    if boxes is None:
+        boxes = np.tile(np.array([0.2, 0.1, 0.7, 0.9], np.float32), (len(index), 1))
+    guidance = plan.Guidance(boxes, np.ones(len(index), np.float32), np.ones(len(index), np.bool_))
+    return plan.draw(
+        views, index, seed=seed, epoch=epoch, sizes=sizes, guidance=guidance, partner=index,
+        partner_sizes=sizes, partner_guidance=guidance,
+    )  # fmt: skip
+
+
+def arrays_of(drawn):
+    """All arrays of a plan, the per-view ones stacked per view."""
+    fields = ("start", "end", "matrix", "pivot", "sigma", "window", "solarise")
+    return [drawn.crops, drawn.flipped, *(getattr(view, name) for view in drawn.views for name in fields)]
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "byol", "dino"])
+def test_a_view_does_not_depend_on_the_samples_beside_it(name):
+    views = recipes.BY_NAME[name](crop="contrastive")
+    index = np.arange(300)
+    together = arrays_of(full_plan(index, views))
+    shuffled = np.random.default_rng(0).permutation(300)
+    for chunk in np.array_split(shuffled, 7):
+        for whole, part in zip(together, arrays_of(full_plan(chunk, views)), strict=True):
+            assert np.array_equal(whole[chunk], part)
+
+
+def test_seed_epoch_sample_and_view_number_each_change_the_draw():
+    views, index = recipes.moco_v2(crop="contrastive"), np.arange(200)
+    base = full_plan(index, views)
+    for other in (full_plan(index, views, seed=1), full_plan(index, views, epoch=1), full_plan(index + 300, views)):
+        assert (base.crops != other.crops).any(axis=2).mean() > 0.9
+    assert (base.crops[:, 0] != base.crops[:, 1]).any(axis=1).mean() > 0.9
+
+
+def test_probabilities_and_ranges_of_the_colour_parameters_are_those_of_the_recipe():
+    drawn = full_plan(np.arange(20_000), recipes.byol())
+    first, second = drawn.views
+    grey = np.isclose(first.matrix[:, 0], first.matrix[:, 1], atol=1e-6).all(axis=1)
+    assert abs(drawn.flipped[:, 0].mean() - 0.5) < 0.02
+    assert abs(grey.mean() - 0.2) < 0.02
+    assert (first.window > 1).all()
+    assert abs((second.window > 1).mean() - 0.1) < 0.02
+    assert (first.solarise == 256).all()
+    assert abs((second.solarise == 128).mean() - 0.2) < 0.02
+    blurred = first.sigma
+    assert stats.kstest(blurred, stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
+    untouched = np.isclose(first.matrix, np.eye(3), atol=1e-6).all(axis=(1, 2))
+    assert abs(untouched.mean() - 0.2 * 0.8) < 0.02
+    # Rows of the colour map sum to brightness x contrast, each uniform in [0.6, 1.4] when jittered.
+    gain = first.matrix[~untouched].sum(axis=2)
+    assert gain.min() > 0.6**2 - 1e-3
+    assert gain.max() < 1.4**2 + 1e-3
+
+
+def test_a_flipped_view_runs_backwards_in_x_only():
+    drawn = full_plan(np.arange(500), recipes.moco_v2())
+    view, flipped = drawn.views[0], drawn.flipped[:, 0]
+    assert (view.start[:, 0] < view.end[:, 0]).all()
+    assert ((view.start[:, 1] > view.end[:, 1]) == flipped).all()
+
+
+def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
+    n = 30_000
+    boxes = np.zeros((n, 3, 4), np.float32)
+    boxes[:] = np.array([[0, 0, 0.1, 0.1], [0, 0, 0.2, 0.2], [0, 0, 0.3, 0.3]], np.float32)
+    weights = np.tile(np.array([1.0, 0.0, 3.0], np.float32), (n, 1))
+    picked = plan.pick_region(boxes, weights, np.ones(n, np.bool_), plan.region_keys(0, 0, np.arange(n)))
+    share = (picked.boxes[:, 2] > 0.25).mean()
+    assert abs(share - 0.75) < 0.02
+    assert not np.isclose(picked.boxes[:, 2], 0.2).any()
+    assert np.array_equal(picked.weights, np.where(picked.boxes[:, 2] > 0.25, 3.0, 1.0))
+
+
+def test_the_regions_of_one_sample_guide_all_its_views_alike():
+    views = recipes.moco_v2(crop="inside")
+    boxes = np.tile(np.array([0.5, 0.5, 1.0, 1.0], np.float32), (64, 1))
+    drawn = full_plan(np.arange(64), views, boxes=boxes)
+    assert (drawn.crops[..., :2] >= 0.49).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"size": 0}, "size"), ({"crop": "corner"}, "corner"), ({"source": "other"}, "source"), ({"flip": 1.5}, "flip"),
+        ({"hue": 0.7}, "hue"), ({"scale": (0.5, 1.2)}, "scale"), ({"scale": (0.9, 0.5)}, "scale"),
+        ({"alpha": 0.0}, "alpha"), ({"brightness": -1.0}, "brightness"), ({"sigma": (0.0, 2.0)}, "sigma"),
+    ],
+)  # fmt: skip
+def test_a_view_that_makes_no_sense_is_refused_by_name(change, word):
+    with pytest.raises(ValueError, match=word):
+        View(**{"size": 32, **change})
+
+
+def test_an_update_changes_the_views_of_its_row_only():
+    views, index = recipes.moco_v2(crop="contrastive"), np.arange(100)
+    boxes = np.tile(np.array([0.2, 0.1, 0.7, 0.9], np.float32), (100, 1))
+    moved = boxes.copy()
+    moved[7] = [0.0, 0.0, 0.1, 0.1]
+    before, after = full_plan(index, views, boxes=boxes), full_plan(index, views, boxes=moved)
+    differs = (before.crops != after.crops).any(axis=(1, 2))
+    assert differs[7]
+    assert differs.sum() == 1

@@ -1,0 +1,489 @@
+"""RegionTable: what update takes and refuses, snapshots, files that survive kill -9, ranks made equal."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from dali_views import regions as regions_module
+from dali_views.regions import Regions, RegionTable
+
+COLUMNS = ("boxes", "weights", "partner", "written", "writes", "written_epoch")
+BOX = [0.25, 0.125, 0.75, 0.5]
+
+
+def same(a: RegionTable, b: RegionTable) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
+
+
+def filled(length: int = 6, regions: int = 1, fingerprint: str = "") -> RegionTable:
+    table = RegionTable(length, regions, fingerprint)
+    table.epoch = 3
+    table.update([4, 1], [BOX, [0, 0, 0.5, 0.5]], [0.5, 2], [0, 5])
+    return table
+
+
+# ---- update
+
+
+def test_a_new_table_says_whole_image_weight_one_and_oneself_as_partner() -> None:
+    table = RegionTable(3, regions=2)
+    assert table.boxes.tolist() == [[[0, 0, 1, 1]] * 2] * 3
+    assert table.weights.tolist() == [[1, 1]] * 3
+    assert table.partner.tolist() == [0, 1, 2]
+    assert table.writes.tolist() == [0, 0, 0]
+    assert table.written_epoch.tolist() == [-1, -1, -1]
+    assert not table.written.any()
+    dtypes = [getattr(table, name).dtype for name in COLUMNS]
+    assert dtypes == [np.float32, np.float32, np.int64, np.bool_, np.int32, np.int32]
+
+
+def test_update_writes_the_named_rows_and_no_other() -> None:
+    table = filled()
+    assert table.boxes[4, 0].tolist() == BOX
+    assert table.weights[:, 0].tolist() == [1, 2, 1, 1, 0.5, 1]
+    assert table.partner.tolist() == [0, 5, 2, 3, 0, 5]
+    assert table.writes.tolist() == [0, 1, 0, 0, 1, 0]
+    assert table.written_epoch.tolist() == [-1, 3, -1, -1, 3, -1]
+    assert table.boxes[[0, 2, 3, 5]].tolist() == [[[0, 0, 1, 1]]] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32, torch.uint8])
+def test_torch_tensors_of_any_type_write_what_numpy_writes(
+    dtype: torch.dtype, index_dtype: torch.dtype
+) -> None:
+    table = RegionTable(6)
+    table.epoch = 3
+    table.update(
+        torch.tensor([4, 1], dtype=index_dtype),
+        torch.tensor([BOX, [0, 0, 0.5, 0.5]], dtype=dtype, requires_grad=True),
+        torch.tensor([0.5, 2], dtype=dtype)[:, None],
+        partner=torch.tensor([0, 5], dtype=index_dtype),
+    )
+    assert same(table, filled())
+
+
+def test_only_the_columns_given_change_and_only_boxes_make_a_row_written() -> None:
+    table = RegionTable(3)
+    table.update([1], partner=[2])
+    table.update([0], weights=[0.0])
+    assert table.boxes.tolist() == [[[0, 0, 1, 1]]] * 3
+    assert table.writes.tolist() == [1, 1, 0]
+    assert not table.written.any()
+    table.update([2], boxes=[[0, 0, 1, 1]])
+    assert table.written.tolist() == [False, False, True]
+
+
+def test_of_a_sample_given_twice_the_last_values_stay_and_count_once() -> None:
+    table = RegionTable(3)
+    table.update([2, 0, 2], [[0, 0, 0.1, 0.1], BOX, BOX], [7, 1, 3])
+    assert table.boxes[2, 0].tolist() == BOX
+    assert table.weights[2, 0] == 3
+    assert table.writes.tolist() == [1, 0, 1]
+
+
+def test_with_several_regions_one_box_or_weight_per_sample_goes_to_each_region() -> None:
+    table = RegionTable(4, regions=2)
+    table.update([3], [BOX], [5])
+    assert table.boxes[3].tolist() == [BOX, BOX]
+    assert table.weights[3].tolist() == [5, 5]
+    table.update([3], [[BOX, [0, 0, 1, 0.5]]], [[0, 2]])
+    assert table.boxes[3].tolist() == [BOX, [0, 0, 1, 0.5]]
+    assert table.weights[3].tolist() == [0, 2]
+
+
+def test_rounding_outside_the_image_is_clipped() -> None:
+    table = RegionTable(1)
+    table.update([0], np.array([[-1e-6, -5e-7, 1 + 1e-6, 1 + 5e-7]]))
+    assert table.boxes[0, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_an_empty_batch_is_no_write() -> None:
+    table = filled()
+    table.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    table.update([], weights=[])
+    assert same(table, filled())
+
+
+NAN, INF = float("nan"), float("inf")
+WHOLE = [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("index", "options", "message"),
+    [
+        ([0, 2, 5], {"boxes": [WHOLE, [0, NAN, 1, 1], WHOLE]}, r"Row 2 \(position 1\) has a box with NaN"),
+        (
+            [0, 2, 5],
+            {"boxes": [WHOLE, WHOLE, [0, 0, INF, 1]]},
+            r"Row 5 \(position 2\) has a box with NaN or inf",
+        ),
+        (
+            [0, 2, 5],
+            {"boxes": [WHOLE, [0, 0, 1.00001, 1], [0, 0, 2, 1]]},
+            r"Row 2 .* outside \[0, 1\]: .*1.00001",
+        ),
+        ([0, 2, 5], {"boxes": [WHOLE, WHOLE, [-0.1, 0, 1, 1]]}, "Row 5 .* outside"),
+        ([0, 2, 5], {"boxes": [WHOLE, [0.5, 0, 0.4, 1], WHOLE]}, "Row 2 .* inverted or empty"),
+        ([0, 2, 5], {"boxes": [WHOLE, [0, 0.5, 1, 0.5], WHOLE]}, "Row 2 .* inverted or empty"),
+        ([0, 2, 5], {"boxes": [WHOLE, [0, 0.5, 1, 0.5 + 1e-12], WHOLE]}, "Row 2 .* inverted or empty"),
+        ([0, 2, 5], {"boxes": [WHOLE, [1, 0, 1 + 1e-6, 1], WHOLE]}, "Row 2 .* inverted or empty"),
+        ([0, 2, 5], {"weights": [1, 1, -0.5]}, r"Row 5 \(position 2\) has a negative weight: \[-0.5, -0.5\]"),
+        ([0, 2, 5], {"weights": [1, NAN, 1]}, "Row 2 .* weight that is NaN or infinite"),
+        ([0, 2, 5], {"weights": [1, 1e300, 1]}, "Row 2 .* weight that is NaN or infinite"),
+        ([0, 2, 5], {"weights": [[1, 0], [0, 0], [0, 1]]}, "Row 2 .* only zero weights"),
+        ([0, 2, 6], {"weights": [1, 1, 1]}, r"Row 6 \(position 2\) is not in the table of 6 rows"),
+        ([-1, 2, 5], {"weights": [1, 1, 1]}, "Row -1 .* is not in the table"),
+        ([0, 2, 5], {"partner": [1, 6, 9]}, "Row 2 .* has partner 6, which is not in the table"),
+        ([0, 2, 5], {"partner": [1, 1, -1]}, "Row 5 .* has partner -1"),
+        ([0, 2, 5], {"partner": [1, 1]}, r"partner has shape \(2,\); give \(3,\)"),
+        ([0, 2, 5], {"boxes": [WHOLE] * 2}, r"boxes has shape \(2, 4\); give \(3, 2, 4\) or \(3, 4\)"),
+        ([0, 2, 5], {"boxes": np.ones((3, 3, 4))}, r"boxes has shape \(3, 3, 4\)"),
+        ([0, 2, 5], {"weights": np.ones((3, 1))}, r"weights has shape \(3, 1\); give \(3, 2\) or \(3,\)"),
+        ([[0], [2]], {"weights": [1, 1]}, r"index has shape \(2, 1\)"),
+        (3, {"weights": 1}, r"index has shape \(\)"),
+        ([0, 2, 5], {}, "nothing to write"),
+    ],
+)
+def test_wrong_calls_are_refused_by_row_and_nothing_is_written(
+    index: Any, options: dict[str, Any], message: str
+) -> None:
+    table = filled(regions=2)
+    good: dict[str, Any] = {"boxes": [BOX] * 3, "weights": [9] * 3, "partner": [3] * 3} if options else {}
+    with pytest.raises(ValueError, match=message):
+        table.update(index, **(good | options))
+    assert same(table, filled(regions=2))
+
+
+@pytest.mark.parametrize(
+    ("index", "options", "message"),
+    [
+        ([0.0, 1.0], {"weights": [1, 1]}, "index holds float64 values; give integers"),
+        ([True, False], {"weights": [1, 1]}, "index holds bool"),
+        ([0, 1], {"partner": torch.tensor([0.5, 1])}, "partner holds float64"),
+        ([0, 1], {"boxes": [["a"] * 4] * 2}, "boxes holds <U1 values; give numbers"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(index: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        RegionTable(4).update(index, **options)
+
+
+def test_a_single_region_may_weigh_nothing() -> None:
+    table = RegionTable(2)
+    table.update([1], weights=[0])
+    assert table.weights.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize(("length", "regions"), [(-1, 1), (4, 0)])
+def test_impossible_tables_are_refused(length: int, regions: int) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        RegionTable(length, regions)
+
+
+# ---- snapshots and state
+
+
+def test_a_snapshot_is_read_only_and_later_updates_do_not_reach_it() -> None:
+    table = filled()
+    frozen = table.snapshot()
+    table.epoch = 9
+    table.update([4], [WHOLE], [1], [4])
+    assert frozen.boxes[4, 0].tolist() == BOX
+    assert (frozen.weights[4, 0], frozen.partner[4], frozen.epoch, len(frozen)) == (0.5, 0, 3, 6)
+    assert frozen.written.tolist() == [False, True, False, False, True, False]
+    for array in (frozen.boxes, frozen.weights, frozen.partner, frozen.written):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+
+
+def test_states_survive_a_checkpoint_that_holds_weights_only(tmp_path: Path) -> None:
+    table = filled(regions=2, fingerprint="abc")
+    parts = {"table": as_tensors(table.state_dict()), "frozen": as_tensors(table.snapshot().state_dict())}
+    torch.save(parts, tmp_path / "checkpoint.pt")
+    loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    other = RegionTable(6, regions=2)
+    other.load_state_dict(loaded["table"])
+    assert same(other, table)
+    assert (other.epoch, other.fingerprint) == (3, "abc")
+    frozen = Regions.from_state_dict(loaded["frozen"])
+    assert frozen.epoch == 3
+    assert not frozen.boxes.flags.writeable
+    for name in ("boxes", "weights", "partner", "written"):
+        assert np.array_equal(getattr(frozen, name), getattr(table, name))
+
+
+def test_a_state_dict_is_a_copy_and_loading_takes_one() -> None:
+    table = filled()
+    state = table.state_dict()
+    other = RegionTable(6)
+    other.load_state_dict(state)
+    state["boxes"][:] = 0
+    assert same(table, filled())
+    assert same(other, filled())
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        (RegionTable(6, fingerprint="other"), {}, r"another data set \(fingerprint abc, not other\)"),
+        (RegionTable(7), {}, "do not fit 7 rows of 1 regions"),
+        (RegionTable(6, regions=2), {}, "do not fit 6 rows of 2 regions"),
+        (RegionTable(6), {"boxes": np.full((6, 1, 4), 0.5)}, "Row 0 .* inverted or empty"),
+        (RegionTable(6), {"writes": np.zeros(5, np.int32)}, "do not have 6 rows"),
+        (RegionTable(6), {"partner": None}, "The state has no 'partner'"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_written(
+    table: RegionTable, change: dict[str, Any], message: str
+) -> None:
+    state = {k: v for k, v in (filled(fingerprint="abc").state_dict() | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        table.load_state_dict(state)
+    assert same(table, RegionTable(len(table), table.regions))
+
+
+def test_binding_sets_an_empty_fingerprint_and_refuses_another() -> None:
+    table = RegionTable(2)
+    table.bind("abc")
+    table.bind("abc")
+    assert table.fingerprint == "abc"
+    with pytest.raises(ValueError, match="another data set"):
+        table.bind("other")
+
+
+# ---- files
+
+
+def test_a_saved_table_loads_equal_and_leaves_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "regions.npz"
+    filled(regions=3, fingerprint="abc").save(path)
+    filled(regions=2, fingerprint="abc").save(path)
+    for fingerprint in ("", "abc"):
+        table = RegionTable.load(path, fingerprint)
+        assert same(table, filled(regions=2))
+        assert (table.epoch, table.fingerprint) == (3, "abc")
+    assert [p.name for p in path.parent.iterdir()] == ["regions.npz"]
+
+
+def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    filled(fingerprint="abc").save(tmp_path / "r.npz")
+    with pytest.raises(ValueError, match=r"r\.npz was made for another data set"):
+        RegionTable.load(tmp_path / "r.npz", "other")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no region table at .*r\.npz"):
+        RegionTable.load(tmp_path / "r.npz", "")
+
+
+def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    filled().save(path)
+    data = path.read_bytes()
+    for end in range(0, len(data), 101):
+        path.write_bytes(data[:end])
+        with pytest.raises(ValueError, match=r"r\.npz is not a readable region table .*; delete it"):
+            RegionTable.load(path)
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    filled(40).save(path)
+    data = path.read_bytes()
+    refused = 0
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])
+        try:
+            table = RegionTable.load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert same(table, filled(40))
+    assert refused > len(data) // 7 // 2
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "r.txt").write_text("hello")
+    np.save(tmp_path / "plain.npy", np.zeros(3))
+    for name in ("r.npy", "r.txt", "plain.npy"):
+        with pytest.raises(ValueError, match="not a readable region table"):
+            RegionTable.load(tmp_path / name)
+
+
+# Loads regions.py by path: the writer needs NumPy only, which keeps its start short.
+WRITER = """
+import importlib.util, itertools, os, signal, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("regions", sys.argv[1])
+sys.modules["regions"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+table = module.RegionTable(int(sys.argv[3]))
+
+def save(n):
+    table.epoch = n
+    table.update(np.arange(len(table)), weights=np.full(len(table), n))
+    table.save(sys.argv[2])
+"""
+
+SAVE_FOR_EVER = """
+for n in itertools.count(1):
+    print("saving", n, flush=True)
+    save(n)
+    print("saved", n, flush=True)
+"""
+
+# Forks at every 9th call made by a save a process that is killed there.
+DIE_AT_EVERY_STEP = """
+def die_at(step):
+    calls = itertools.count()
+    return lambda *_: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == step else None
+
+save(1)
+for step in itertools.count(0, 9):
+    child = os.fork()
+    if child == 0:
+        sys.setprofile(die_at(step))
+        save(2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found = module.RegionTable.load(sys.argv[2])
+    assert (found.weights == found.epoch).all(), step
+    print(found.epoch, flush=True)
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    save(1)
+"""
+
+
+def writer(script: str, path: Path, rows: int) -> list[str]:
+    return [sys.executable, "-c", WRITER + script, regions_module.__file__, str(path), str(rows)]
+
+
+def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_table(tmp_path: Path) -> None:
+    command = writer(DIE_AT_EVERY_STEP, tmp_path / "regions.npz", 2000)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    epochs = [int(line) for line in done.stdout.split()]
+    assert len(epochs) > 20
+    assert epochs == sorted(epochs)  # the old one up to the rename, the new one from then on
+    assert set(epochs) == {1, 2}
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_table(tmp_path: Path) -> None:
+    path = tmp_path / "regions.npz"
+    for lines in (3, 4, 7, 9, 12):  # odd: just before a save, even: just after one
+        with subprocess.Popen(
+            writer(SAVE_FOR_EVER, path, 100_000), stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            seen = [process.stdout.readline().split() for _ in range(lines)]
+            process.kill()
+            # Lines that were under way when the kill came also count as done.
+            seen += [line.split() for line in process.stdout if line.endswith("\n")]
+        assert process.returncode == -9
+        saved = max(int(n) for word, n in seen if word == "saved")
+        table = RegionTable.load(path)
+        assert saved <= table.epoch <= saved + 1
+        assert bool((table.weights == table.epoch).all())
+        assert bool((table.writes == table.epoch).all())
+
+
+# ---- ranks
+
+
+def test_without_other_ranks_sync_moves_nothing() -> None:
+    table = filled()
+    assert table.sync() == 0
+    assert same(table, filled())
+
+
+def sync_on_rank(rank: int, folder: str) -> None:
+    for world in (4, 2):  # the last two ranks are done after the first world
+        if rank < world:
+            sync_in_world(rank, world, f"{folder}/{world}-")
+
+
+def sync_in_world(rank: int, world: int, prefix: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{prefix}store", rank=rank, world_size=world)
+    regions_module._SYNC_ROWS = 8  # several rounds on a small table
+    table = RegionTable(30, regions=2, fingerprint="abc")
+    received = []
+    table.weights[28] = rank + 5  # behind update's back: must stay where it is
+    # Round one: own rows rank, rank + world, ... below 20, and row 25 on every rank, twice on the first.
+    table.epoch = 1
+    own = np.arange(rank, 20, world)
+    table.update(own, np.tile([0, 0, 0.5, (rank + 1) / 8], (len(own), 1)), own + 1, own + 2)
+    for _ in range(2 if rank == 0 else 1):
+        table.update([25], [[0, 0, 1, (rank + 1) / 8]], [rank + 1], [rank])
+    received.append(table.sync())
+    received.append(table.sync())
+    # Round two: only the last rank has news.
+    table.epoch = 2
+    if rank == world - 1:
+        table.update([3, 29], weights=[[0, 5], [7, 7]])
+    received.append(table.sync())
+    np.savez(f"{prefix}rank{rank}.npz", received=received, **table.state_dict())
+    refused = ""
+    try:
+        RegionTable(30 if rank else 31).sync()
+    except ValueError as error:
+        refused = str(error)
+    Path(f"{prefix}refused{rank}").write_text(refused)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    # One process imports torch and is forked for each rank; four imports would take most of the test's time.
+    multiprocessing.set_forkserver_preload(["torch.distributed"])
+    start_processes(sync_on_rank, args=(str(folder),), nprocs=4, start_method="forkserver")  # type: ignore[no-untyped-call]
+    return folder
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_sync_makes_all_ranks_equal_and_moves_only_changed_rows(synced: Path, world: int) -> None:
+    ranks = [dict(np.load(synced / f"{world}-rank{rank}.npz")) for rank in range(world)]
+    own = 20 // world
+    for rank, state in enumerate(ranks):
+        news = 0 if rank == world - 1 else 2
+        assert state["received"].tolist() == [(world - 1) * (own + 1), 0, news]
+        assert state["weights"][28].tolist() == [rank + 5, rank + 5]
+        state["weights"][28] = 1
+        for name in COLUMNS:
+            assert np.array_equal(state[name], ranks[0][name])
+    table = RegionTable(30, regions=2)
+    table.load_state_dict({name: ranks[0][name] for name in (*COLUMNS, "epoch", "fingerprint")})
+    rows = np.arange(20)
+    assert np.array_equal(table.boxes[:20, 1, 3], (rows % world + 1) / 8)
+    assert np.array_equal(table.partner[:20], rows + 2)
+    assert table.weights[3].tolist() == [0, 5]
+    assert table.boxes[25, 0, 3] == world / 8  # the highest rank wins
+    assert table.partner[25] == world - 1
+    assert table.writes[25] == world + 1  # writes add up
+    assert table.writes[[3, 4, 24, 29]].tolist() == [2, 1, 0, 1]
+    assert table.written_epoch[[3, 4, 24, 29]].tolist() == [2, 1, -1, 2]
+    assert table.written.nonzero()[0].tolist() == [*range(20), 25]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_with_different_tables_are_refused_on_every_rank(synced: Path, world: int) -> None:
+    for rank in range(world):
+        assert "ranks hold different RegionTables" in (synced / f"{world}-refused{rank}").read_text()

@@ -1,0 +1,383 @@
+"""Feature taps, activation maps, the box rule of ContrastiveCrop, and view <-> image coordinates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from dali_views.saliency import (
+    FeatureTap,
+    activation_map,
+    boxes_from_maps,
+    boxes_to_image,
+    boxes_to_view,
+    heatmaps,
+    iou,
+    map_to_image,
+    map_to_view,
+)
+
+WHOLE = [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = resnet18(num_classes=4)
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))
+
+
+class Holder(nn.Module):
+    """Puts ``module.`` before every name, as DistributedDataParallel does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out
+
+
+# ---- taps
+
+
+def test_a_tap_holds_the_output_of_the_named_layer(resnet: nn.Module, images: Tensor) -> None:
+    resnet.eval()
+    with FeatureTap(resnet, "layer4") as tap:
+        logits = resnet(images)
+    assert tap.features.shape == (2, 512, 2, 2)
+    torch.testing.assert_close(resnet.get_submodule("fc")(tap.features.mean((2, 3))), logits)
+
+
+def test_a_tap_keeps_the_graph_and_leaves_no_hook_behind(resnet: nn.Module, images: Tensor) -> None:
+    layer = resnet.get_submodule("layer3.0")
+    with FeatureTap(resnet, "layer3.0") as tap:
+        assert len(layer._forward_hooks) == 1
+        resnet(images)
+    assert tap.features.requires_grad
+    assert len(layer._forward_hooks) == 0
+
+
+@pytest.mark.parametrize("layer", ["2.0", "module.2.0"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_names_are_found_behind_wrapper_prefixes(layer: str, depth: int, images: Tensor) -> None:
+    net = small_net()
+    model = net
+    for _ in range(depth):
+        model = Holder(model)
+    with FeatureTap(model, layer) as tap:
+        model(images)
+    torch.testing.assert_close(tap.features, net.get_submodule("2.0")(net[1](net[0](images))))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("layer", ["2.0", "_orig_mod.2.0"])
+def test_a_tap_put_on_a_compiled_model_before_its_first_call_sees_every_call(
+    layer: str, images: Tensor
+) -> None:
+    net = small_net().eval()
+    model = cast(nn.Module, torch.compile(net, backend="eager"))
+    with FeatureTap(model, layer) as tap:
+        model(images)
+        first = tap.features
+        model(images + 1)
+        second = tap.features
+    assert not torch.equal(first, second)
+    with FeatureTap(net, layer) as plain:
+        net(images + 1)
+    torch.testing.assert_close(second, plain.features)
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_names(resnet: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"ResNet has no layer 'layr4'; .*\blayer4\b"):
+        FeatureTap(resnet, "layr4")
+
+
+def test_an_unknown_layer_unlike_any_name_is_refused_with_the_top_names() -> None:
+    with pytest.raises(ValueError, match="nearest names are 0, 1, 2"):
+        FeatureTap(small_net(), "zzzzzzzz")
+
+
+def test_features_before_the_layer_ran_are_an_error(resnet: nn.Module) -> None:
+    with FeatureTap(resnet, "layer4") as tap, pytest.raises(RuntimeError, match="'layer4' has not run"):
+        _ = tap.features
+
+
+class Returns(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> object:
+        return {"tuple": (None, x + 1, x), "mapping": {"logits": x + 1, "other": x}, "nothing": ("a",)}[
+            self.kind
+        ]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "mapping"])
+def test_the_first_tensor_of_a_composite_output_is_kept(kind: str) -> None:
+    model = nn.Sequential(Returns(kind))
+    with FeatureTap(model, "0") as tap:
+        model(torch.zeros(2))
+    assert tap.features.tolist() == [1, 1]
+
+
+def test_a_layer_without_tensor_output_is_refused() -> None:
+    model = nn.Sequential(Returns("nothing"))
+    with FeatureTap(model, "0"), pytest.raises(TypeError, match="'0' returned no tensor"):
+        model(torch.zeros(2))
+
+
+# ---- maps
+
+
+def test_an_activation_map_is_the_min_max_of_the_channel_sum() -> None:
+    features = torch.zeros(2, 3, 2, 2)
+    features[0, :, 0, 1] = torch.tensor([1.0, 2, 3])
+    features[0, 1, 1, 0] = 3
+    features[1] = torch.arange(4.0).view(2, 2) - 7
+    maps = activation_map(features)
+    assert maps[0].tolist() == [[0, 1], [0.5, 0]]
+    torch.testing.assert_close(maps[1], torch.arange(4.0).view(2, 2) / 3)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e4, float("nan"), float("inf")])
+def test_a_constant_or_broken_map_is_all_ones_and_its_box_the_whole_image(value: float) -> None:
+    maps = activation_map(torch.full((2, 8, 3, 3), value, dtype=torch.bfloat16))
+    assert maps.dtype == torch.float32
+    assert bool((maps == 1).all())
+    assert boxes_from_maps(maps, size=(48, 48)).tolist() == [WHOLE] * 2
+
+
+def test_half_precision_sums_do_not_overflow() -> None:
+    features = torch.full((1, 64, 1, 2), 6e4, dtype=torch.float16)
+    features[..., 1] = 0
+    assert activation_map(features).tolist() == [[[1, 0]]]
+
+
+def test_tokens_without_their_prefix_give_the_map_of_the_grid() -> None:
+    maps = torch.randn(2, 5, 3, 4)
+    tokens = torch.cat([torch.full((2, 2, 5), 99.0), maps.flatten(2).transpose(1, 2)], 1)
+    torch.testing.assert_close(activation_map(tokens, prefix_tokens=2, grid=(3, 4)), activation_map(maps))
+
+
+def test_square_token_grids_need_no_grid() -> None:
+    maps = torch.randn(2, 5, 3, 3)
+    torch.testing.assert_close(activation_map(maps.flatten(2).transpose(1, 2)), activation_map(maps))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((2, 10, 5), {}, "10 tokens with prefix_tokens=0 do not form a grid of 3 x 3"),
+        ((2, 10, 5), {"prefix_tokens": 10}, "do not form a grid"),
+        ((2, 9, 5), {"prefix_tokens": -7}, "do not form a grid"),
+        ((2, 9, 5), {"grid": (2, 4)}, "do not form a grid of 2 x 4"),
+        ((2, 5, 3, 3), {"prefix_tokens": 1}, "are for tokens"),
+        ((5, 3), {}, r"features have shape \(5, 3\)"),
+    ],
+)
+def test_features_of_unclear_layout_are_refused(
+    shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        activation_map(torch.zeros(shape), **options)
+
+
+# ---- boxes
+
+
+def published_box(heatmap: Tensor, k: float, size: tuple[int, int]) -> list[float]:
+    """update_box of the authors' code for one image, with +1 on the last indices."""
+    up = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    rows = [i for i in range(size[0]) if max(up[i].tolist()) > k]
+    columns = [j for j in range(size[1]) if max(up[:, j].tolist()) > k]
+    if not rows:
+        return WHOLE
+    return [rows[0] / size[0], columns[0] / size[1], (rows[-1] + 1) / size[0], (columns[-1] + 1) / size[1]]
+
+
+@pytest.mark.parametrize(("cells", "size"), [((7, 7), (56, 56)), ((4, 4), (32, 32)), ((3, 5), (24, 33))])
+@pytest.mark.parametrize("k", [0.1, 0.5, 0.95])
+def test_boxes_follow_the_published_rule(cells: tuple[int, int], size: tuple[int, int], k: float) -> None:
+    sparse = torch.rand(40, 6, *cells, generator=torch.Generator().manual_seed(2)) ** 9
+    maps = activation_map(torch.where(sparse > 0.5, sparse, 0))
+    expected = torch.tensor([published_box(m, k, size) for m in maps])
+    assert len(set(map(tuple, expected.tolist()))) > 5
+    torch.testing.assert_close(boxes_from_maps(maps, k, size), expected)
+
+
+def test_one_hot_cell_gives_exactly_its_rectangle() -> None:
+    cells = [(i, j) for i in range(4) for j in range(5)]
+    maps = torch.zeros(20, 4, 5)
+    for n, (i, j) in enumerate(cells):
+        maps[n, i, j] = 1
+    expected = torch.tensor([[i / 4, j / 5, (i + 1) / 4, (j + 1) / 5] for i, j in cells])
+    torch.testing.assert_close(boxes_from_maps(maps), expected)
+
+
+def test_a_map_with_nothing_above_the_threshold_gives_the_whole_image() -> None:
+    assert boxes_from_maps(torch.full((1, 4, 4), 0.3), threshold=0.3).tolist() == [WHOLE]
+
+
+def test_heatmaps_of_a_batch_leave_every_training_flag_and_statistic_alone(
+    resnet: nn.Module, images: Tensor
+) -> None:
+    resnet.train()
+    frozen = resnet.get_submodule("layer2")
+    frozen.eval()
+    before = [module.training for module in resnet.modules()]
+    mean = resnet.get_buffer("bn1.running_mean").clone()
+    maps = heatmaps(resnet, images, "layer3")
+    assert maps.shape == (2, 4, 4)
+    assert not maps.requires_grad
+    assert [module.training for module in resnet.modules()] == before
+    assert torch.equal(resnet.get_buffer("bn1.running_mean"), mean)
+    torch.testing.assert_close(heatmaps(resnet, images[1:], "layer3"), maps[1:])  # eval: no batch effect
+
+
+def test_training_flags_return_even_if_the_model_fails(images: Tensor) -> None:
+    net = small_net().train()
+    with pytest.raises(RuntimeError):
+        heatmaps(net, images[:, :2], "2.0")
+    assert all(module.training for module in net.modules())
+
+
+def test_heatmaps_of_a_compiled_model_that_already_ran_are_those_of_the_model(images: Tensor) -> None:
+    net = small_net().eval()
+    model = cast(nn.Module, torch.compile(net, backend="eager"))
+    model(images)
+    torch.testing.assert_close(heatmaps(model, images, "2.0"), heatmaps(net, images, "2.0"))
+
+
+def test_heatmaps_and_taps_work_through_distributed_data_parallel(tmp_path: Path, images: Tensor) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = small_net()
+        model = nn.parallel.DistributedDataParallel(net)
+        with FeatureTap(model, "2.0") as tap:
+            model(images)
+        assert tap.features.shape == (2, 8, 60, 60)
+        torch.testing.assert_close(heatmaps(model, images, "2.0"), heatmaps(net, images, "2.0"))
+        assert model.training
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ---- coordinates
+
+
+def random_boxes(n: int, seed: int, least: float = 0.02) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    size = least + (1 - least) * torch.rand(n, 2, generator=g)
+    origin = (1 - size) * torch.rand(n, 2, generator=g)
+    return torch.cat([origin, origin + size], 1)
+
+
+def flips(n: int) -> Tensor:
+    return torch.arange(n) % 2 == 1
+
+
+def test_known_boxes_land_where_they_should() -> None:
+    crop = torch.tensor([[0.5, 0.0, 1.0, 0.5]]).repeat(2, 1)
+    box = torch.tensor([[0.5, 0.25, 0.75, 0.5]]).repeat(2, 1)
+    assert boxes_to_view(box, crop, torch.tensor([False, True])).tolist() == [
+        [0, 0.5, 0.5, 1],
+        [0, 0, 0.5, 0.5],
+    ]
+
+
+def test_boxes_survive_the_round_trip_for_any_crop_and_flip() -> None:
+    boxes, crops = random_boxes(500, 3), random_boxes(500, 4)
+    there = boxes_to_view(boxes, crops, flips(500))
+    assert bool((there[:, 2:] > there[:, :2]).all())
+    torch.testing.assert_close(boxes_to_image(there, crops, flips(500)), boxes, atol=1e-6, rtol=0)
+
+
+def test_clipping_cuts_boxes_to_the_view() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.6, 0.6, 0.9, 0.9]])
+    crops = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(2, 1)
+    clipped = boxes_to_view(boxes, crops, flips(2), clip=True)
+    assert clipped[0].tolist() == WHOLE
+    assert float((clipped[1, 2:] - clipped[1, :2]).prod()) == 0
+    assert float(boxes_to_view(boxes, crops, flips(2)).max()) > 1
+    assert boxes_to_image(torch.tensor([[-9.0, -9, 9, 9]]), crops[:1], flips(1), clip=True).tolist() == [
+        WHOLE
+    ]
+
+
+def ramps(n: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Maps whose cells hold their own centre's y, and x."""
+    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    return y[:, None].expand(n, height, width), x.expand(n, height, width)
+
+
+def test_a_view_of_a_position_ramp_holds_image_positions_for_any_crop_and_flip() -> None:
+    n, (height, width), (h, w) = 200, (20, 30), (9, 7)
+    crops, flipped = random_boxes(n, 5), flips(n)
+    y0, x0, y1, x1 = crops[:, :, None, None].unbind(1)
+    v, u = ramps(n, h, w)
+    u = torch.where(flipped[:, None, None], 1 - u, u)
+    y = (y0 + v * (y1 - y0)).clamp(0.5 / height, 1 - 0.5 / height)  # border cells hold
+    x = (x0 + u * (x1 - x0)).clamp(0.5 / width, 1 - 0.5 / width)
+    for ramp, expected in zip(ramps(n, height, width), (y, x), strict=True):
+        torch.testing.assert_close(map_to_view(ramp, crops, flipped, (h, w)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_view_ramp_placed_in_the_image_holds_view_positions_where_covered_and_zero_elsewhere() -> None:
+    n, (height, width), (h, w) = 200, (20, 30), (9, 7)
+    crops, flipped = random_boxes(n, 6), flips(n)
+    y0, x0, y1, x1 = crops[:, :, None, None].unbind(1)
+    y, x = ramps(n, height, width)
+    inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+    u = (x - x0) / (x1 - x0)
+    u = torch.where(flipped[:, None, None], 1 - u, u).clamp(0.5 / w, 1 - 0.5 / w)
+    v = ((y - y0) / (y1 - y0)).clamp(0.5 / h, 1 - 0.5 / h)
+    for ramp, expected in zip(ramps(n, h, w), (v, u), strict=True):
+        maps, covered = map_to_image(ramp, crops, flipped, (height, width))
+        assert torch.equal(covered, inside)
+        torch.testing.assert_close(maps, torch.where(inside, expected, 0), atol=1e-5, rtol=0)
+
+
+def test_a_crop_along_cell_edges_is_copied_cell_by_cell_and_mirrored_by_a_flip() -> None:
+    image = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(7))
+    crops = torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(2, 1)
+    flipped = torch.tensor([False, True])
+    cells = image[:, 2:6, 4:8]
+    view = map_to_view(image, crops, flipped, (4, 4))
+    torch.testing.assert_close(view, torch.stack([cells[0], cells[1].flip(1)]), atol=1e-5, rtol=0)
+    back, covered = map_to_image(view, crops, flipped, (8, 8))
+    assert int(covered.sum()) == 32
+    torch.testing.assert_close(back[:, 2:6, 4:8], cells, atol=1e-5, rtol=0)
+    assert float(back[~covered].abs().sum()) == 0
+
+
+def test_coordinates_of_mismatched_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="take one view"):
+        boxes_to_view(torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"maps have shape \(2, 1, 4, 4\)"):
+        map_to_view(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4), torch.zeros(2), (4, 4))
+
+
+def test_iou_of_known_pairs() -> None:
+    a = torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 1], [0.2, 0.2, 0.2, 0.2], [0, 0, 0.2, 0.2]])
+    b = torch.tensor(
+        [[0, 0, 1, 1], [0.5, 0.5, 1, 1], [0.25, 0, 1, 1], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 1, 1]]
+    )
+    torch.testing.assert_close(iou(a, b), torch.tensor([1, 0, 0.25, 0, 0]))

@@ -1,0 +1,93 @@
+"""Generated scenes: reproducible, with tight boxes, and readable by the index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dali_views.index import SampleIndex
+from dali_views.scenes import CLASSES, draw_scene, make_scenes
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
+    make_scenes(tmp_path / "a", 6, 48, seed=3)
+    make_scenes(tmp_path / "b", 6, 48, seed=3)
+    make_scenes(tmp_path / "c", 6, 48, seed=4)
+    a, b, c = (_bytes(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a["000000.jpg"] != c["000000.jpg"]
+
+
+def test_a_scene_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    few, _ = make_scenes(tmp_path / "few", 2, 48)
+    many, _ = make_scenes(tmp_path / "many", 5, 48)
+    assert _bytes(few).items() <= _bytes(many).items()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_pixels_change_inside_the_boxes_only_and_reach_all_their_sides(kind: str) -> None:
+    for number in range(12):
+        scene = draw_scene(1, number, (64, 80), [kind])
+        assert scene.kind == kind
+        changed = (scene.image != scene.background).any(-1)
+        for y0, x0, y1, x1 in scene.boxes:
+            inside = changed[y0:y1, x0:x1]
+            rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+            assert max(rows[0], columns[0]) <= 1
+            assert max(inside.shape[0] - 1 - rows[-1], inside.shape[1] - 1 - columns[-1]) <= 1
+            changed[y0:y1, x0:x1] = False
+        assert not changed.any()
+
+
+def test_objects_are_one_to_three_of_moderate_size_and_often_off_centre() -> None:
+    scenes = [draw_scene(0, number, 64) for number in range(150)]
+    assert {len(scene.boxes) for scene in scenes} == {1, 2, 3}
+    boxes = np.concatenate([scene.boxes for scene in scenes]) / 64
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    assert area.min() > 0.03
+    assert area.max() < 0.4
+    off = np.abs((boxes[:, 2:] + boxes[:, :2]) / 2 - 0.5).max(1)
+    assert (off > 0.15).mean() > 0.5
+    assert {scene.kind for scene in scenes} == set(CLASSES)
+
+
+def test_mean_colour_does_not_tell_the_class() -> None:
+    scenes = [draw_scene(0, number, 48) for number in range(400)]
+    colour = np.stack([scene.image.mean((0, 1)) for scene in scenes])
+    kinds = np.array([CLASSES.index(scene.kind) for scene in scenes])
+    distance = ((colour[:, None] - colour[None]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    right = (kinds[distance.argmin(1)] == kinds).mean()
+    assert right < 2 / len(CLASSES)
+
+
+def test_the_index_reads_labels_and_boxes_back(tmp_path: Path) -> None:
+    folder, file = make_scenes(tmp_path, 8, (48, 64), seed=2)
+    index = SampleIndex.from_coco(folder, file, cache=False)
+    assert index.classes == list(CLASSES)
+    assert index.sizes.tolist() == [[48, 64]] * 8
+    for row in range(8):
+        scene = draw_scene(2, row, (48, 64))
+        assert index.classes[index.labels[row]] == scene.kind
+        np.testing.assert_allclose(index.truth(row), scene.boxes / [48, 64, 48, 64], atol=1e-6)
+
+
+def test_fewer_classes_are_numbered_as_given(tmp_path: Path) -> None:
+    _, file = make_scenes(tmp_path, 3, 32, classes=["star", "disc"])
+    assert [c["name"] for c in json.loads(file.read_text())["categories"]] == ["star", "disc"]
+
+
+def test_impossible_requests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hexagon"):
+        make_scenes(tmp_path, 3, classes=["hexagon"])
+    with pytest.raises(ValueError, match="0 scenes"):
+        make_scenes(tmp_path, 0)
+    with pytest.raises(ValueError, match="32 or more"):
+        make_scenes(tmp_path, 1, 16)

@@ -1,0 +1,1 @@
+"""Evaluations of a frozen encoder and of what it says about each image."""

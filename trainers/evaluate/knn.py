@@ -1,0 +1,118 @@
+"""Weighted nearest-neighbour classification on frozen features (Wu et al. 2018, arXiv 1805.01978)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers import distributed
+
+__all__ = ["BatchLike", "extract", "knn_accuracy"]
+
+
+class BatchLike(Protocol):
+    """The part of a loader's batch that is read here."""
+
+    @property
+    def views(self) -> Any: ...
+    @property
+    def label(self) -> Tensor: ...
+    @property
+    def index(self) -> Tensor: ...
+
+
+@torch.no_grad()
+def extract(
+    encoder: Callable[[Tensor], Tensor], loader: Iterable[BatchLike], device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of the first view of every sample, gathered over ranks and in the order of the index.
+
+    A module is put in eval mode and back. A sample that comes more than once (padding of the last batch,
+    ranks of unequal length) is kept once.
+
+    Args:
+        encoder: images (B, 3, S, S) -> features (B, D).
+        loader: batches; every rank brings its own share, and at least one batch.
+        device: where the encoder is.
+
+    Returns:
+        features (N, D) float32, labels (N,) int64, index (N,) int64, on `device`, equal on all ranks.
+    """
+    was_training = isinstance(encoder, nn.Module) and encoder.training
+    if isinstance(encoder, nn.Module):
+        encoder.eval()
+    features, labels, index = [], [], []
+    try:
+        for batch in loader:
+            features.append(encoder(batch.views[0].to(device)).float())
+            labels.append(batch.label.to(device))
+            index.append(batch.index.to(device))
+    finally:
+        if isinstance(encoder, nn.Module):
+            encoder.train(was_training)
+    if not features:
+        raise ValueError("the loader gave no batch; nothing to extract features from")
+    all_index = distributed.gather_rows(torch.cat(index).long())
+    all_features = distributed.gather_rows(torch.cat(features))
+    all_labels = distributed.gather_rows(torch.cat(labels).long())
+    order = torch.argsort(all_index, stable=True)
+    sorted_index = all_index[order]
+    first = torch.ones_like(sorted_index, dtype=torch.bool)
+    first[1:] = sorted_index[1:] != sorted_index[:-1]
+    rows = order[first]
+    return all_features[rows], all_labels[rows], all_index[rows]
+
+
+@torch.no_grad()
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+    chunk: int = 1024,
+) -> dict[str, float]:
+    """Share of test samples whose class wins the vote of their k nearest training samples.
+
+    Each neighbour votes for its class with exp(cos / temperature). Samples of label -1 are left out.
+
+    Args:
+        train_features, test_features: (N, D) and (M, D), any scale; rows are normalised here.
+        train_labels, test_labels: (N,) and (M,) int64.
+        k: neighbours; at most N are asked.
+        temperature: the paper has 0.07, MoCo's CIFAR demo 0.1.
+        chunk: test samples compared at a time; memory is chunk * N * 4 bytes.
+
+    Returns:
+        {"top1": share, "top5": share} in [0, 1]; top5 asks for the best min(5, classes).
+
+    Raises:
+        ValueError: no labelled sample on one of the sides, or k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k should be at least 1, not {k}")
+    known, asked = train_labels >= 0, test_labels >= 0
+    bank, bank_labels = F.normalize(train_features[known], dim=1), train_labels[known]
+    tests, answers = F.normalize(test_features[asked], dim=1), test_labels[asked]
+    if not len(bank) or not len(tests):
+        side = "training" if not len(bank) else "test"
+        raise ValueError(f"no {side} sample has a label; kNN needs labels on both sides")
+    classes = int(bank_labels.max()) + 1
+    k = min(k, len(bank))
+    hits = torch.zeros(2, dtype=torch.long, device=bank.device)
+    for queries, truth in zip(torch.split(tests, chunk), torch.split(answers, chunk), strict=True):
+        cosines, neighbours = (queries @ bank.T).topk(k, dim=1)
+        # Relative to the nearest: the same ranking, and no temperature overflows.
+        weights = ((cosines - cosines[:, :1]) / temperature).exp()
+        votes = torch.zeros(len(queries), classes, dtype=weights.dtype, device=bank.device)
+        votes.scatter_add_(1, bank_labels[neighbours], weights)
+        best = votes.topk(min(5, classes), dim=1)
+        right = (best.indices == truth[:, None]) & (best.values > 0)  # a class nobody voted for is no answer
+        hits += torch.stack([right[:, 0].sum(), right.sum()])
+    top1, top5 = (hits.double() / len(tests)).tolist()
+    return {"top1": top1, "top5": top5}

@@ -1,0 +1,121 @@
+"""MoCo v2: a query finds its key among a queue of earlier keys (arXiv 1911.05722, 2003.04297)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers import config as cfg
+from trainers import distributed
+from trainers.backbones import Backbone
+from trainers.methods import Method, two_views
+from trainers.methods.heads import normalise, projector, split_batch_norm
+from trainers.methods.momentum import ema_update, momentum_copy
+
+__all__ = ["MoCo", "info_nce"]
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE per sample: -log( exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)) ).
+
+    Args:
+        query, key: rows of length 1 (B, D); gradients flow through the query.
+        queue: negatives of length 1 (K, D).
+        temperature: T.
+
+    Returns:
+        Losses (B,).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        positive = (query * key).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
+        answer = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        return F.cross_entropy(logits, answer, reduction="none")
+
+
+class MoCo(Method):
+    """Query and key encoder, queue, and InfoNCE.
+
+    Keys are encoded in shuffled order (over all ranks, or over the groups of split batch norm), so that
+    the statistics of batch norm do not give the positive away. The shuffle is a pure function of the step.
+    With `symmetric`, the two directions are added, as in the authors' CIFAR demo.
+    """
+
+    sync_bn = False  # shuffling works because each process has its own statistics
+    queue: Tensor
+    pointer: Tensor
+
+    def __init__(self, backbone: Backbone, config: cfg.MoCo) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector(backbone.dim, config.hidden_dim, config.output_dim, config.bn)
+        if config.split_bn:
+            split_batch_norm(self.backbone, config.split_bn)
+        self.key_backbone = momentum_copy(self.backbone)
+        self.key_projector = momentum_copy(self.projector)
+        self.temperature = config.temperature
+        self.loss_scale = config.loss_scale
+        self.momentum = config.momentum
+        self.symmetric = config.symmetric
+        self.split_bn = config.split_bn
+        self.register_buffer("queue", normalise(torch.randn(config.queue, config.output_dim)))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.steps = 0
+        self._fresh: list[Tensor] = []
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        first, second = two_views(views)
+        losses = self._direction(first, second, 0)
+        if self.symmetric:
+            losses = losses + self._direction(second, first, 1)
+        return self.loss_scale * losses
+
+    def after_step(self, step: int, total: int) -> None:
+        """Move the key encoder and enqueue the step's keys (not sooner: backward needs the old queue)."""
+        ema_update(self.key_backbone, self.backbone, self.momentum)
+        ema_update(self.key_projector, self.projector, self.momentum)
+        if self._fresh:
+            self.enqueue(torch.cat(self._fresh))
+            self._fresh.clear()
+        self.steps = step + 1
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Overwrite the oldest entries by `keys` (n, D) of all ranks; n need not divide the queue."""
+        size, kept = len(self.queue), keys[-len(self.queue) :]
+        start = self.pointer + len(keys) - len(kept)
+        # The place is computed on the device: reading the pointer would make the CPU wait for the GPU.
+        place = (start + torch.arange(len(kept), device=keys.device)) % size
+        self.queue[place] = kept
+        self.pointer.copy_((self.pointer + len(keys)) % size)
+
+    def get_extra_state(self) -> int:
+        """The step, on which the shuffles hang."""
+        return self.steps
+
+    def set_extra_state(self, state: Any) -> None:
+        self.steps = int(state)
+
+    def _direction(self, query_view: Tensor, key_view: Tensor, direction: int) -> Tensor:
+        query = normalise(self.projector(self.backbone(query_view)))
+        keys = self._keys(key_view, 2 * self.steps + direction)
+        if self.training:
+            self._fresh.append(keys)
+        start = distributed.rank() * len(query)
+        return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature)
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor, seed: int) -> Tensor:
+        """Keys of all ranks in rank order (world * B, D), each encoded in a batch mixed over the ranks."""
+        if distributed.world() == 1 and not self.split_bn:
+            return normalise(self.key_projector(self.key_backbone(images)))
+        everything = distributed.gather(images)
+        start, rows = distributed.rank() * len(images), len(images)
+        # Equal on all ranks without communication, and again after a resume.
+        order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
+        mixed = everything[order[start : start + rows].to(images.device)]
+        keys = distributed.gather(normalise(self.key_projector(self.key_backbone(mixed))))
+        return keys[torch.argsort(order).to(images.device)]

@@ -1,0 +1,56 @@
+"""SimCLR: the two views of a sample find each other among all views of the batch (arXiv 2002.05709)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers import config as cfg
+from trainers import distributed
+from trainers.backbones import Backbone
+from trainers.methods import Method, two_views
+from trainers.methods.heads import normalise, projector
+
+__all__ = ["SimCLR", "nt_xent"]
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent per sample: mean of the losses of its two views, with all 2N - 1 others in the denominator.
+
+        l(i) = -log( exp(cos(z_i, z_j) / T) / sum over k != i of exp(cos(z_i, z_k) / T) ),  j the other view
+
+    N counts the samples of all ranks; gradients flow through the gathered embeddings.
+
+    Args:
+        first, second: embeddings (B, D) of the two views; B equal on all ranks.
+        temperature: T.
+
+    Returns:
+        Losses (B,) of this rank's samples; their mean over ranks is the loss of the joined batch.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        own = torch.stack([normalise(first), normalise(second)], dim=1)  # (B, view, D)
+        others = distributed.gather_with_grad(own).flatten(0, 1)  # sample i's views at 2i and 2i + 1
+        logits = own.flatten(0, 1) @ others.T / temperature
+        row = torch.arange(len(logits), device=logits.device)
+        column = row + distributed.rank() * len(logits)
+        itself = column[:, None] == torch.arange(len(others), device=logits.device)
+        losses = F.cross_entropy(logits.masked_fill(itself, -torch.inf), column ^ 1, reduction="none")
+        return losses.view(-1, 2).mean(dim=1)
+
+
+class SimCLR(Method):
+    """Backbone, projector and NT-Xent."""
+
+    def __init__(self, backbone: Backbone, config: cfg.SimCLR) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector(backbone.dim, config.hidden_dim, config.output_dim, config.bn)
+        self.temperature = config.temperature
+        self.loss_scale = config.loss_scale
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        # One pass over both views, so that batch norm sees them together.
+        first, second = self.projector(self.backbone(torch.cat(two_views(views)))).chunk(2)
+        return self.loss_scale * nt_xent(first, second, self.temperature)

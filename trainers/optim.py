@@ -1,0 +1,151 @@
+"""Optimisers with their parameter groups, and a learning rate that is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, overload
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from trainers import config as cfg
+
+__all__ = ["Lars", "build_optimizer", "lr_at", "param_groups", "set_lr"]
+
+
+def lr_at(step: int, total: int, warmup: int, base: float, minimum: float = 0.0) -> float:
+    """Learning rate of one step: linear warm-up, then half a cosine.
+
+    Args:
+        step: optimiser step, counted from 0.
+        total: steps of the whole run; from there on the rate stays at `minimum`.
+        warmup: steps of linear growth; step i < warmup has base * (i + 1) / warmup, so none is lost at 0.
+        base: the peak rate.
+        minimum: the rate at step `total`.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return minimum + (base - minimum) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_lr(optimizer: Optimizer, lr: float, peak: float) -> None:
+    """Give every group the rate `lr`, and groups marked `constant_lr` the rate `peak`."""
+    for group in optimizer.param_groups:
+        group["lr"] = peak if group["constant_lr"] else lr
+
+
+def param_groups(
+    module: nn.Module, weight_decay: float, decay_norms: bool = False, constant: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups that share weight decay, LARS adaptation and schedule.
+
+    Biases and other 1-D parameters (norms) get neither LARS adaptation nor, unless `decay_norms`, weight
+    decay. Frozen parameters (requires_grad False) are left out.
+
+    Args:
+        module: the whole method, so that its heads are included.
+        weight_decay: decay of the weights with two or more dimensions.
+        decay_norms: decay the 1-D parameters too.
+        constant: names of submodules whose rate ignores the schedule (SimSiam's predictor).
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_weight = parameter.ndim > 1
+        is_constant = any(name == prefix or name.startswith(f"{prefix}.") for prefix in constant)
+        group = groups.setdefault(
+            (is_weight, is_constant),
+            {
+                "params": [],
+                "weight_decay": weight_decay if is_weight or decay_norms else 0.0,
+                "adapt": is_weight,
+                "constant_lr": is_constant,
+            },
+        )
+        group["params"].append(parameter)
+    # Sorted, so that a checkpoint's group order does not hang on which parameter comes first.
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def build_optimizer(module: nn.Module, config: cfg.Optim, constant: Collection[str] = ()) -> Optimizer:
+    """The optimiser of a configuration over a module's trainable parameters, at its peak rate."""
+    groups = param_groups(module, config.weight_decay, config.decay_norms, constant)
+    if not groups:
+        raise ValueError("the module has no trainable parameter; nothing is left to optimise")
+    match config:
+        case cfg.SGD():
+            return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum)
+        case cfg.LARS():
+            return Lars(groups, lr=config.peak_lr, momentum=config.momentum, trust=config.trust)
+        case cfg.AdamW():
+            return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas)
+
+
+class Lars(Optimizer):
+    """SGD whose step is, per tensor, a fixed share of the weights' length (You et al., arXiv 1708.03888).
+
+        d = grad + weight_decay * w
+        local = trust * |w| / (|grad| + weight_decay * |w|)     (1 where `adapt` is off or a norm is 0)
+        v = momentum * v + lr * local * d
+        w = w - v
+
+    The rate stands inside the velocity, as in the paper: a falling rate does not shrink past steps.
+
+    Args:
+        params: parameters or groups; a group may set weight_decay and adapt.
+        lr: rate; the schedule writes it into the groups.
+        momentum: share of the velocity kept.
+        weight_decay: default of the groups.
+        trust: the paper's eta.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapt": True,
+            "constant_lr": False,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; returns the closure's loss, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            decay, lr = group["weight_decay"], group["lr"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                update = weight.grad.add(weight, alpha=decay)
+                if group["adapt"]:
+                    length, slope = weight.norm(), weight.grad.norm()
+                    local = group["trust"] * length / (slope + decay * length)
+                    # where() and not if: a comparison in Python would wait for the GPU at every tensor.
+                    update.mul_(torch.where((length > 0) & (slope > 0), local, 1.0))
+                state = self.state[weight]
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(weight)
+                state["velocity"].mul_(group["momentum"]).add_(update, alpha=lr)
+                weight.sub_(state["velocity"])
+        return loss
