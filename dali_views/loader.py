@@ -324,7 +324,7 @@ class ViewLoader:
         images = [self._images(drawn.index)]
         if self._partnered:
             images.append(self._images(drawn.partner))
-        return pipeline.inputs(images, drawn.views)
+        return pipeline.inputs(images, self.views, drawn.views)
 
     def _images(self, rows: plan.I64) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return self.index.path_rows(rows) if self.index.arrays is None else self.index.arrays[rows]

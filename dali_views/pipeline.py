@@ -7,7 +7,7 @@ through one external source. Regions of interest are arguments, so they stay on 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,13 +54,13 @@ def build(
     )  # fmt: skip
     partner = any(view.source == "partner" for view in views)
     with pipe:
-        nodes = iter(_external(source, encoded, partner, len(views)))
+        nodes = iter(_external(source, encoded, partner, views))
         images = {"self": _image(next(nodes), encoded, gpu, hw_decoder_load)}
         if partner:
             images["partner"] = _image(next(nodes), encoded, gpu, hw_decoder_load)
         outputs = []
         for view in views:
-            image = _view(view, images[view.source], [next(nodes) for _ in range(_INPUTS_PER_VIEW)])
+            image = _view(view, images[view.source], {name: next(nodes) for name in _parameters(view)})
             image = fn.crop_mirror_normalize(
                 image,
                 dtype=_DTYPE[dtype],
@@ -74,30 +74,44 @@ def build(
     return pipe
 
 
-_INPUTS_PER_VIEW = 7
+# Type and rank, per sample, of what a ViewPlan holds.
+_KINDS = {
+    "start": (types.FLOAT, 1),
+    "end": (types.FLOAT, 1),
+    "matrix": (types.FLOAT, 2),
+    "pivot": (types.FLOAT, 1),
+    "sigma": (types.FLOAT, 0),
+    "window": (types.INT32, 0),
+    "solarise": (types.INT16, 0),
+}
 
 
-def inputs(images: Sequence[NDArray[np.uint8]], views: Sequence[ViewPlan]) -> list[NDArray[Any]]:
+def _parameters(view: View) -> list[str]:
+    """The parts of a ViewPlan that this view's operators read."""
+    names = ["start", "end"]
+    if view.jitter > 0.0 or view.grayscale > 0.0:
+        names += ["matrix", "pivot"]
+    if view.blur > 0.0:
+        names += ["sigma", "window"]
+    if view.solarise > 0.0:
+        names += ["solarise"]
+    return names
+
+
+def inputs(
+    images: Sequence[NDArray[np.uint8]], views: Sequence[View], plans: Sequence[ViewPlan]
+) -> list[NDArray[Any]]:
     """What the source returns for one batch: the samples' images (and their partners'), then each view's plan."""
     arrays: list[NDArray[Any]] = list(images)
-    for view in views:
-        arrays += [view.start, view.end, view.matrix, view.pivot, view.sigma, view.window, view.solarise]
+    for view, drawn in zip(views, plans, strict=True):
+        arrays += [getattr(drawn, name) for name in _parameters(view)]
     return arrays
 
 
-def _external(source: Source, encoded: bool, partner: bool, views: int) -> list[Any]:
+def _external(source: Source, encoded: bool, partner: bool, views: Sequence[View]) -> list[Any]:
     """The source's nodes, in the order of `inputs`, with type and rank declared."""
     image = (types.UINT8, 1) if encoded else (types.UINT8, 3)
-    per_view = [
-        (types.FLOAT, 1),  # start
-        (types.FLOAT, 1),  # end
-        (types.FLOAT, 2),  # matrix
-        (types.FLOAT, 1),  # pivot
-        (types.FLOAT, 0),  # sigma
-        (types.INT32, 0),  # window
-        (types.INT16, 0),  # solarise
-    ]
-    kinds = [image] * (1 + partner) + per_view * views
+    kinds = [image] * (1 + partner) + [_KINDS[name] for view in views for name in _parameters(view)]
     return list(
         fn.external_source(
             source, num_outputs=len(kinds), batch=True, dtype=[k[0] for k in kinds], ndim=[k[1] for k in kinds]
@@ -116,25 +130,25 @@ def _image(node: Any, encoded: bool, gpu: bool, hw_decoder_load: float) -> Any:
     return fn.decoders.image(fn.io.file.read(node), output_type=types.RGB, adjust_orientation=False, **options)
 
 
-def _view(view: View, image: Any, parameters: Sequence[Any]) -> Any:
+def _view(view: View, image: Any, given: Mapping[str, Any]) -> Any:
     """Crop, resize and flip in one kernel, then the photometric operators this view can ever need, on uint8."""
-    start, end, matrix, pivot, sigma, window, solarise = parameters
     image = fn.resize(
         image,
         size=[view.size, view.size],
-        roi_start=start,
-        roi_end=end,
+        roi_start=given["start"],
+        roi_end=given["end"],
         interp_type=_INTERPOLATION[view.interpolation],
         antialias=True,
     )
-    if view.jitter > 0.0 or view.grayscale > 0.0:
-        image = fn.coord_transform(image, M=matrix, T=pivot * _grey_mean(image), dtype=types.UINT8)
+    if "matrix" in given:
+        shift = given["pivot"] * _grey_mean(image)
+        image = fn.coord_transform(image, M=given["matrix"], T=shift, dtype=types.UINT8)
         image = fn.reshape(image, layout="HWC")
-    if view.blur > 0.0:
-        image = fn.gaussian_blur(image, sigma=sigma, window_size=window)
-    if view.solarise > 0.0:
+    if "sigma" in given:
+        image = fn.gaussian_blur(image, sigma=given["sigma"], window_size=given["window"])
+    if "solarise" in given:
         # x ^ 255 is 255 - x.
-        image = image ^ (fn.cast(image >= solarise, dtype=types.UINT8) * np.uint8(255))
+        image = image ^ (fn.cast(image >= given["solarise"], dtype=types.UINT8) * np.uint8(255))
     return image
 
 

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 MAX_PIXELS = 178_956_970
-"""Largest image accepted by default, in pixels; Pillow refuses more than this as a decompression bomb."""
+"""Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
 
 THREADS_BELOW = 20_000
 """Fewer files than this are scanned by threads, more by worker processes."""
@@ -52,13 +52,12 @@ class _Refused(Exception):
     """Carries the reason for which a file is left out."""
 
 
-def inspect_file(path: bytes, known: Record | None = None, max_pixels: int = MAX_PIXELS) -> Record:
+def inspect_file(path: bytes, known: Record | None = None) -> Record:
     """Looks at one file; never raises for a bad one.
 
     Args:
         path: Full path of the file.
         known: What an earlier scan said; returned as it is when size and mtime have not changed.
-        max_pixels: Images of more pixels are refused before memory is taken for them.
 
     Returns:
         The record of the file; its last entry says why the file cannot be used, or is empty.
@@ -77,7 +76,7 @@ def inspect_file(path: bytes, known: Record | None = None, max_pixels: int = MAX
         if status.st_size == 0:
             raise _Refused("empty file")
         with open(path, "rb") as file:
-            height, width = _inspect(file, status.st_size, max_pixels)
+            height, width = _inspect(file, status.st_size)
     except _Refused as refusal:
         return 0, 0, *stamp, str(refusal)
     except OSError as error:
@@ -85,7 +84,7 @@ def inspect_file(path: bytes, known: Record | None = None, max_pixels: int = MAX
     return height, width, *stamp, ""
 
 
-def _inspect(file: IO[bytes], size: int, max_pixels: int) -> tuple[int, int]:
+def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
     """(height, width) as stored, or `_Refused`."""
     image = _open(file)
     kind, mode = str(image.format), image.mode
@@ -94,12 +93,12 @@ def _inspect(file: IO[bytes], size: int, max_pixels: int) -> tuple[int, int]:
     width, height = image.size
     if kind == "TIFF":
         # Pillow swaps the sides of a rotated TIFF; DALI is told not to.
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags = image.tag_v2
         width, height = int(tags[256]), int(tags[257])
     if height < 1 or width < 1:
         raise _Refused("image without pixels")
-    if height * width > max_pixels:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {max_pixels}")
+    if height * width > MAX_PIXELS:
+        raise _Refused(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
     if mode == "CMYK" and kind in ("JPEG", "MPO") and "adobe" not in image.info:
         raise _Refused("CMYK JPEG without an Adobe marker, whose colours DALI inverts")
     if kind == "PPM":
@@ -134,7 +133,7 @@ def _end_looks_wrong(file: IO[bytes], image: Image.Image, kind: str, size: int) 
     if kind in ("BMP", "PPM"):
         return True  # uncompressed: decoding them is reading them
     if kind == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags = image.tag_v2
         starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
         if not starts or not counts:
             return True
@@ -167,7 +166,6 @@ def scan(
     *,
     processes: int | None = None,
     progress: bool = True,
-    max_pixels: int = MAX_PIXELS,
 ) -> list[Record]:
     """Looks at many files in parallel.
 
@@ -178,7 +176,6 @@ def scan(
         processes: Worker processes; 0 means threads in this process. By default threads below
             `THREADS_BELOW` files and one process per core from there on.
         progress: Shows a bar on a terminal.
-        max_pixels: See `inspect_file`.
 
     Returns:
         One record per name, in the order of `names`.
@@ -188,7 +185,7 @@ def scan(
     if processes is None:
         processes = 0 if len(names) < THREADS_BELOW else cores
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    jobs = ([(os.path.join(root, n), known.get(n), max_pixels) for n in chunk] for chunk in chunks)
+    jobs = ([(os.path.join(root, n), known.get(n)) for n in chunk] for chunk in chunks)
     records: list[Record] = []
     with (
         _runner(min(processes, len(chunks))) as run,
@@ -205,7 +202,7 @@ def scan(
     return records
 
 
-_Job: TypeAlias = list[tuple[bytes, "Record | None", int]]
+_Job: TypeAlias = list[tuple[bytes, "Record | None"]]
 
 
 def _run_here(job: _Job) -> list[Record]:

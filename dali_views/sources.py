@@ -1,16 +1,18 @@
-"""Where samples come from: class folders, text lists, COCO files. Names, labels and boxes; no pixels."""
+"""Where samples come from: class folders, text lists, COCO sets. Names and labels; nothing is opened."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .atomic import PathLike
+from .truth_boxes import RowBoxes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
@@ -38,7 +40,7 @@ class Listing:
     """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
 
 
-def _folder(path: str | os.PathLike[str]) -> str:
+def _folder(path: PathLike) -> str:
     root = os.path.abspath(os.fspath(path))
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -52,7 +54,7 @@ def by_part(name: bytes) -> bytes:
     return name.replace(b"/", b"\0")
 
 
-def list_folder(path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> Listing:
+def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing:
     """Lists an image folder: `root/<class>/**/image`, or a flat one without labels."""
     root = _folder(path)
     listing = Listing(root, [], [], [])
@@ -116,7 +118,7 @@ def _walk(root: bytes, folder: bytes, above: frozenset[tuple[int, int]], listing
     return images
 
 
-def list_file(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Listing:
+def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
     file = Path(path)
     if not file.is_file():
@@ -175,19 +177,13 @@ def _number(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     return labels, [str(i) for i in range(max(labels) + 1)]
 
 
-class Boxes(NamedTuple):
-    """Ground-truth boxes of named files."""
-
-    names: list[bytes]
-    """The file of each box."""
-    boxes: NDArray[np.float32]
-    """(M, 4) y0, x0, y1, x1 fractions."""
-    labels: NDArray[np.int32]
-    """(M,)"""
-
-
-def list_coco(images: str | os.PathLike[str], instances: str | os.PathLike[str]) -> tuple[Listing, Boxes]:
-    """Lists the images of a COCO instances file, with its boxes; see `SampleIndex.from_coco`."""
+def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[Listing, RowBoxes]:
+    """Lists the images of a COCO set, with the boxes of its instances file; see `SampleIndex.from_coco`."""
+    if instances is None:
+        listing = list_folder(images)
+        listing.labels, listing.classes = [-1] * len(listing.names), []
+        none = np.zeros(0, np.int64)
+        return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
     root, file = _folder(images), Path(instances)
     if not file.is_file():
         raise FileNotFoundError(f"The COCO file {str(file)!r} does not exist; check the path.")
@@ -218,41 +214,4 @@ def list_coco(images: str | os.PathLike[str], instances: str | os.PathLike[str])
     labels[row[order]] = kind[order]
     names = [os.fsencode(e["file_name"]) for e in entries]
     listing = Listing(root, names, labels.tolist(), [str(c.get("name", c["id"])) for c in kinds])
-    return listing, Boxes([names[i] for i in row], corners.astype(np.float32), kind)
-
-
-def read_boxes(path: str | os.PathLike[str]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Reads lines `name x0 y0 x1 y1` (pixels, inclusive, as in Tiny-ImageNet; a class column is skipped).
-
-    Returns:
-        Boxes by name: y0, x0, y1 + 1, x1 + 1 in pixels.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The box file {os.fspath(path)!r} does not exist; check the path.")
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
-    for number, line in enumerate(Path(path).read_text(errors="surrogateescape").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        try:
-            head, *corners = line.strip().rsplit(None, 4)
-            x0, y0, x1, y1 = (float(c) for c in corners)
-        except ValueError:
-            raise ValueError(
-                f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); mend it."
-            ) from None
-        found.setdefault(head.split("\t")[0].strip(), []).append((y0, x0, y1 + 1, x1 + 1))
-    return found
-
-
-def find_rows(paths: Iterable[bytes], names: Iterable[str]) -> Mapping[str, int]:
-    """Row of each name: a relative path, or a file name that occurs once. Unknown names are absent."""
-    wanted = {os.fsencode(name): name for name in names}
-    exact: dict[str, int] = {}
-    short: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        if path in wanted:
-            exact[wanted[path]] = row
-        base = wanted.get(os.path.basename(path))
-        if base is not None:
-            short[base] = -1 if base in short else row
-    return {**{name: row for name, row in short.items() if row >= 0}, **exact}
+    return listing, RowBoxes(row, corners.astype(np.float32), kind)

@@ -42,7 +42,7 @@ def through_graph(pixels: np.ndarray, view: View, device: str, **parameters: obj
     }  # fmt: skip
     drawn = plan.ViewPlan(**{**neutral, **parameters})
     graph = pipeline.build(
-        [view], lambda: pipeline.inputs([pixels], [drawn]), batch_size=n, device=device,
+        [view], lambda: pipeline.inputs([pixels], [view], [drawn]), batch_size=n, device=device,
         device_id=0 if device == "gpu" else None, threads=1, encoded=False, dtype="float32", hw_decoder_load=0.0, **RAW,
     )  # fmt: skip
     (out,) = graph.run()

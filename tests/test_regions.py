@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from dali_views import region_sync
 from dali_views import regions as regions_module
 from dali_views.regions import Regions, RegionTable
 
@@ -326,13 +327,13 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
             RegionTable.load(tmp_path / name)
 
 
-# Loads regions.py by path: the writer needs NumPy only, which keeps its start short.
+# A bare package in place of dali_views/__init__.py: the writer needs NumPy only, which keeps its start short.
 WRITER = """
-import importlib.util, itertools, os, signal, sys
+import itertools, os, signal, sys, types
 import numpy as np
-spec = importlib.util.spec_from_file_location("regions", sys.argv[1])
-sys.modules["regions"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+sys.modules["dali_views"] = package = types.ModuleType("dali_views")
+package.__path__ = [os.path.dirname(sys.argv[1])]
+from dali_views import regions as module
 table = module.RegionTable(int(sys.argv[3]))
 
 def save(n):
@@ -422,7 +423,7 @@ def sync_on_rank(rank: int, folder: str) -> None:
 
 def sync_in_world(rank: int, world: int, prefix: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{prefix}store", rank=rank, world_size=world)
-    regions_module._SYNC_ROWS = 8  # several rounds on a small table
+    region_sync._SYNC_ROWS = 8  # several rounds on a small table
     table = RegionTable(30, regions=2, fingerprint="abc")
     received = []
     table.weights[28] = rank + 5  # behind update's back: must stay where it is

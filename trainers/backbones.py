@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 __all__ = ["Backbone", "build_backbone"]
 
@@ -31,7 +32,8 @@ def build_backbone(name: str, stem: Literal["imagenet", "small"] = "imagenet") -
     """A randomly initialised encoder without its classifier; parameters keep their library's names.
 
     Args:
-        name: a torchvision classification model such as "resnet50", or a timm model if timm is installed.
+        name: a torchvision classification model such as "resnet50", "resnet10" (its small sibling), or a timm
+            model if timm is installed.
         stem: "small" makes the first convolution 3x3 with stride 1 and drops the max-pool, so that images
             of 32 or 64 pixels keep a map of 4 or 8 (ResNets only; as in SimCLR, arXiv 2002.05709, B.9).
 
@@ -42,14 +44,21 @@ def build_backbone(name: str, stem: Literal["imagenet", "small"] = "imagenet") -
         ValueError: the name is unknown, the model has no classifier to take off, or the stem does not fit.
     """
     known = torchvision.models.list_models(module=torchvision.models)
-    net = _from_torchvision(name) if name in known else _from_timm(name, known)
+    if name == "resnet10":  # one block per stage: for demonstrations and tests
+        net = _headless(torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1]), name)
+    else:
+        net = _from_torchvision(name) if name in known else _from_timm(name, known)
     if stem == "small":
         _shrink_stem(net, name)
     return net
 
 
 def _from_torchvision(name: str) -> Backbone:
-    net = cast(Backbone, torchvision.models.get_model(name, weights=None))
+    return _headless(torchvision.models.get_model(name, weights=None), name)
+
+
+def _headless(model: nn.Module, name: str) -> Backbone:
+    net = cast(Backbone, model)
     linears = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linears or hasattr(net, "aux_logits"):
         raise ValueError(f"backbone {name} has no single linear classifier to take off; choose a ResNet")

@@ -38,8 +38,11 @@ __all__ = [
     "SimCCrop",
     "SimCLR",
     "Views",
+    "differences",
     "dump",
     "load",
+    "override",
+    "parse",
 ]
 
 
@@ -65,7 +68,7 @@ class Run(Section):
     """Where, how long and on what the run goes."""
 
     out: str
-    """Folder for checkpoints, logs and the resolved configuration; a run found there is resumed."""
+    """Folder for checkpoints, logs and the resolved configuration."""
     seed: CountOrZero = 0
     """Seed of initial weights and of every view."""
     epochs: Count = 100
@@ -84,8 +87,8 @@ class Run(Section):
     """Steps between lines of the log."""
     evaluate_every: CountOrZero = 10
     """Epochs between evaluations, the last epoch included; 0: never."""
-    threads: Count = 4
-    """CPU threads per process that decode and augment."""
+    threads: Count | None = None
+    """CPU threads per process that decode and augment; absent: this process's share of the cores."""
 
 
 class Data(Section):
@@ -127,6 +130,12 @@ class Views(Section):
     """Beta(alpha, alpha) of ContrastiveCrop's centres: below 1 prefers the box's border; 1 is uniform."""
     scale: tuple[float, float] | None = None
     """Least and greatest crop area as shares of the image; absent: the recipe's own."""
+    blur: Share | None = None
+    """Probability of blur, for recipes whose views share one (0 for small images); absent: the recipe's own."""
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    """Mean of RGB in [0, 1] that is subtracted from every view."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Deviation of RGB in [0, 1] that every view is divided by."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Views:
@@ -200,8 +209,8 @@ class ContrastiveCrop(Section):
     """Share of the min-max normalised map above which a pixel belongs to the object."""
     layer: str | None = None
     """Dotted name of the module whose output is the map; absent: the backbone's last spatial one."""
-    size: Count = 224
-    """Pixels to which the whole image is squashed before it is localised."""
+    size: Count | None = None
+    """Pixels to which the whole image is squashed before it is localised; absent: the size of the views."""
 
 
 class SimCCrop(Section):
@@ -333,7 +342,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: the file or one of its bases does not exist.
         ConfigError: a key is unknown, missing or ill-typed, or two parts do not fit.
     """
-    data = _merge(_read(Path(path), ()), _parse_overrides(overrides))
+    return _check(_merge(_read(Path(path), ()), _parse_overrides(overrides)), str(path))
+
+
+def _check(data: dict[str, Any], source: str) -> Config:
     for section in _CHOICES:
         if isinstance(data.get(section), dict):
             data[section] = {"name": _default_name(section), **data[section]}
@@ -341,7 +353,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         # The JSON route is strict yet takes a list for a tuple; default=str turns YAML dates into text.
         return Config.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise ConfigError(f"{_explain(error, data)} (in {path})") from None
+        raise ConfigError(f"{_explain(error, data)} (in {source})") from None
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some values changed, checked as by `load`."""
+    return _check(_merge(config.model_dump(mode="json"), _parse_overrides(overrides)), "the overrides")
+
+
+def parse(text: str) -> Config:
+    """The configuration that `dump` wrote."""
+    return _check(_parse(text, "the stored configuration"), "the stored configuration")
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Dotted keys in which two configurations differ."""
+    flat = [_flatten(config.model_dump(mode="json")) for config in (one, other)]
+    return sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def dump(config: Config) -> str:

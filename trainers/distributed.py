@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "all_mean",
+    "any_rank",
     "barrier",
     "broadcast_buffers",
     "cleanup",
@@ -140,6 +141,16 @@ def all_mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / world()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    if world() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    count = torch.tensor(int(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count.item())
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -1,1 +1,115 @@
-"""Evaluations of a frozen encoder and of what it says about each image."""
+"""Evaluations: what an encoder has learnt, measured on frozen features through the loader's own decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dali_views import RegionTable, SampleIndex, ViewLoader, show
+
+from .. import config as cfg
+from .. import distributed
+from ..amp import autocast, device_kind
+from ..backbones import Backbone
+from ..data import DataSets, evaluation_views, plain_loader, training_views
+from ..localise import boxes_of, locate
+from .knn import extract, knn_accuracy
+from .localisation import localisation
+
+__all__ = ["Evaluation", "Evaluator", "knn"]
+
+MOST_LOCALISED = 5000  # images with true boxes that are enough for a mean
+PICTURED = 6
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation."""
+
+    scores: dict[str, float]
+    """knn_top1, knn_top5 (shares), iou, corloc, box_area; those that the data allow."""
+    picture: Figure | None
+    """Images with heatmap, box and views; on the main rank."""
+
+
+def knn(
+    config: cfg.Config, encoder: Backbone, bank: SampleIndex, queries: SampleIndex, device: torch.device,
+    k: int = 200, temperature: float = 0.1,
+) -> dict[str, float]:  # fmt: skip
+    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares."""
+
+    def features(images: Tensor) -> Tensor:
+        with autocast(config, device):
+            return encoder(images)
+
+    training = encoder.training
+    encoder.eval()
+    voters, asked = (
+        extract(features, plain_loader(config, index, evaluation_views(config.views)), device)
+        for index in (bank, queries)
+    )
+    encoder.train(training)
+    return knn_accuracy(voters[0], voters[1], asked[0], asked[1], k, temperature)
+
+
+class Evaluator:
+    """Measures the encoder during training. Every rank takes part.
+
+    kNN is measured if the data have labels, localisation (mean IoU of the encoder's box with the
+    best-matching true box, and CorLoc) if they have boxes.
+    """
+
+    def __init__(
+        self, config: cfg.Config, data: DataSets, encoder: Backbone, regions: RegionTable, device: torch.device
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.encoder = encoder
+        self.regions = regions
+        self.device = device
+        boxed = data.queries if data.queries is not None and len(data.queries.boxes) else data.train
+        self.boxed = _spread(boxed, MOST_LOCALISED) if len(boxed.boxes) else None
+        self.rows = np.linspace(0, len(data.train) - 1, min(PICTURED, len(data.train))).astype(np.int64)
+
+    def run(self) -> Evaluation:
+        """Evaluate the encoder as it is now."""
+        scores: dict[str, float] = {}
+        if self.data.queries is not None:
+            accuracy = knn(self.config, self.encoder, self.data.bank, self.data.queries, self.device)
+            scores |= {"knn_top1": accuracy["top1"], "knn_top5": accuracy["top5"]}
+        if self.boxed is not None:
+            boxes = boxes_of(self.config, self.encoder, self.boxed, self.device)
+            found = localisation(boxes, self.boxed)
+            scores |= {"iou": found["iou_best"], "corloc": found["corloc"]}
+            scores["box_area"] = float(np.median(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)))
+        return Evaluation(scores, self._picture() if distributed.is_main() else None)
+
+    def _picture(self) -> Figure:
+        """A few training images: heatmap as of now, box as in the table, views as training would cut them."""
+        index = self.data.train.subset(self.rows)
+        regions = RegionTable(len(index), self.regions.regions)
+        written = np.flatnonzero(self.regions.written[self.rows])
+        if len(written):
+            regions.update(written, self.regions.boxes[self.rows[written]], self.regions.weights[self.rows[written]])
+        views = training_views(self.config.views)
+        loader = ViewLoader(
+            index, views, len(index), regions=regions, device=device_kind(self.config), shuffle=False, rank=0,
+            world=1, mean=self.config.views.mean, std=self.config.views.std, threads=self.config.run.threads,
+        )  # fmt: skip
+        batch = next(iter(loader))
+        found = list(locate(self.config, self.encoder, index, self.device, alone=True))
+        maps: NDArray[np.float32] = torch.cat([part.maps for part in found]).float().cpu().numpy()
+        views_config = self.config.views
+        return show.grid(index, batch, heatmaps=maps, mean=views_config.mean, std=views_config.std)
+
+
+def _spread(index: SampleIndex, most: int) -> SampleIndex:
+    """At most so many samples of an index, evenly spread."""
+    if len(index) <= most:
+        return index
+    return index.subset(np.linspace(0, len(index) - 1, most).astype(np.int64))

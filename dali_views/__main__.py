@@ -1,0 +1,5 @@
+"""`python -m dali_views`."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""The command line of the loader.
+
+    dali-views index photos
+    dali-views show photos --out views.png
+    dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
+    dali-views bench photos
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import recipes
+from .index import SampleIndex
+from .regions import RegionTable
+from .views import CROPS, View
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; exit code 0, or 2 with one sentence for a user's mistake."""
+    args = _parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        {"index": _index, "show": _show, "bench": _bench}[args.command](args)
+    except (ValueError, OSError, RuntimeError) as error:
+        # RuntimeError is what DALI and torch raise for a missing GPU, a full memory, a broken file.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dali-views", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("images", type=Path, help="folder of images, or a text file that lists them")
+    data.add_argument("--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder")
+    views = argparse.ArgumentParser(add_help=False)
+    views.add_argument("--recipe", default="moco_v2", choices=sorted(recipes.BY_NAME), help="set of views (moco_v2)")
+    views.add_argument("--size", type=int, default=224, help="side of a (global) view in pixels (224)")
+    views.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
+    views.add_argument("--seed", type=int, default=0)
+
+    commands.add_parser("index", parents=[data], help="scan images, say what is left out and why, and cache the result")
+    show = commands.add_parser("show", parents=[data, views], help="draw images, boxes, crops and views into a PNG")
+    show.add_argument("--out", type=Path, default=Path("views.png"), help="picture to write (views.png)")
+    show.add_argument("--count", type=int, default=6, help="images to show (6)")
+    show.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
+    show.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
+    show.add_argument("--alpha", type=float, default=0.6, help="Beta law of contrastive crops (0.6)")
+    show.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
+    show.add_argument("--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)")
+    show.add_argument("--weights", type=Path, help="state dict of --model (.pt)")
+    show.add_argument("--layer", default="layer4", help="layer of --model to look at (layer4)")
+    bench = commands.add_parser("bench", parents=[data, views], help="speed of the loader beside torchvision's")
+    bench.add_argument("--batch-size", type=int, default=64)
+    bench.add_argument("--workers", type=int, help="DataLoader processes and graph threads (default: all cores)")
+    bench.add_argument("--rounds", type=int, default=3, help="turns that each loader takes (3)")
+    bench.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
+    bench.add_argument("--csv", type=Path, help="write the results here too")
+    return parser
+
+
+def _open(args: argparse.Namespace) -> SampleIndex:
+    if args.coco is not None:
+        return SampleIndex.from_coco(args.images, args.coco)
+    if args.images.is_file():
+        return SampleIndex.from_list(args.images)
+    return SampleIndex.from_folder(args.images)
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    return str(args.device or ("gpu" if torch.cuda.is_available() else "cpu"))
+
+
+def _index(args: argparse.Namespace) -> None:
+    index = _open(args)
+    print(index.summary())
+    print(f"fingerprint {index.fingerprint[:16]}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    from . import show
+    from .loader import ViewLoader
+
+    index = _open(args)
+    if args.count < 1:
+        raise ValueError(f"--count is a number of images, at least 1; got {args.count}.")
+    rows = np.linspace(0, len(index) - 1, min(args.count, len(index))).astype(np.int64)
+    part = index.subset(rows)
+    regions = RegionTable(len(part))
+    if args.regions is not None:
+        table = RegionTable.load(args.regions, index.fingerprint)
+        written = np.flatnonzero(table.written[rows])
+        regions = RegionTable(len(part), table.regions)
+        if len(written):
+            regions.update(written, table.boxes[rows[written]], table.weights[rows[written]])
+    # Other crops are chosen by the recipe alone.
+    changes = {} if args.crop is None else {"crop": args.crop, "alpha": args.alpha}
+    views: list[View] = recipes.BY_NAME[args.recipe](args.size, **changes)
+    loader = ViewLoader(
+        part, views, len(part), regions=regions, device=_device(args), seed=args.seed, shuffle=False, rank=0, world=1
+    )
+    loader.set_epoch(args.epoch)
+    batch = next(iter(loader))
+    heatmaps = None if args.model is None else _heatmaps(args, part)
+    show.save(show.grid(part, batch, heatmaps=heatmaps), args.out)
+    print(f"{args.out}: {len(part)} images, {len(views)} views each")
+
+
+def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> np.ndarray:
+    """(B, h, w) heatmaps of the whole images by a torchvision model."""
+    import torch
+    from torchvision.models import get_model
+
+    from .loader import ViewLoader
+    from .saliency import heatmaps
+
+    model = get_model(args.model)
+    if args.weights is not None:
+        model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+    whole = recipes.localisation(args.size)
+    loader = ViewLoader(index, whole, len(index), device=_device(args), shuffle=False, rank=0, world=1)
+    (batch,) = list(loader)
+    return heatmaps(model.to(loader.device), batch.views[0], args.layer).cpu().numpy()
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from . import bench
+    from .pipeline import default_threads
+
+    index = _open(args)
+    print(index.summary())
+    rows = bench.run(
+        index, recipes.BY_NAME[args.recipe](args.size), batch_size=args.batch_size, device=_device(args),
+        workers=args.workers or default_threads(), rounds=args.rounds, seconds=args.seconds,
+    )  # fmt: skip
+    print(f"{rows[0].machine}; {args.recipe}, {rows[0].views} views, batch {args.batch_size}, {rows[0].workers} workers")
+    print(bench.table(rows))
+    if args.csv is not None:
+        bench.write_csv(rows, args.csv)
+        print(f"written to {args.csv}")

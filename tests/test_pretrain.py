@@ -1,0 +1,230 @@
+"""The loop as a whole, on generated scenes: runs, is killed, resumes, spreads over processes, is guided."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import noise_images
+from PIL import Image
+
+from dali_views import SampleIndex
+from dali_views.scenes import make_scenes
+from trainers import checkpoint, cli
+from trainers import config as cfg
+from trainers.guides.contrastive_crop import ContrastiveCrop
+from trainers.pretrain import pretrain
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "run": {"epochs": 3, "evaluate_every": 0, "log_every": 1, "checkpoint_every": 1, "device": "cpu", "threads": 1},
+    "views": {"size": 16, "crop": "contrastive", "blur": 0},
+    "model": {"backbone": "resnet10"},
+    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
+    "optim": {"name": "sgd", "lr": 0.1, "batch": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Sixty-four small scenes as a `data` section; 48 of them are trained on."""
+    images, instances = make_scenes(tmp_path_factory.mktemp("scenes"), 64, size=48)
+    return {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.25}
+
+
+def write_config(folder: Path, data: dict, **changes: dict) -> Path:
+    """A configuration file of a small run into `folder`/run."""
+    tree = {**SMALL, "data": data, **changes}
+    tree["run"] = {**SMALL["run"], "out": str(folder / "run"), **changes.get("run", {})}
+    file = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of every logged step."""
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in checkpoint.load(folder / "run")["method"].items() if torch.is_tensor(v)}
+
+
+def start(arguments: list[str], **options: object) -> subprocess.Popen:
+    """The trainer as a user starts it, in a process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *arguments], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scenes, tmp_path_factory) -> Path:
+    """A run of nine steps that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with start(["-m", "trainers", "pretrain", str(write_config(folder, scenes, run={"evaluate_every": 3}))]) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return folder
+
+
+def test_a_run_leaves_curves_a_picture_its_configuration_and_a_finished_checkpoint(undisturbed):
+    run = undisturbed / "run"
+    losses = curve(undisturbed)
+    assert [step for step, _ in losses] == list(range(1, 10))
+    assert np.isfinite([loss for _, loss in losses]).all()
+    picture = np.asarray(Image.open(run / "pictures" / "epoch-0003.png").convert("RGB"))
+    assert picture.std() > 10
+    assert list((run / "tensorboard").iterdir())
+    resolved = cfg.load(run / "config.yaml")
+    assert resolved == cfg.load(undisturbed / "config.yaml")
+    saved = checkpoint.load(run)
+    assert saved["step"] == 9
+    assert cfg.parse(saved["config"]) == resolved
+
+
+def test_the_model_in_training_rewrites_the_boxes_of_the_next_epoch(undisturbed):
+    regions = checkpoint.load(undisturbed / "run")["regions"]
+    # Updates after epochs 1 and 2 of 3; the last epoch has no next one to guide.
+    assert (regions["writes"] == 2).all()
+    assert (regions["written_epoch"] == 1).all()
+    boxes = regions["boxes"][:, 0]
+    assert ((boxes[:, 2:] - boxes[:, :2]).prod(1) < 1).any()
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_never_killed(
+    undisturbed, scenes, tmp_path, steps
+):
+    file = write_config(tmp_path, scenes)
+    with start(["-m", "trainers", "pretrain", str(file)]) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        # The log grows by a line per step; whatever the process is doing after line `steps`, it dies.
+        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < steps):
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    environment_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other processes: sums depend on it
+    try:
+        result = pretrain(cfg.load(file), resume=True)
+    finally:
+        torch.set_num_threads(environment_threads)
+    assert result.finished
+    assert curve(tmp_path) == curve(undisturbed)
+    whole = weights(undisturbed)
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())
+
+
+def test_sigterm_saves_and_exits_cleanly(scenes, tmp_path):
+    file = write_config(tmp_path, scenes, run={"epochs": 500, "checkpoint_every": 0})
+    with start(["-m", "trainers", "pretrain", str(file)]) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 4):
+            pass
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "continue with --resume" in output
+    assert checkpoint.load(tmp_path / "run")["step"] == curve(tmp_path)[-1][0] >= 4
+
+
+def test_two_processes_train_together_and_share_the_table(scenes, tmp_path):
+    file = write_config(tmp_path, scenes, run={"evaluate_every": 3}, method={"name": "moco", "queue": 64})
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainers", "pretrain"]
+    with start([*launch, str(file), "run.max_steps=5"]) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    with start([*launch, str(file), "--resume"]) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    losses = curve(tmp_path)
+    assert [step for step, _ in losses] == list(range(1, 10))
+    assert np.isfinite([loss for _, loss in losses]).all()
+    assert (checkpoint.load(tmp_path / "run")["regions"]["writes"] == 2).all()
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_configuration(undisturbed, capsys):
+    file = str(undisturbed / "config.yaml")
+    assert cli.main(["pretrain", file]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main(["pretrain", file, "--resume", "optim.lr=0.2", "method.temperature=0.3"]) == 2
+    assert "method.temperature, optim.lr" in capsys.readouterr().err
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_one(undisturbed, capsys):
+    assert cli.main(["pretrain", str(undisturbed / "config.yaml"), "optim.learning_rat=1"]) == 2
+    assert "optim.learning_rat is not a known key" in capsys.readouterr().err
+    assert cli.main(["pretrain", str(undisturbed / "config.yaml"), "optim.momentun=1"]) == 2
+    assert "did you mean optim.momentum?" in capsys.readouterr().err
+
+
+def test_knn_of_a_checkpoint_by_one_command(undisturbed, capsys):
+    assert cli.main(["knn", str(undisturbed / "run"), "-k", "5"]) == 0
+    assert "top-1" in capsys.readouterr().out
+
+
+def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path):
+    file = write_config(tmp_path, scenes, guide={"name": "simccrop"}, run={"epochs": 1})
+    pretrain(cfg.load(file))
+    regions = checkpoint.load(tmp_path / "run")["regions"]
+    assert (regions["boxes"] == torch.tensor([0.25, 0.25, 0.75, 0.75])).all()
+    assert regions["written"].all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "interval", "published"),
+    [(500, 100, 100, [100, 200, 300, 400]), (100, 20, 20, [20, 40, 60, 80]), (10, 0, 5, [5])],
+)
+def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, published):
+    guide = ContrastiveCrop.__new__(ContrastiveCrop)
+    guide.guide = cfg.ContrastiveCrop(warmup=warmup, interval=interval)
+    assert [epoch for epoch in range(1, epochs + 1) if guide.due(epoch, epochs)] == published
+
+
+def odd_folder(folder: Path) -> set[str]:
+    """Good images and six odd ones; the names of those that cannot be used."""
+    noise_images(folder, 20)
+    (folder / "text.jpg").write_text("this is no image\n")
+    (folder / "empty.jpg").write_bytes(b"")
+    whole = (folder / "0000.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    Image.fromarray(colours[..., 0]).save(folder / "grey.jpg")
+    Image.fromarray(colours, "CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32).save(folder / "deep.png")
+    return {"text.jpg", "empty.jpg", "truncated.jpg"}
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter")
+def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, capsys):
+    unusable = odd_folder(tmp_path / "odd")
+    index = SampleIndex.from_folder(tmp_path / "odd", cache=False, progress=False)
+    kept = {Path(index.path(row)).name for row in range(len(index))}
+    left_out = {Path(item.path).name: item.reason for item in index.left_out}
+    everything = {file.name for file in (tmp_path / "odd").iterdir()}
+    assert kept | set(left_out) == everything
+    assert not kept & set(left_out)
+    assert unusable <= set(left_out)
+    assert {"grey.jpg", "deep.png"} <= kept
+    assert all(left_out.values())
+
+    data = {"kind": "folder", "path": str(tmp_path / "odd")}
+    pretrain(cfg.load(write_config(tmp_path, data, run={"epochs": 1}, optim={"lr": 0.1, "batch": 4})))
+    told = capsys.readouterr()
+    for name, reason in left_out.items():
+        assert name in told.out + told.err
+        assert reason in told.out + told.err
+    assert len(curve(tmp_path)) == len(kept) // 4

@@ -1,0 +1,5 @@
+"""`python -m trainers`."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,157 @@
+"""From a configuration to data: the indexes of training and evaluation, and loaders over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+
+from . import config as cfg
+from . import distributed
+from .amp import device_kind, precision
+
+__all__ = ["DataSets", "evaluation_views", "open_data", "plain_loader", "training_loader", "training_views"]
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a run reads."""
+
+    train: SampleIndex
+    """Images to pretrain on; their labels are not used for that."""
+    bank: SampleIndex
+    """Labelled images whose features vote in kNN."""
+    queries: SampleIndex | None
+    """Labelled images to classify, none of which is trained on; None if there are no labels."""
+
+
+def open_data(config: cfg.Data, seed: int = 0) -> DataSets:
+    """Index the images of a run. Rank 0 scans first, the others then find its cache.
+
+    Raises:
+        FileNotFoundError, ValueError: as by the constructors of SampleIndex, or if a part would be empty.
+    """
+    if not distributed.is_main():
+        distributed.barrier()
+    sets = _open(config, seed)
+    if distributed.is_main():
+        distributed.barrier()
+    return sets
+
+
+def _open(config: cfg.Data, seed: int) -> DataSets:
+    progress = distributed.is_main()
+    if config.kind in ("cifar10", "cifar100"):
+        train, queries = _cifar(config, train=True), _cifar(config, train=False)
+        return DataSets(train, train, queries)
+    match config.kind:
+        case "folder":
+            whole = SampleIndex.from_folder(config.path, progress=progress)
+        case "list":
+            whole = SampleIndex.from_list(config.path, progress=progress)
+        case _:
+            whole = SampleIndex.from_coco(config.path, config.instances, progress=progress)
+    if config.boxes is not None:
+        whole = whole.with_boxes(config.boxes)
+    bank = whole
+    if config.eval_train is not None:
+        bank = SampleIndex.from_folder(config.eval_train, progress=progress)
+    if config.eval_val is not None:
+        queries = SampleIndex.from_folder(config.eval_val, progress=progress, classes=bank.classes or None)
+        return DataSets(whole, bank, queries)
+    if config.eval_train is not None:
+        rest, queries = _split(bank, config.val_share, seed)
+        return DataSets(whole, rest, queries)
+    rest, queries = _split(whole, config.val_share, seed)
+    return DataSets(rest, rest, queries)
+
+
+def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, SampleIndex | None]:
+    """The rest and `share` of the labelled images, drawn by the seed alone; None if that is no image."""
+    labelled = np.flatnonzero(index.labels >= 0)
+    held = np.random.default_rng(seed).permutation(labelled)[: round(share * len(labelled))]
+    if not len(held):
+        return index, None
+    out = np.zeros(len(index), bool)
+    out[held] = True
+    if out.all():
+        raise ValueError(f"data.val_share {share} leaves none of {len(index)} images to train on; lower it")
+    return index.subset(~out), index.subset(out)
+
+
+def _cifar(config: cfg.Data, train: bool) -> SampleIndex:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if config.kind == "cifar10" else CIFAR100
+    try:
+        archive = kind(config.path, train=train)
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{kind.__name__} is not below {config.path}; fetch it once with "
+            f"torchvision.datasets.{kind.__name__}({config.path!r}, download=True)"
+        ) from error
+    return SampleIndex.from_arrays(archive.data, archive.targets, archive.classes)
+
+
+def training_views(config: cfg.Views) -> list[View]:
+    """The recipe's views with the configuration's changes.
+
+    Raises:
+        ValueError: the recipe is unknown, or does not take one of the settings.
+    """
+    if config.name not in recipes.BY_NAME:
+        raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
+    settings: dict[str, Any] = {"crop": config.crop, "alpha": config.alpha}
+    if config.scale is not None:
+        settings["scale"] = config.scale
+    if config.blur is not None:
+        settings["blur"] = config.blur
+    try:
+        return recipes.BY_NAME[config.name](config.size, **settings)
+    except TypeError:
+        raise ValueError(f"the recipe {config.name} does not take all of {', '.join(settings)}") from None
+
+
+def evaluation_views(config: cfg.Views) -> list[View]:
+    """The plain central view; small images, which have no border to spare, are taken whole."""
+    return recipes.evaluation(config.size, centre_share=0.875 if config.size >= 128 else 1.0)
+
+
+def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable) -> ViewLoader:
+    """The guided loader. Each rank takes its share of `optim.batch`.
+
+    Raises:
+        ValueError: the ranks do not divide the batch, or the images do not fill one.
+    """
+    world = distributed.world()
+    if config.optim.batch % world:
+        raise ValueError(f"optim.batch {config.optim.batch} does not divide over {world} processes")
+    views = training_views(config.views)
+    return ViewLoader(index, views, config.optim.batch // world, regions=regions, **_options(config))
+
+
+def plain_loader(
+    config: cfg.Config, index: SampleIndex, views: Sequence[View], alone: bool = False
+) -> ViewLoader:
+    """Every image of an index once, in order, shared out over the ranks, or for this process `alone`."""
+    rank, world = (0, 1) if alone else (distributed.rank(), distributed.world())
+    batch = min(256, -(-len(index) // world))
+    options = {**_options(config), "rank": rank, "world": world}
+    return ViewLoader(index, views, batch, shuffle=False, drop_last=False, **options)
+
+
+def _options(config: cfg.Config) -> dict[str, Any]:
+    device = device_kind(config)
+    half = device == "gpu" and precision(config) is not None
+    return {
+        "device": device,
+        "seed": config.run.seed,
+        "dtype": "float16" if half else "float32",
+        "mean": config.views.mean,
+        "std": config.views.std,
+        "threads": config.run.threads,
+    }

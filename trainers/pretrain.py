@@ -1,0 +1,171 @@
+"""The training loop, to be read from top to bottom.
+
+    python -m trainers pretrain configs/demo.yaml data.path=photos
+    python -m trainers pretrain configs/demo.yaml data.path=photos --resume
+    torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dali_views import RegionTable
+
+from . import checkpoint, distributed, optim
+from . import config as cfg
+from .amp import autocast, device_kind, precision
+from .backbones import build_backbone
+from .data import open_data, training_loader
+from .evaluate import Evaluator
+from .guides import build_guide
+from .interrupt import Interrupt
+from .methods import Method, build_method
+from .report import Report
+
+__all__ = ["Result", "pretrain"]
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    finished: bool
+    """False if a signal or `max_steps` ended it early; it can be resumed."""
+    step: int
+    """Optimiser steps taken since the very beginning."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Measures by moment ("untrained", "epoch 10", ...) taken by this process, see `Evaluator`."""
+
+
+def pretrain(config: cfg.Config, resume: bool = False) -> Result:
+    """Train as `config` says; with `resume`, continue from the run folder's checkpoint if there is one.
+
+    Raises:
+        FileExistsError: the folder holds a run and `resume` was not asked for.
+        ValueError: parts of the configuration do not fit each other, the data or the run to resume.
+        FloatingPointError: the loss is no number any more.
+    """
+    device = distributed.init(device_kind(config))
+    saved = open_run(config, resume)
+    data = open_data(config.data, config.run.seed)
+    regions = RegionTable(len(data.train))
+    loader = training_loader(config, data.train, regions)
+
+    torch.manual_seed(config.run.seed)
+    method = build_method(config.method, build_backbone(config.model.backbone, config.model.stem))
+    if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method = method.to(device, memory_format=torch.channels_last)
+    network = wrap(method, config, device)
+    optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision(config) is torch.float16)
+    guide = build_guide(config, method.encoder, data.train, device)
+    evaluator = Evaluator(config, data, method.encoder, regions, device)
+
+    total = config.run.epochs * len(loader)
+    warmup = round(config.optim.warmup_epochs * len(loader))
+    last = min(total, config.run.max_steps or total)
+    keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader}
+    step = restore(saved, keep) if saved else 0
+    report = Report(config, data, loader, steps=last, step=step)
+    result = Result(finished=False, step=step)
+    if not saved:
+        guide.begin(regions)
+        if config.run.evaluate_every:
+            result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
+
+    with Interrupt() as interrupt:
+        stop = step >= last
+        for epoch in range(loader.epoch, config.run.epochs):
+            loader.set_epoch(epoch)
+            for batch in loader if not stop else ():
+                lr = optim.lr_at(step, total, warmup, config.optim.peak_lr, config.optim.floor_lr)
+                optim.set_lr(optimizer, lr, config.optim.peak_lr)
+                with autocast(config, device):
+                    losses = network(batch.views)
+                loss = (losses * batch.weights).mean()
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                method.after_step(step, total)
+                step += 1
+                report.step(step, epoch, loss, lr)
+                stop = step == last or interrupt.seen(step)
+                if (stop and step < total) or is_due(step, config.run.checkpoint_every):
+                    save(config, keep, step)
+                if stop:
+                    break
+            if stop and step < total:
+                break  # what belongs after the epoch is done when the run is resumed
+            distributed.broadcast_buffers(method)
+            guide.after_epoch(regions, epoch + 1, config.run.epochs)
+            if is_due(epoch + 1, config.run.evaluate_every) or epoch + 1 == config.run.epochs:
+                moment = f"epoch {epoch + 1}"
+                result.scores[moment] = report.scores(evaluator.run(), epoch + 1, step)
+            loader.set_epoch(epoch + 1)
+            save(config, keep, step)
+    report.close()
+    result.step, result.finished = step, step == total
+    return result
+
+
+def is_due(number: int, every: int) -> bool:
+    """Whether something that happens every `every` times, never if 0, happens at `number` (from 1)."""
+    return every > 0 and number % every == 0
+
+
+def wrap(method: Method, config: cfg.Config, device: torch.device) -> nn.Module:
+    """The method as the loop calls it: compiled and spread over processes as configured."""
+    network: nn.Module = method
+    if config.run.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
+    if distributed.world() > 1:
+        # Buffers are sent when they are about to be used together (`distributed.broadcast_buffers`), not
+        # at every step: MoCo's queue is one of them.
+        devices = None if device.type == "cpu" else [device]
+        network = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    return network
+
+
+def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to continue, or None for a new run, whose resolved configuration is written down."""
+    folder = Path(config.run.out)
+    try:
+        saved = checkpoint.load(folder)
+    except FileNotFoundError:
+        saved = None
+    if saved is None:
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(cfg.dump(config))
+        return None
+    if not resume:
+        raise FileExistsError(f"{folder} holds a run already; continue it with --resume or choose another run.out")
+    changed = cfg.differences(cfg.parse(saved["config"]), config)
+    # What the run section holds (device, threads, how often to log) does not change what is computed.
+    fixed = [key for key in changed if not key.startswith("run.") or key in ("run.seed", "run.epochs")]
+    if fixed:
+        raise ValueError(f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so")
+    return saved
+
+
+def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
+    """Write a checkpoint of everything that the next step depends on. Called on all ranks."""
+    distributed.broadcast_buffers(keep["method"])
+    if distributed.is_main():
+        state = {name: part.state_dict() for name, part in keep.items()}
+        checkpoint.save(config.run.out, {"config": cfg.dump(config), "step": step, **state})
+
+
+def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:
+    """Put a checkpoint's state back into the parts; the step it was written after."""
+    for name, part in keep.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])

@@ -1,0 +1,135 @@
+"""What a run leaves for people: a progress bar, TensorBoard curves, metrics.jsonl and a picture per evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dali_views import ViewLoader, show
+
+from . import config as cfg
+from . import distributed
+from .data import DataSets
+from .evaluate import Evaluation
+
+__all__ = ["Report", "table"]
+
+_COLUMNS = {
+    "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
+    "images_per_second": "images/s",
+}  # fmt: skip
+
+
+class Report:
+    """Writes into the run folder on the main rank; elsewhere only checks the loss.
+
+    Args:
+        steps: optimiser steps this process may come to; step: those already taken by an earlier one, whose
+            entries from there on are taken back.
+    """
+
+    def __init__(self, config: cfg.Config, data: DataSets, loader: ViewLoader, steps: int, step: int) -> None:
+        self.every = config.run.log_every
+        self.loader = loader
+        self.main = distributed.is_main()
+        self._latest: torch.Tensor | None = None
+        if not self.main:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        folder = Path(config.run.out)
+        self.metrics = folder / "metrics.jsonl"
+        self.pictures = folder / "pictures"
+        _keep_until(self.metrics, step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        tqdm.write(data.train.summary())
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float) -> None:
+        """Note step number `step` (from 1). Every `run.log_every` steps the loss is read, which waits for it."""
+        self._latest = loss.detach()
+        if self.main:
+            self.bar.update()
+        if step % self.every:
+            return
+        value = float(self._latest)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
+            )
+        if not self.main:
+            return
+        stats = self.loader.stats
+        values = {
+            "loss": value, "lr": lr, "images_per_second": stats.images_per_second * distributed.world(),
+            "wait_share": stats.wait_share, "bad_images": stats.bad_images,
+        }  # fmt: skip
+        self._write({"step": step, "epoch": epoch, **values}, step)
+        self.bar.set_postfix(loss=f"{value:.4f}", images_s=f"{values['images_per_second']:.0f}", epoch=epoch)
+
+    def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
+        """Note an evaluation after `epoch` epochs; its scores with the latest loss and rate."""
+        scores = dict(evaluation.scores)
+        if self._latest is not None:
+            rate = self.loader.stats.images_per_second * distributed.world()
+            scores |= {"loss": float(self._latest), "images_per_second": rate}
+        if self.main:
+            self._write({"step": step, "epoch": epoch, **evaluation.scores}, step)
+            told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
+            tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
+            if evaluation.picture is not None:
+                show.save(evaluation.picture, self.pictures / f"epoch-{epoch:04d}.png")
+                self.board.add_image("views", show.as_array(evaluation.picture), step, dataformats="HWC")
+        return scores
+
+    def close(self) -> None:
+        """Finish the bar and the curves."""
+        if self.main:
+            self.bar.close()
+            self.board.close()
+
+    def _write(self, values: Mapping[str, Any], step: int) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+
+
+def _keep_until(metrics: Path, step: int) -> None:
+    """Take back the lines of steps that a resumed run is about to take again."""
+    if not metrics.exists():
+        return
+    lines = [line for line in metrics.read_text().splitlines() if _is_whole(line) and json.loads(line)["step"] <= step]
+    metrics.write_text("".join(line + "\n" for line in lines))
+
+
+def _is_whole(line: str) -> bool:
+    """A process killed in the middle of a line leaves a piece of one."""
+    try:
+        return "step" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Scores by moment or run as text; columns that no row has are left out."""
+    columns = [name for name in _COLUMNS if any(name in row for row in rows.values())]
+    width = max([len(name) for name in rows] + [10])
+    lines = [" " * width + "".join(f"{_COLUMNS[name]:>11s}" for name in columns)]
+    for moment, row in rows.items():
+        cells = [f"{_cell(name, row[name]):>11s}" if name in row else " " * 10 + "-" for name in columns]
+        lines.append(f"{moment:{width}s}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: float) -> str:
+    if name.startswith("knn") or name == "corloc":
+        return f"{100 * value:.1f} %"
+    return f"{value:.0f}" if name == "images_per_second" else f"{value:.3f}"
