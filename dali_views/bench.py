@@ -1,7 +1,8 @@
 """How fast the loader is beside torchvision's DataLoader: same folder, same views, same cores, one run.
 
 The loaders take turns, round after round, so that a machine whose speed drifts hurts all alike; medians
-of the rounds are reported. Small folders sit in the page cache: these are warm-cache figures.
+of the rounds are reported. A loader exists during its own turn only, so that none works ahead while another
+is measured. Small folders sit in the page cache: these are warm-cache figures.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from .loader import IMAGENET_MEAN, IMAGENET_STD, ViewLoader
 from .regions import RegionTable
 from .views import View
 
+_BASE = "torchvision DataLoader (PIL)"
+_EPOCH = 50_000  # images
+_WARM_UP = 4  # batches: as many as the DataLoader's workers hold ready
+
 
 @dataclass(frozen=True)
 class Row:
@@ -39,7 +44,7 @@ class Row:
     """Median over the rounds."""
     views_per_second: float
     ratio: float
-    """Images per second over torchvision's."""
+    """Median over the rounds of images per second over torchvision's of the same round."""
     rounds: str
     """Images per second of every round, separated by spaces."""
     batch_size: int
@@ -51,49 +56,72 @@ class Row:
 
 
 def run(
-    index: SampleIndex, views: Sequence[View], *, batch_size: int, device: str, workers: int, rounds: int,
+    index: SampleIndex,
+    views: Sequence[View],
+    *,
+    batch_size: int,
+    device: str,
+    workers: int,
+    rounds: int,
     seconds: float,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Measure torchvision's DataLoader, the loader unguided and the loader guided by live boxes.
 
     Args:
         workers: DataLoader processes, and threads of the graph.
-        rounds: turns that each loader takes; seconds: length of a turn, after one batch of warm-up.
+        rounds: turns that each loader takes; seconds: length of a turn, after a warm-up.
     """
-    contenders: dict[str, tuple[str, Iterator[int]]] = {
-        "torchvision DataLoader (PIL)": ("cpu", _torchvision(index, views, batch_size, workers)),
-        "dali_views": (device, _ours(index, views, batch_size, device, workers, guided=False)),
-        "dali_views, guided": (device, _ours(index, views, batch_size, device, workers, guided=True)),
+    # A small folder is repeated, so that no one pays for the beginning and end of an epoch every few batches.
+    index = index.subset(np.tile(np.arange(len(index)), -(-_EPOCH // len(index))))
+    contenders: dict[str, tuple[str, Callable[[], Generator[int, None, None]]]] = {
+        _BASE: ("cpu", lambda: _torchvision(index, views, batch_size, workers)),
+        "dali_views": (device, lambda: _ours(index, views, batch_size, device, workers, guided=False)),
+        "dali_views, guided": (device, lambda: _ours(index, views, batch_size, device, workers, guided=True)),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, (_, batches) in contenders.items():
-            rates[name].append(_rate(batches, seconds))
+        for name, (_, start) in contenders.items():
+            rates[name].append(_rate(start(), seconds))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    base = medians["torchvision DataLoader (PIL)"]
+    # Within a round the machine is most alike, so ratios are taken there.
+    ratios = {
+        name: statistics.median(ours / base for ours, base in zip(values, rates[_BASE], strict=True))
+        for name, values in rates.items()
+    }
     return [
         Row(
-            loader=name, device=where, images_per_second=round(medians[name], 1),
-            views_per_second=round(medians[name] * len(views), 1), ratio=round(medians[name] / base, 3),
-            rounds=" ".join(f"{value:.1f}" for value in rates[name]), batch_size=batch_size, workers=workers,
-            views=len(views), size=views[0].size, cache="warm", machine=machine(device),
+            loader=name,
+            device=where,
+            images_per_second=round(medians[name], 1),
+            views_per_second=round(medians[name] * len(views), 1),
+            ratio=round(ratios[name], 3),
+            rounds=" ".join(f"{value:.1f}" for value in rates[name]),
+            batch_size=batch_size,
+            workers=workers,
+            views=len(views),
+            size=views[0].size,
+            cache="warm",
+            machine=machine(device),
         )
         for name, (where, _) in contenders.items()
-    ]  # fmt: skip
+    ]
 
 
-def _rate(batches: Iterator[int], seconds: float) -> float:
-    """Images per second of one turn. The first batch refills the queues that idled during the others' turns."""
-    next(batches)
-    began, images = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - began) < seconds or images == 0:
+def _rate(batches: Generator[int, None, None], seconds: float) -> float:
+    """Images per second of one turn, from when processes run and queues are filled."""
+    for _ in range(_WARM_UP):
+        next(batches)
+    began, images, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < seconds:
         images += next(batches)
+        elapsed = time.perf_counter() - began
+    batches.close()
     return images / elapsed
 
 
 def _ours(
     index: SampleIndex, views: Sequence[View], batch_size: int, device: str, threads: int, *, guided: bool
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     regions = None
     if guided:
         regions = RegionTable(len(index))
@@ -111,11 +139,18 @@ def _ours(
         epoch += 1
 
 
-def _torchvision(index: SampleIndex, views: Sequence[View], batch_size: int, workers: int) -> Iterator[int]:
+def _torchvision(
+    index: SampleIndex, views: Sequence[View], batch_size: int, workers: int
+) -> Generator[int, None, None]:
     loader = torch.utils.data.DataLoader(
-        _PILViews(index, views), batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=True, pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+        _PILViews(index, views),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="forkserver",  # forking a process in which DALI has threads crashes
+    )
     while True:
         for batch in loader:
             yield len(batch[0])
@@ -137,8 +172,10 @@ class _PILViews(torch.utils.data.Dataset[list[torch.Tensor]]):
 
 
 def torchvision_transform(view: View) -> Callable[[Image.Image], torch.Tensor]:
-    """The torchvision transforms of a `"random"`, `"whole"` or `"centre"` view, in PIL as MoCo v2's code has them."""
-    resample = v2.InterpolationMode.BICUBIC if view.interpolation == "cubic" else v2.InterpolationMode.BILINEAR
+    """What torchvision makes a `"random"`, `"whole"` or `"centre"` view with, in PIL as in MoCo v2's code."""
+    resample = (
+        v2.InterpolationMode.BICUBIC if view.interpolation == "cubic" else v2.InterpolationMode.BILINEAR
+    )
     size = [view.size, view.size]
     steps: list[Any] = {
         "whole": [v2.Resize(size, resample)],
@@ -155,8 +192,13 @@ def torchvision_transform(view: View) -> Callable[[Image.Image], torch.Tensor]:
         steps.append(v2.RandomApply([_PILBlur(view.sigma)], view.blur))
     if view.solarise:
         steps.append(v2.RandomSolarize(128, view.solarise))
-    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    return v2.Compose(steps)
+    steps += [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    transform: Callable[[Image.Image], torch.Tensor] = v2.Compose(steps)
+    return transform
 
 
 class _PILBlur(torch.nn.Module):
@@ -174,7 +216,11 @@ def machine(device: str) -> str:
     parts = [f"{len(os.sched_getaffinity(0))} cores", _processor()]
     if device == "gpu":
         parts.append(torch.cuda.get_device_name())
-    parts += [f"DALI {dali.__version__}", f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
+    parts += [
+        f"DALI {dali.__version__}",
+        f"torch {torch.__version__}",
+        f"torchvision {torchvision.__version__}",
+    ]
     return ", ".join(part for part in parts if part)
 
 
@@ -191,7 +237,8 @@ def table(rows: Sequence[Row]) -> str:
     """The results as text for a terminal."""
     lines = [f"{'loader':30s} {'device':6s} {'images/s':>9s} {'views/s':>9s} {'x torchvision':>14s}"]
     lines += [
-        f"{row.loader:30s} {row.device:6s} {row.images_per_second:9.1f} {row.views_per_second:9.1f} {row.ratio:14.2f}"
+        f"{row.loader:30s} {row.device:6s} {row.images_per_second:9.1f} {row.views_per_second:9.1f} "
+        f"{row.ratio:14.2f}"
         for row in rows
     ]
     return "\n".join(lines)

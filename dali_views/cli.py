@@ -1,9 +1,9 @@
 """The command line of the loader.
 
-    dali-views index photos
-    dali-views show photos --out views.png
-    dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
-    dali-views bench photos
+dali-views index photos
+dali-views show photos --out views.png
+dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
+dali-views bench photos
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import recipes
 from .index import SampleIndex
@@ -44,27 +45,41 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("images", type=Path, help="folder of images, or a text file that lists them")
-    data.add_argument("--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder")
+    data.add_argument(
+        "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
+    )
     views = argparse.ArgumentParser(add_help=False)
-    views.add_argument("--recipe", default="moco_v2", choices=sorted(recipes.BY_NAME), help="set of views (moco_v2)")
+    views.add_argument(
+        "--recipe", default="moco_v2", choices=sorted(recipes.BY_NAME), help="set of views (moco_v2)"
+    )
     views.add_argument("--size", type=int, default=224, help="side of a (global) view in pixels (224)")
     views.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
     views.add_argument("--seed", type=int, default=0)
 
-    commands.add_parser("index", parents=[data], help="scan images, say what is left out and why, and cache the result")
-    show = commands.add_parser("show", parents=[data, views], help="draw images, boxes, crops and views into a PNG")
+    commands.add_parser(
+        "index", parents=[data], help="scan images, say what is left out and why, and cache the result"
+    )
+    show = commands.add_parser(
+        "show", parents=[data, views], help="draw images, boxes, crops and views into a PNG"
+    )
     show.add_argument("--out", type=Path, default=Path("views.png"), help="picture to write (views.png)")
     show.add_argument("--count", type=int, default=6, help="images to show (6)")
     show.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
     show.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
     show.add_argument("--alpha", type=float, default=0.6, help="Beta law of contrastive crops (0.6)")
     show.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
-    show.add_argument("--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)")
+    show.add_argument(
+        "--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)"
+    )
     show.add_argument("--weights", type=Path, help="state dict of --model (.pt)")
     show.add_argument("--layer", default="layer4", help="layer of --model to look at (layer4)")
-    bench = commands.add_parser("bench", parents=[data, views], help="speed of the loader beside torchvision's")
+    bench = commands.add_parser(
+        "bench", parents=[data, views], help="speed of the loader beside torchvision's"
+    )
     bench.add_argument("--batch-size", type=int, default=64)
-    bench.add_argument("--workers", type=int, help="DataLoader processes and graph threads (default: all cores)")
+    bench.add_argument(
+        "--workers", type=int, help="DataLoader processes and graph threads (default: all cores)"
+    )
     bench.add_argument("--rounds", type=int, default=3, help="turns that each loader takes (3)")
     bench.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
     bench.add_argument("--csv", type=Path, help="write the results here too")
@@ -111,7 +126,15 @@ def _show(args: argparse.Namespace) -> None:
     changes = {} if args.crop is None else {"crop": args.crop, "alpha": args.alpha}
     views: list[View] = recipes.BY_NAME[args.recipe](args.size, **changes)
     loader = ViewLoader(
-        part, views, len(part), regions=regions, device=_device(args), seed=args.seed, shuffle=False, rank=0, world=1
+        part,
+        views,
+        len(part),
+        regions=regions,
+        device=_device(args),
+        seed=args.seed,
+        shuffle=False,
+        rank=0,
+        world=1,
     )
     loader.set_epoch(args.epoch)
     batch = next(iter(loader))
@@ -120,7 +143,7 @@ def _show(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(part)} images, {len(views)} views each")
 
 
-def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> np.ndarray:
+def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> NDArray[np.float32]:
     """(B, h, w) heatmaps of the whole images by a torchvision model."""
     import torch
     from torchvision.models import get_model
@@ -144,10 +167,18 @@ def _bench(args: argparse.Namespace) -> None:
     index = _open(args)
     print(index.summary())
     rows = bench.run(
-        index, recipes.BY_NAME[args.recipe](args.size), batch_size=args.batch_size, device=_device(args),
-        workers=args.workers or default_threads(), rounds=args.rounds, seconds=args.seconds,
-    )  # fmt: skip
-    print(f"{rows[0].machine}; {args.recipe}, {rows[0].views} views, batch {args.batch_size}, {rows[0].workers} workers")
+        index,
+        recipes.BY_NAME[args.recipe](args.size),
+        batch_size=args.batch_size,
+        device=_device(args),
+        workers=args.workers or default_threads(),
+        rounds=args.rounds,
+        seconds=args.seconds,
+    )
+    print(
+        f"{rows[0].machine}; {args.recipe}, {rows[0].views} views, "
+        f"batch {args.batch_size}, {rows[0].workers} workers"
+    )
     print(bench.table(rows))
     if args.csv is not None:
         bench.write_csv(rows, args.csv)

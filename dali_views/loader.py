@@ -1,75 +1,28 @@
-"""ViewLoader: an epoch of Batches, in exact order, resumable at any batch, that survives unreadable images."""
+"""ViewLoader: an epoch of Batches, in exact order, resumable at any batch, unharmed by unreadable images."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import order, pipeline, plan, rng
+from .batch import Batch, Stats
+from .feed import Feed
 from .index import SampleIndex
+from .place import rank_and_world, torch_device
 from .regions import Regions, RegionTable
+from .unreadable import Unreadable
 from .views import View
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Stats", "ViewLoader"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples in V views, and what was done to them. All tensors are on the loader's device."""
-
-    views: list[torch.Tensor]
-    """V tensors (B, 3, S, S), channels-last, normalised; S may differ between views."""
-    index: torch.Tensor
-    """(B,) int64, row in the SampleIndex."""
-    label: torch.Tensor
-    """(B,) int64, -1 where unknown."""
-    crops: torch.Tensor
-    """(B, V, 4) float32, y0 x0 y1 x1 as fractions of the image the view was cut from."""
-    flipped: torch.Tensor
-    """(B, V) bool, True where the view is mirrored left to right."""
-    boxes: torch.Tensor
-    """(B, 4) float32, the semantic box the crops were drawn from."""
-    weights: torch.Tensor
-    """(B,) float32, the saliency weight of that box."""
-    partner: torch.Tensor
-    """(B,) int64, sample that partner views were cut from (itself if none)."""
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
-@dataclass
-class Stats:
-    """What the current (or last) epoch cost this rank."""
-
-    images: int = 0
-    batches: int = 0
-    seconds: float = 0.0
-    """From the first request for a batch until the latest one was handed out."""
-    waited: float = 0.0
-    """Seconds of these in which the consumer waited for a batch."""
-    bad_images: int = 0
-    """Images found unreadable while running, in this and all earlier epochs."""
-
-    @property
-    def images_per_second(self) -> float:
-        """Images per second of the epoch so far; 0 before the first batch."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the time that the consumer waited for the loader, in [0, 1]."""
-        return self.waited / self.seconds if self.seconds else 0.0
 
 
 class ViewLoader:
@@ -100,7 +53,8 @@ class ViewLoader:
     the file, counted in `stats`, and replaced, here and in later epochs, by another sample drawn by rule.
 
     Raises:
-        ValueError: for arguments that cannot work together; RuntimeError: if ``"gpu"`` is asked for without one.
+        ValueError: for arguments that cannot work together.
+        RuntimeError: if ``"gpu"`` is asked for where there is none.
     """
 
     def __init__(
@@ -129,30 +83,30 @@ class ViewLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.rank, self.world = _place(rank, world)
-        self.device = _torch_device(device)
+        self.rank, self.world = rank_and_world(rank, world)
+        self.device = torch_device(device)
         self.stats = Stats()
         self._check(device, dtype)
-        self._graph_options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "device": device,
-            "device_id": self.device.index,
-            "threads": threads or pipeline.default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-            "encoded": index.arrays is None,
-            "dtype": dtype,
-            "mean": mean,
-            "std": std,
-            "hw_decoder_load": hw_decoder_load,
-        }
+        self._feed = Feed(
+            index,
+            self.views,
+            self.plan_at,
+            self.global_batch,
+            device=device,
+            device_id=self.device.index,
+            batch_size=batch_size,
+            threads=threads or pipeline.default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            hw_decoder_load=hw_decoder_load,
+        )
         self._partnered = any(view.source == "partner" for view in self.views)
-        self._pipeline: Any = None
-        self._planned: deque[plan.Plan] = deque()
-        self._unreadable: dict[int, str] = {}
+        self._unreadable = Unreadable(index, seed, device, self.device.index)
         self._resumed = False
         if regions is not None:
             regions.bind(index.fingerprint)
         self.epoch, self.position = 0, 0
-        self._start, self._next, self._stop = 0, 0, 0
         self._freeze(0)
 
     def _check(self, device: str, dtype: str) -> None:
@@ -170,7 +124,8 @@ class ViewLoader:
         if len(self) == 0:
             raise ValueError(
                 f"{len(self.index)} samples do not fill one global batch of {self.global_batch} "
-                f"({self.batch_size} on each of {self.world} ranks); lower batch_size or pass drop_last=False."
+                f"({self.batch_size} on each of {self.world} ranks); "
+                "lower batch_size or pass drop_last=False."
             )
 
     @property
@@ -190,7 +145,7 @@ class ViewLoader:
     @property
     def unreadable(self) -> dict[str, str]:
         """Files that could not be read while running, with the reason."""
-        return {self.index.path(row): reason for row, reason in self._unreadable.items()}
+        return {self.index.path(row): reason for row, reason in self._unreadable.reasons.items()}
 
     # --- epochs and state -----------------------------------------------------------------------
 
@@ -213,31 +168,37 @@ class ViewLoader:
             self._frozen = self.regions.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, as plain numbers, strings and NumPy arrays; also in the middle of an epoch."""
+        """Where the loader stands, also in mid-epoch, as plain numbers, strings and NumPy arrays."""
         return {
             "seed": self.seed,
             "epoch": self.epoch,
             "position": self.position,
             "fingerprint": self.index.fingerprint,
             "regions": None if self._frozen is None else self._frozen.state_dict(),
-            "unreadable": dict(self._unreadable),
+            "unreadable": dict(self._unreadable.reasons),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`. World size, batch size, threads and device may be others than when it was saved.
+        """Continue from `state`.
+
+        World size, batch size, threads and device may differ from those it was saved with.
 
         Raises:
             ValueError: if the state belongs to another data set or another seed.
         """
         if state["fingerprint"] != self.index.fingerprint:
-            raise ValueError("The loader's state was saved for another data set: the files or their sizes differ.")
+            raise ValueError(
+                "The loader's state was saved for another data set: the files or their sizes differ."
+            )
         if state["seed"] != self.seed:
-            raise ValueError(f"The loader's state was saved with seed {state['seed']}, this loader has {self.seed}.")
+            raise ValueError(
+                f"The loader's state was saved with seed {state['seed']}, this loader has {self.seed}."
+            )
         self._freeze(int(state["epoch"]))
         if state["regions"] is not None:
             self._frozen = Regions.from_state_dict(state["regions"])
         self.position = int(state["position"])
-        self._unreadable = dict(state["unreadable"])
+        self._unreadable.reasons = dict(state["unreadable"])
         self._resumed = True
 
     # --- iteration ------------------------------------------------------------------------------
@@ -247,9 +208,7 @@ class ViewLoader:
         if not self._resumed:
             self.position = 0
         self._resumed = False
-        if self._order is None:
-            self._order = order.permutation(len(self.index), self.seed, self.epoch, self.shuffle)
-        self._seek(self.position)
+        self._seek()
         self.stats = Stats(bad_images=self.stats.bad_images)
         began = time.perf_counter()
         while True:
@@ -265,86 +224,62 @@ class ViewLoader:
             self.stats.batches += 1
             yield batch
 
-    def _seek(self, position: int) -> None:
-        """Make the next batch out of the graph the one at `position`, discarding what an abandoned loop left."""
-        if self._pipeline is not None:
-            self._drain()
-        if self._pipeline is None:
-            self._pipeline = pipeline.build(self.views, self._source, **self._graph_options)
-        self._planned.clear()
-        self._next = position
-        self._stop = len(self.index) - (self.global_batch - 1 if self.drop_last else 0)
-
-    def _drain(self) -> None:
-        """Run the graph to the end of its epoch, so that it can begin another."""
-        self._stop = 0  # the source ends at once; only what is under way comes out
-        try:
-            while True:
-                self._pipeline.run()
-        except StopIteration:
-            self._pipeline.reset()
-        except RuntimeError:  # an unreadable image that nobody waits for any more
-            self._pipeline = None
+    def _seek(self) -> None:
+        # If the rest is dropped, a batch may begin only where a whole global batch still fits.
+        stop = len(self.index) - (self.global_batch - 1 if self.drop_last else 0)
+        self._feed.seek(self.position, stop)
 
     def _take(self) -> Batch | None:
         """The next batch, or None at the end of the epoch. Unreadable images are replaced on the way."""
         while True:
             try:
-                if self.device.type == "cuda":
-                    outputs = self._pipeline.run(torch.cuda.current_stream(self.device))
-                else:
-                    outputs = self._pipeline.run()
-                break
-            except StopIteration:
-                return None
+                taken = self._feed.take()
             except RuntimeError as error:
                 self._set_aside(error)
-        return self._batch(self._planned.popleft(), outputs)
+                continue
+            if taken is None:
+                return None
+            drawn, views = taken
+            return Batch.of(drawn, views, self.index.labels[drawn.index], self.device)
 
-    def _batch(self, drawn: plan.Plan, outputs: Sequence[Any]) -> Batch:
-        # DALI's dynamic executor gives every batch memory of its own, so DLPack needs no copy.
-        views = [torch.from_dlpack(out.as_tensor()).permute(0, 3, 1, 2) for out in outputs]
-        rest = {
-            field.name: torch.from_numpy(np.array(getattr(drawn, field.name))).to(self.device)
-            for field in fields(Batch)
-            if field.name not in ("views", "label")
-        }
-        label = torch.from_numpy(self.index.labels[drawn.index].astype(np.int64)).to(self.device)
-        return Batch(views=views, label=label, **rest)
+    def _set_aside(self, error: RuntimeError) -> None:
+        """Find the files that made the batch fail, remember them, and plan again from the failed batch."""
+        failed = self._feed.awaited
+        rows = np.concatenate([failed.index, failed.partner]) if self._partnered else failed.index
+        found = self._unreadable.search(rows)
+        if not found:
+            raise error
+        for row, reason in found.items():
+            warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
+        self.stats.bad_images += len(found)
+        if len(self._unreadable) == len(self.index):
+            raise RuntimeError("Every image of the data set turned out to be unreadable.") from error
+        self._seek()
 
-    # --- the external source --------------------------------------------------------------------
+    # --- the draw -------------------------------------------------------------------------------
 
-    def _source(self) -> list[np.ndarray[Any, Any]]:
-        """Inputs of the graph for the batch after the last planned one. DALI calls it ahead of `_take`."""
-        if self._next >= self._stop:
-            raise StopIteration
-        drawn = self.plan(self._next)
-        self._next += self.global_batch
-        self._planned.append(drawn)
-        images = [self._images(drawn.index)]
-        if self._partnered:
-            images.append(self._images(drawn.partner))
-        return pipeline.inputs(images, self.views, drawn.views)
-
-    def _images(self, rows: plan.I64) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return self.index.path_rows(rows) if self.index.arrays is None else self.index.arrays[rows]
-
-    def plan(self, position: int) -> plan.Plan:
-        """What this rank will do with the global batch that begins at `position` samples into the epoch."""
+    def plan_at(self, position: int) -> plan.Plan:
+        """What this rank will do with the global batch that begins `position` samples into the epoch."""
         if self._order is None:
             self._order = order.permutation(len(self.index), self.seed, self.epoch, self.shuffle)
         rows = order.rank_slice(self._order, position, self.global_batch, self.rank, self.world)
-        rows = self._readable(rows)
+        rows = self._unreadable.replaced(rows)
         partner = rows if self._frozen is None else self._frozen.partner[rows]
         if self._partnered:
-            partner = np.where(self._is_readable(partner), partner, rows)
+            partner = np.where(self._unreadable.readable(partner), partner, rows)
         keys = plan.region_keys(self.seed, self.epoch, rows)
         guidance = self._guidance(rows, keys)
         return plan.draw(
-            self.views, rows, seed=self.seed, epoch=self.epoch, sizes=self.index.sizes[rows], guidance=guidance,
-            partner=partner, partner_sizes=self.index.sizes[partner],
+            self.views,
+            rows,
+            seed=self.seed,
+            epoch=self.epoch,
+            sizes=self.index.sizes[rows],
+            guidance=guidance,
+            partner=partner,
+            partner_sizes=self.index.sizes[partner],
             partner_guidance=self._guidance(partner, keys) if self._partnered else guidance,
-        )  # fmt: skip
+        )
 
     def _guidance(self, rows: plan.I64, keys: rng.Keys) -> plan.Guidance:
         if self._frozen is None:
@@ -352,71 +287,3 @@ class ViewLoader:
             return plan.Guidance(whole, np.ones(len(rows), np.float32), np.zeros(len(rows), np.bool_))
         frozen = self._frozen
         return plan.pick_region(frozen.boxes[rows], frozen.weights[rows], frozen.written[rows], keys)
-
-    # --- unreadable images ----------------------------------------------------------------------
-
-    def _is_readable(self, rows: plan.I64) -> plan.Bool:
-        return ~np.isin(rows, list(self._unreadable)) if self._unreadable else np.ones(len(rows), np.bool_)
-
-    def _readable(self, rows: plan.I64) -> plan.I64:
-        """The rows, with each unreadable one replaced by a sample drawn from (seed, row) alone."""
-        slot = 0
-        wanted = rows
-        while not (good := self._is_readable(rows)).all():
-            replacement = rng.bits(rng.keys(self.seed, wanted), slot) % np.uint64(len(self.index))
-            rows = np.where(good, rows, replacement.astype(np.int64))
-            slot += 1
-        return rows
-
-    def _set_aside(self, error: RuntimeError) -> None:
-        """Find the files that made the batch fail, remember them, and plan again from the failed batch."""
-        failed = self._planned[0]
-        rows = np.unique(np.concatenate([failed.index, failed.partner]) if self._partnered else failed.index)
-        found = {} if self.index.arrays is not None else self._probe(rows)
-        if not found:
-            raise error
-        for row, reason in found.items():
-            warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
-        self._unreadable.update(found)
-        self.stats.bad_images += len(found)
-        if len(self._unreadable) == len(self.index):
-            raise RuntimeError("Every image of the data set turned out to be unreadable.") from error
-        # The graph that failed may not be used again; one built anew continues from the failed batch.
-        self._pipeline = None
-        self._seek(self.position)
-
-    def _probe(self, rows: plan.I64) -> dict[int, str]:
-        """Decode each row's file alone; the rows that fail, with the reason."""
-        found = {}
-        for row in rows.tolist():
-            path = Path(self.index.path(row))
-            if not path.is_file():
-                found[row] = "the file is gone"
-                continue
-            reason = pipeline.decode_error(str(path), self._graph_options["device"], self.device.index)
-            if reason is not None:
-                found[row] = reason
-        return found
-
-
-def _place(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Rank and world size as given, else from torch.distributed, else 0 of 1."""
-    if (rank is None) != (world is None):
-        raise ValueError("Give both rank and world, or neither.")
-    if rank is None or world is None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return 0, 1
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not 0 <= rank < world:
-        raise ValueError(f"rank {rank} is outside range({world}).")
-    return rank, world
-
-
-def _torch_device(device: str) -> torch.device:
-    if device == "cpu":
-        return torch.device("cpu")
-    if device != "gpu":
-        raise ValueError(f'device {device!r} is neither "gpu" nor "cpu".')
-    if not torch.cuda.is_available():
-        raise RuntimeError('No GPU was found (torch.cuda.is_available() is False); use device="cpu".')
-    return torch.device("cuda", torch.cuda.current_device())

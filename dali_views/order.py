@@ -36,7 +36,7 @@ def steps(length: int, global_batch: int, drop_last: bool) -> int:
 
 
 def rank_slice(order: Rows, position: int, global_batch: int, rank: int, world: int) -> Rows:
-    """The rows that `rank` takes from the global batch at `position` (in samples); at most global_batch / world."""
+    """The rows, at most global_batch / world, of `rank` in the global batch at `position` (in samples)."""
     rows = order[position : position + global_batch]
     if len(rows) < world:
         rows = np.concatenate([rows, np.resize(order, world - len(rows))])

@@ -1,4 +1,4 @@
-"""The DALI graph that carries a plan out: one decode per image, then per view resize, colour, blur, normalise.
+"""The DALI graph that carries a plan out: one decode per image, then per view resize, colour and blur.
 
 The graph is the same on the GPU and on the CPU and holds no random operator: all parameters come in
 through one external source. Regions of interest are arguments, so they stay on the CPU for both devices.
@@ -51,7 +51,7 @@ def build(
     gpu = device == "gpu"
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
-    )  # fmt: skip
+    )
     partner = any(view.source == "partner" for view in views)
     with pipe:
         nodes = iter(_external(source, encoded, partner, views))
@@ -101,7 +101,7 @@ def _parameters(view: View) -> list[str]:
 def inputs(
     images: Sequence[NDArray[np.uint8]], views: Sequence[View], plans: Sequence[ViewPlan]
 ) -> list[NDArray[Any]]:
-    """What the source returns for one batch: the samples' images (and their partners'), then each view's plan."""
+    """What the source returns for one batch: images of samples (and of partners), then each view's plan."""
     arrays: list[NDArray[Any]] = list(images)
     for view, drawn in zip(views, plans, strict=True):
         arrays += [getattr(drawn, name) for name in _parameters(view)]
@@ -114,8 +114,12 @@ def _external(source: Source, encoded: bool, partner: bool, views: Sequence[View
     kinds = [image] * (1 + partner) + [_KINDS[name] for view in views for name in _parameters(view)]
     return list(
         fn.external_source(
-            source, num_outputs=len(kinds), batch=True, dtype=[k[0] for k in kinds], ndim=[k[1] for k in kinds]
-        )  # fmt: skip
+            source,
+            num_outputs=len(kinds),
+            batch=True,
+            dtype=[k[0] for k in kinds],
+            ndim=[k[1] for k in kinds],
+        )
     )
 
 
@@ -127,11 +131,13 @@ def _image(node: Any, encoded: bool, gpu: bool, hw_decoder_load: float) -> Any:
     options: dict[str, Any] = {"device": "cpu"}
     if gpu:
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
-    return fn.decoders.image(fn.io.file.read(node), output_type=types.RGB, adjust_orientation=False, **options)
+    return fn.decoders.image(
+        fn.io.file.read(node), output_type=types.RGB, adjust_orientation=False, **options
+    )
 
 
 def _view(view: View, image: Any, given: Mapping[str, Any]) -> Any:
-    """Crop, resize and flip in one kernel, then the photometric operators this view can ever need, on uint8."""
+    """Crop, resize and flip in one kernel, then the photometric operators this view can need, on uint8."""
     image = fn.resize(
         image,
         size=[view.size, view.size],
@@ -164,7 +170,7 @@ def default_threads(local_world: int = 1) -> int:
 
 
 def decode_error(path: str, device: str, device_id: int | None) -> str | None:
-    """Read and decode one file alone, in a graph of its own: None if that works, else the reason in one line."""
+    """Read and decode one file in a graph of its own: None if that works, else the reason in one line."""
     row = np.frombuffer(path.encode(), np.uint8)[None]
     probe = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1, seed=0)
     with probe:

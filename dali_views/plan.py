@@ -8,7 +8,7 @@ DALI graph carries the plan out and draws nothing itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,14 @@ from .views import View
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 TRIES = 10  # torchvision's RandomResizedCrop and ContrastiveCrop alike
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in PIL and torchvision
+LUMA: F64 = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in PIL and torchvision
+_GREY: F64 = np.full((3, 3), 1.0 / 3.0)  # projection of RGB on its grey axis
+_QUARTER_TURN: F64 = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
 
 # Slots of a view's key. Each quantity has its own, so that adding one leaves all others as they were.
 _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(10)
@@ -44,11 +47,15 @@ class ViewPlan:
     pivot: F32
     """(B, 3) factor of the image's own grey mean to add after the map: what contrast leaves in place."""
     sigma: F32
-    """(B,) standard deviation of the blur in pixels of the view; 0.01 where `window` is 1, meaning no blur."""
-    window: NDArray[np.int32]
-    """(B,) odd number of taps of the blur, three sigma to each side."""
+    """(B,) standard deviation of the blur in pixels of the view; 0.01 where there is none."""
+    window: I32
+    """(B,) odd number of taps of the blur, three sigma to each side; 1 is no blur."""
     solarise: NDArray[np.int16]
     """(B,) values from here on are inverted; 256 is never."""
+
+    def part(self, rows: slice) -> ViewPlan:
+        """What the graph does for some of the samples."""
+        return ViewPlan(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -101,22 +108,30 @@ def pick_region(boxes: F32, weights: F32, written: Bool, keys: rng.Keys) -> Guid
 
 
 def draw(
-    views: Sequence[View], index: I64, *, seed: int, epoch: int, sizes: NDArray[np.int32], guidance: Guidance,
-    partner: I64, partner_sizes: NDArray[np.int32], partner_guidance: Guidance,
-) -> Plan:  # fmt: skip
+    views: Sequence[View],
+    index: I64,
+    *,
+    seed: int,
+    epoch: int,
+    sizes: I32,
+    guidance: Guidance,
+    partner: I64,
+    partner_sizes: I32,
+    partner_guidance: Guidance,
+) -> Plan:
     """Draw the plan of one batch.
 
     Args:
         views: the V views of a sample.
         index: (B,) rows in the SampleIndex; they key the random numbers.
         sizes: (B, 2) height and width in pixels; `partner_sizes` those of the partners.
-        guidance: the semantic box of each sample; `partner_guidance` that of its partner, in the partner's image.
+        guidance: the semantic box of each sample; `partner_guidance` its partner's, in the partner's image.
         partner: (B,) rows of the partners.
     """
-    batch, count = len(index), len(views)
-    crops = np.empty((batch, count, 4), np.float32)
-    flipped = np.empty((batch, count), np.bool_)
-    plans: list[ViewPlan | None] = [None] * count
+    batch = len(index)
+    crops = np.empty((batch, len(views), 4), np.float32)
+    flipped = np.empty((batch, len(views)), np.bool_)
+    plans: dict[int, ViewPlan] = {}
     # Equal views are drawn in one go: numpy's cost per call, not per number, bounds a batch.
     for view in dict.fromkeys(views):
         numbers = [v for v, other in enumerate(views) if other == view]
@@ -127,20 +142,22 @@ def draw(
         box = np.tile(guide.boxes, (len(numbers), 1)).astype(np.float64)
         rectangle = crop_rectangles(view, keys, size, box, np.tile(guide.written, len(numbers)))
         flip = rng.uniform(keys, _FLIP) < view.flip
-        colour = _colour(view, keys)
-        start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
-        # A region of interest that runs backwards makes the resize mirror the view at no cost.
-        start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]
+        together = _view_plan(view, keys, rectangle, flip)
         fractions = (rectangle / np.tile(size, 2)).astype(np.float32)
         for place, number in enumerate(numbers):
             rows = slice(place * batch, (place + 1) * batch)
             crops[:, number] = fractions[rows]
             flipped[:, number] = flip[rows]
-            plans[number] = ViewPlan(start[rows], end[rows], *(values[rows] for values in colour))
+            plans[number] = together.part(rows)
     return Plan(
-        index=index, crops=crops, flipped=flipped, boxes=guidance.boxes, weights=guidance.weights, partner=partner,
-        views=[plan for plan in plans if plan is not None],
-    )  # fmt: skip
+        index=index,
+        crops=crops,
+        flipped=flipped,
+        boxes=guidance.boxes,
+        weights=guidance.weights,
+        partner=partner,
+        views=[plans[number] for number in range(len(views))],
+    )
 
 
 def region_keys(seed: int, epoch: int, index: I64) -> rng.Keys:
@@ -161,12 +178,13 @@ def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bo
     if view.crop == "whole":
         return np.concatenate([zero, size], axis=1).astype(np.float64)
     if view.crop == "centre":
-        side = np.maximum(1, np.rint(size.min(axis=1) * view.centre_share)).astype(np.int64)[:, None]
+        short = np.minimum(size[:, :1], size[:, 1:])
+        side = np.maximum(np.rint(short * view.centre_share), 1.0).astype(np.int64)
         start = (size - side) // 2
         return np.concatenate([start, start + side], axis=1).astype(np.float64)
     if view.crop == "inside":
         # The box in whole pixels, at least one pixel wide, is the image that RandomResizedCrop sees.
-        low = np.minimum(np.floor(size * box[:, :2]).astype(np.int64), size - 1)
+        low: I64 = np.minimum(np.floor(size * box[:, :2]).astype(np.int64), size - 1)
         high = np.maximum(np.ceil(size * box[:, 2:] - 1e-4).astype(np.int64), low + 1)
         rectangle = _random_resized_crop(view, keys, high - low)
         return rectangle + np.tile(low, 2)
@@ -201,7 +219,7 @@ def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | N
 
 
 def _crop_shapes(view: View, keys: rng.Keys, size: I64) -> tuple[I64, Bool]:
-    """(B, 2) height and width of the first of ten tries that fits the image, else of the central crop; (B,) which."""
+    """(B, 2) height and width of the first of ten tries that fits, else of the central crop; (B,) which."""
     crop, accepted = _tries(view, keys, size, 0, 1)
     pending = np.flatnonzero(~accepted)
     if len(pending):
@@ -231,16 +249,24 @@ def _central_shape(view: View, size: I64) -> I64:
     shape = width / height
     crop_h = np.where(shape < view.ratio[0], np.rint(width / view.ratio[0]), height)
     crop_w = np.where(shape > view.ratio[1], np.rint(height * view.ratio[1]), width)
-    return np.maximum(np.array([crop_h, crop_w]).T, 1).astype(np.int64)
+    return np.clip(np.array([crop_h, crop_w], np.int64).T, 1, None)
 
 
 # --- colour -----------------------------------------------------------------------------------------
 
 
-def _colour(view: View, keys: rng.Keys) -> tuple[F32, F32, F32, NDArray[np.int32], NDArray[np.int16]]:
-    """matrix (B, 3, 3), pivot (B, 3), sigma (B,), window (B,), solarise (B,): neutral where a view has none."""
-    slots = np.arange(_JITTER, _SOLARISE + 1)[:, None]
-    jitter, brightness_u, contrast_u, saturation_u, hue_u, gray, blur, sigma_u, invert = rng.uniform(keys, slots)
+def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPlan:
+    """The crop as drawn, and the colour parameters, neutral where the view or the draw has none.
+
+    Args:
+        keys: (B,) random keys; rectangle: (B, 4) pixels; flip: (B,).
+    """
+    start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
+    # A region of interest that runs backwards makes the resize mirror the view at no cost.
+    start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]
+
+    u = rng.uniform(keys, np.arange(_JITTER, _SOLARISE + 1)[:, None])
+    jitter, brightness_u, contrast_u, saturation_u, hue_u, gray, blur, sigma_u, invert = u
     jittered = jitter < view.jitter
 
     def factor(strength: float, u: F64) -> F64:
@@ -252,18 +278,21 @@ def _colour(view: View, keys: rng.Keys) -> tuple[F32, F32, F32, NDArray[np.int32
     saturation = np.where(gray < view.grayscale, 0.0, factor(view.saturation, saturation_u))
     hue = np.where(jittered, view.hue * (2.0 * hue_u - 1.0), 0.0)
     matrix = (brightness * contrast)[:, None, None] * (hue_matrix(hue) @ saturation_matrix(saturation))
-    # Contrast scales about the grey mean m of the brightened image, b m: it adds (1 - c) b m to each channel.
-    # Saturation and hue leave greys alone, so the sum passes through them unchanged.
+    # Contrast scales about the grey mean m of the brightened image, b m: it adds (1 - c) b m to each
+    # channel. Saturation and hue leave greys alone, so the sum passes through them unchanged.
     pivot = np.repeat((brightness * (1.0 - contrast))[:, None], 3, axis=1)
 
     blurred = blur < view.blur
     sigma = np.where(blurred, view.sigma[0] + (view.sigma[1] - view.sigma[0]) * sigma_u, 0.01)
-    window = np.where(blurred, 2 * np.ceil(3.0 * sigma) + 1, 1)
-    solarise = np.where(invert < view.solarise, 128, 256)
-    return (
-        matrix.astype(np.float32), pivot.astype(np.float32), sigma.astype(np.float32), window.astype(np.int32),
-        solarise.astype(np.int16),
-    )  # fmt: skip
+    return ViewPlan(
+        start=start,
+        end=end,
+        matrix=matrix.astype(np.float32),
+        pivot=pivot.astype(np.float32),
+        sigma=sigma.astype(np.float32),
+        window=np.where(blurred, 2 * np.ceil(3.0 * sigma) + 1, 1).astype(np.int32),
+        solarise=np.where(invert < view.solarise, 128, 256).astype(np.int16),
+    )
 
 
 def saturation_matrix(factor: F64) -> F64:
@@ -274,6 +303,4 @@ def saturation_matrix(factor: F64) -> F64:
 def hue_matrix(turn: F64) -> F64:
     """(B, 3, 3) rotation of RGB about its grey axis by `turn` full circles."""
     angle = 2.0 * np.pi * turn[:, None, None]
-    mean = np.full((3, 3), 1.0 / 3.0)
-    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
-    return mean + np.cos(angle) * (np.eye(3) - mean) + np.sin(angle) * cross
+    return _GREY + np.cos(angle) * (np.eye(3) - _GREY) + np.sin(angle) * _QUARTER_TURN

@@ -20,31 +20,67 @@ def moco_v2(
 ) -> list[View]:
     """Two equal views (MoCo v2, arXiv 2003.04297; SimSiam uses the same). `blur=0` for small images."""
     view = View(
-        size=size, crop=crop, alpha=alpha, scale=scale, flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4,
-        saturation=0.4, hue=0.1, grayscale=0.2, blur=blur,
-    )  # fmt: skip
+        size=size,
+        crop=crop,
+        alpha=alpha,
+        scale=scale,
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        grayscale=0.2,
+        blur=blur,
+    )
     return [view, view]
 
 
 def simclr(
-    size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0), blur: float = 0.5
+    size: int = 224,
+    *,
+    crop: str = "random",
+    alpha: float = 0.6,
+    scale: Range = (0.08, 1.0),
+    blur: float = 0.5,
 ) -> list[View]:
     """Two equal views, strong colour (SimCLR, arXiv 2002.05709, appendix A). `blur=0` for small images."""
     view = View(
-        size=size, crop=crop, alpha=alpha, scale=scale, flip=0.5, jitter=0.8, brightness=0.8, contrast=0.8,
-        saturation=0.8, hue=0.2, grayscale=0.2, blur=blur,
-    )  # fmt: skip
+        size=size,
+        crop=crop,
+        alpha=alpha,
+        scale=scale,
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        grayscale=0.2,
+        blur=blur,
+    )
     return [view, view]
 
 
 def byol(
     size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0)
 ) -> list[View]:
-    """Two unequal views: the first always blurred, the second sometimes solarised (BYOL, arXiv 2006.07733)."""
+    """Two unequal views: one always blurred, the other sometimes solarised (BYOL, arXiv 2006.07733)."""
     view = View(
-        size=size, crop=crop, alpha=alpha, scale=scale, interpolation="cubic", flip=0.5, jitter=0.8, brightness=0.4,
-        contrast=0.4, saturation=0.2, hue=0.1, grayscale=0.2, blur=1.0,
-    )  # fmt: skip
+        size=size,
+        crop=crop,
+        alpha=alpha,
+        scale=scale,
+        interpolation="cubic",
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grayscale=0.2,
+        blur=1.0,
+    )
     return [view, replace(view, blur=0.1, solarise=0.2)]
 
 
@@ -58,7 +94,7 @@ def dino(
     local_scale: Range = (0.05, 0.14),
     locals: int = 8,
 ) -> list[View]:
-    """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294; scales of its ResNet-50)."""
+    """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294, as for ResNet-50)."""
     first, second = byol(size, crop=crop, alpha=alpha, scale=scale)
     local = replace(first, size=local_size, scale=local_scale, blur=0.5)
     return [first, second, *[local] * locals]

@@ -47,7 +47,7 @@ def bits(key: Keys, slot: ArrayLike) -> Keys:
 
 def uniform(key: Keys, slot: ArrayLike) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) with 53 random bits, for `slot` of each key (the two broadcast)."""
-    return (bits(key, slot) >> np.uint64(11)) * 2.0**-53
+    return (bits(key, slot) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def symmetric_beta(u: NDArray[np.float64], v: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:

@@ -98,18 +98,27 @@ def _colour(rng: np.random.Generator) -> Array:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
 
 
+def _muted(rng: np.random.Generator) -> Array:
+    """A colour nearer to middle grey than `_colour` gives."""
+    return 0.4 * _colour(rng) + np.float32(0.6 * 120)
+
+
 def _background(rng: np.random.Generator, height: int, width: int) -> Array:
-    """(H, W, 3) soft clouds of two colours, stripes, and clutter smaller than any object."""
+    """(H, W, 3) muted clouds of two colours, faint stripes, and clutter smaller than any object.
+
+    As in a photograph that is focused on its subject, the background has less contrast than the objects;
+    otherwise telling images apart needs the background only, and nothing draws a network to the objects.
+    """
     cells = rng.integers(2, 6)
     mix = rng.random((cells, cells, 1), np.float32)
-    coarse = _colour(rng) * mix + _colour(rng) * (1 - mix) + rng.normal(0, 14, (cells, cells, 3))
+    coarse = _muted(rng) * mix + _muted(rng) * (1 - mix) + rng.normal(0, 8, (cells, cells, 3))
     soft = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
     draw, short = ImageDraw.Draw(soft), min(height, width)
-    for _ in range(rng.integers(6, 16)):
+    for _ in range(rng.integers(2, 7)):
         x, y = rng.random(2) * (width, height)
-        fill = tuple(int(c) for c in _colour(rng))
+        fill = tuple(int(c) for c in _muted(rng))
         reach = rng.uniform(0.02, 0.07) * short
         if rng.random() < 0.5:
             dx, dy = rng.normal(0, 0.2 * short, 2)
@@ -120,8 +129,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Array:
     angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
     y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32(short)
     phase = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi * waves + rng.uniform(0, 6)
-    stripes = np.sin(phase)[..., None] * rng.uniform(0, 22)
-    noise = rng.normal(0, rng.uniform(2, 9), (height, width, 1))
+    stripes = np.sin(phase)[..., None] * rng.uniform(0, 8)
+    noise = rng.normal(0, rng.uniform(2, 6), (height, width, 1))
     return np.asarray(np.asarray(soft, np.float32) + stripes + noise, np.float32)
 
 
@@ -164,15 +173,13 @@ def draw_scene(
     for y, x, radius in _place(rng, height, width):
         top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
         window = slice(top, int(y + radius) + 2), slice(left, int(x + radius) + 2)
-        behind = background[window]
+        behind = canvas[window]  # a neighbour's corner may reach into this window
         grid = np.mgrid[: behind.shape[0], : behind.shape[1]].astype(np.float32)
         dy, dx = (grid[0] + (top + 0.5 - y)) / radius, (grid[1] + (left + 0.5 - x)) / radius
         turn = rng.uniform(0, 2 * np.pi)
         u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
         cover = (0.5 - shape(u, v) * radius).clip(0, 1)  # edges fade over one pixel
         cover[cover < 0.1] = 0
-        rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
-        boxes.append((top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1))
         mean = behind.mean((0, 1))
         tries = np.stack([_colour(rng) for _ in range(4)])
         light = tries[np.abs(tries - mean).sum(1).argmax()]
@@ -181,7 +188,12 @@ def draw_scene(
         tone = texture(u, v)[..., None]
         shade = 1 + rng.uniform(0, 0.25) * v[..., None].clip(-1, 1)
         paint = (light * tone + dark * (1 - tone)) * shade + rng.normal(0, 4, (*u.shape, 1))
+        before = behind.round()
         canvas[window] = behind * (1 - cover[..., None]) + paint.clip(0, 255) * cover[..., None]
+        # The box of what can be seen: a corner in the background's colour is no part of the object.
+        seen = (canvas[window].round() != before).any(-1)
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        boxes.append((top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1))
     return Scene(
         canvas.round().astype(np.uint8), background.round().astype(np.uint8), np.array(boxes, np.int64), kind
     )

@@ -1,4 +1,4 @@
-"""Pictures of what the loader does: each image with its box, heatmap and crops, beside the views cut from it."""
+"""Pictures of what the loader does: each image with its box, heatmap and crops, beside its views."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -15,7 +16,18 @@ from .index import SampleIndex
 from .loader import IMAGENET_MEAN, IMAGENET_STD, Batch
 
 _BOX_COLOUR = "#ffffff"
-_CROP_COLOURS = ("#ff5a36", "#22a7f0", "#f7ca18", "#2ecc71", "#d45bff", "#00d0c4", "#ff8fb1", "#b8e986", "#c0a080", "#7f8cff")
+_CROP_COLOURS = (
+    "#ff5a36",
+    "#22a7f0",
+    "#f7ca18",
+    "#2ecc71",
+    "#d45bff",
+    "#00d0c4",
+    "#ff8fb1",
+    "#b8e986",
+    "#c0a080",
+    "#7f8cff",
+)
 _MOST_VIEWS = 10
 
 
@@ -47,12 +59,16 @@ def grid(
         height, width = image.shape[:2]
         line[0].imshow(image)
         for view in range(len(views)):
-            _outline(line[0], crops[row, view], (height, width), _CROP_COLOURS[view % len(_CROP_COLOURS)], "-")
+            _outline(
+                line[0], crops[row, view], (height, width), _CROP_COLOURS[view % len(_CROP_COLOURS)], "-"
+            )
         _outline(line[0], boxes[row], (height, width), _BOX_COLOUR, "--")
         line[0].set_title(f"{sample}   weight {weights[row]:.2f}", fontsize=7)
         if heatmaps is not None:
             line[1].imshow(image)
-            line[1].imshow(heatmaps[row], extent=(0, width, height, 0), alpha=0.55, cmap="inferno", vmin=0, vmax=1)
+            line[1].imshow(
+                heatmaps[row], extent=(0, width, height, 0), alpha=0.55, cmap="inferno", vmin=0, vmax=1
+            )
             _outline(line[1], boxes[row], (height, width), _BOX_COLOUR, "--")
             line[1].set_title("heatmap, box", fontsize=7)
         for view, axis in enumerate(line[-len(views) :]):
@@ -83,17 +99,21 @@ def as_array(figure: Figure) -> NDArray[np.uint8]:
 def read_image(index: SampleIndex, row: int) -> NDArray[np.uint8]:
     """The stored image as (H, W, 3); EXIF orientation is not applied, as in the loader."""
     if index.arrays is not None:
-        return index.arrays[row]
+        return np.asarray(index.arrays[row])
     return np.asarray(Image.open(index.path(row)).convert("RGB"))
 
 
-def _denormalise(views: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+def _denormalise(
+    views: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
     """(B, 3, S, S) normalised to (B, S, S, 3) in [0, 1]."""
     pixels = views.transpose(0, 2, 3, 1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return pixels.clip(0.0, 1.0)
 
 
-def _outline(axis: object, box: NDArray[np.float32], size: tuple[int, int], colour: str, style: str) -> None:
+def _outline(axis: Axes, box: NDArray[np.float32], size: tuple[int, int], colour: str, style: str) -> None:
     y0, x0, y1, x1 = box * np.array([size[0], size[1], size[0], size[1]])
-    patch = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linestyle=style, linewidth=1.6)
-    axis.add_patch(patch)  # type: ignore[attr-defined]
+    patch = Rectangle(
+        (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linestyle=style, linewidth=1.6
+    )
+    axis.add_patch(patch)

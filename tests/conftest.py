@@ -48,7 +48,7 @@ def unpack(archive: str, folder: Path, most: int | None = None) -> Path:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A flat folder of real photographs: matplotlib's sample portrait, and 40 of ImageNet where they are at hand."""
+    """A flat folder of photographs: matplotlib's sample portrait, and 40 of ImageNet where at hand."""
     folder = tmp_path_factory.mktemp("photographs")
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     (folder / "portrait.jpg").write_bytes(portrait.read_bytes())
@@ -68,11 +68,13 @@ def noise_images(folder: Path, count: int, sizes: tuple[int, int] = (40, 72), se
         coarse = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC).save(
             folder / f"{number:04d}.jpg", quality=90
-        )  # fmt: skip
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def small_index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     """Forty small JPEGs."""
-    return SampleIndex.from_folder(noise_images(tmp_path_factory.mktemp("small"), 40), cache=False, progress=False)
+    return SampleIndex.from_folder(
+        noise_images(tmp_path_factory.mktemp("small"), 40), cache=False, progress=False
+    )

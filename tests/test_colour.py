@@ -36,15 +36,27 @@ def through_graph(pixels: np.ndarray, view: View, device: str, **parameters: obj
     """(N, S, S, 3) the pixels after the view's operators, each sample with the parameters given."""
     n = len(pixels)
     neutral = {
-        "start": np.zeros((n, 2), np.float32), "end": np.full((n, 2), SIDE, np.float32),
-        "matrix": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)), "pivot": np.zeros((n, 3), np.float32),
-        "sigma": np.full(n, 0.01, np.float32), "window": np.ones(n, np.int32), "solarise": np.full(n, 256, np.int16),
-    }  # fmt: skip
+        "start": np.zeros((n, 2), np.float32),
+        "end": np.full((n, 2), SIDE, np.float32),
+        "matrix": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
+        "pivot": np.zeros((n, 3), np.float32),
+        "sigma": np.full(n, 0.01, np.float32),
+        "window": np.ones(n, np.int32),
+        "solarise": np.full(n, 256, np.int16),
+    }
     drawn = plan.ViewPlan(**{**neutral, **parameters})
     graph = pipeline.build(
-        [view], lambda: pipeline.inputs([pixels], [view], [drawn]), batch_size=n, device=device,
-        device_id=0 if device == "gpu" else None, threads=1, encoded=False, dtype="float32", hw_decoder_load=0.0, **RAW,
-    )  # fmt: skip
+        [view],
+        lambda: pipeline.inputs([pixels], [view], [drawn]),
+        batch_size=n,
+        device=device,
+        device_id=0 if device == "gpu" else None,
+        threads=1,
+        encoded=False,
+        dtype="float32",
+        hw_decoder_load=0.0,
+        **RAW,
+    )
     (out,) = graph.run()
     return torch.from_dlpack(out.as_tensor()).cpu().numpy()
 
@@ -87,7 +99,7 @@ def test_contrast_pivots_on_the_images_own_grey_mean_as_torchvisions_does(pixels
 def test_saturation_is_torchvisions(pixels, device, factor):
     matrix = plan.saturation_matrix(np.full(len(pixels), factor)).astype(np.float32)
     ours = through_graph(pixels, ANY, device, matrix=matrix)
-    assert errors(ours, reference(pixels, lambda i: F.adjust_saturation(i, factor)))[0] <= 2
+    assert errors(ours, reference(pixels, lambda i: F.adjust_saturation(i, factor)))[0] <= 1
 
 
 def test_grayscale_is_torchvisions(pixels, device):
@@ -102,7 +114,8 @@ def test_hue_turns_as_far_as_torchvisions(pixels, device, turn):
     matrix = plan.hue_matrix(np.full(len(pixels), turn)).astype(np.float32)
     ours = through_graph(pixels, ANY, device, matrix=matrix)
     theirs = reference(pixels, lambda i: F.adjust_hue(i, turn))
-    # Torchvision keeps an HSV pixel's largest channel, a rotation keeps its mean: brightness differs, hue agrees.
+    # Torchvision keeps an HSV pixel's largest channel, a rotation keeps its mean: brightness differs,
+    # hue agrees.
     assert errors(ours, theirs)[1] <= 6.5
     assert hue_error(ours, theirs) <= 2.5
     assert errors(ours, theirs)[1] < errors(pixels, theirs)[1]
@@ -110,9 +123,11 @@ def test_hue_turns_as_far_as_torchvisions(pixels, device, turn):
 
 def hue_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Median absolute difference of HSV hue in degrees, over pixels with a clear colour."""
-    hsv = [np.stack([np.asarray(Image.fromarray(i.round().clip(0, 255).astype(np.uint8)).convert("HSV")) for i in x])
-           for x in (ours, theirs)]  # fmt: skip
-    vivid = np.all([(image[..., 1] > 80) & (image[..., 2] > 60) & (image[..., 2] < 250) for image in hsv], axis=0)
+    rounded = [images.round().clip(0, 255).astype(np.uint8) for images in (ours, theirs)]
+    hsv = [np.stack([np.asarray(Image.fromarray(i).convert("HSV")) for i in images]) for images in rounded]
+    vivid = np.all(
+        [(image[..., 1] > 80) & (image[..., 2] > 60) & (image[..., 2] < 250) for image in hsv], axis=0
+    )
     turn = np.abs(hsv[0][..., 0].astype(float) - hsv[1][..., 0])[vivid] * (360 / 255)
     return float(np.median(np.minimum(turn, 360 - turn)))
 
@@ -143,12 +158,12 @@ def test_parameters_apply_to_their_own_sample(pixels, device):
 
 
 def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_each_other(pixels, device):
-    """Torchvision rounds and clips after each operator and shuffles them; the graph clips once, in one order."""
+    """Torchvision shuffles its operators and rounds and clips after each; the graph clips once."""
     index = SampleIndex.from_arrays(pixels)
     view = View(size=SIDE, crop="whole", jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4)
     loader = ViewLoader(index, [view], len(pixels), device=device, shuffle=False, **RAW)
     (batch,) = list(loader)
-    drawn = loader.plan(0).views[0]
+    drawn = loader.plan_at(0).views[0]
     gains = drawn.matrix.sum(axis=2)[:, 0]
     near, apart = [], []
     for number in range(len(pixels)):
@@ -157,9 +172,10 @@ def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_ea
         contrast = float(gains[number] / brightness)
         saturation = float((drawn.matrix[number, 0, 0] - drawn.matrix[number, 1, 0]) / gains[number])
         steps = [
-            lambda i, f=brightness: F.adjust_brightness(i, f), lambda i, f=contrast: F.adjust_contrast(i, f),
+            lambda i, f=brightness: F.adjust_brightness(i, f),
+            lambda i, f=contrast: F.adjust_contrast(i, f),
             lambda i, f=saturation: F.adjust_saturation(i, f),
-        ]  # fmt: skip
+        ]
         results = []
         for chain in itertools.permutations(steps):
             image = Image.fromarray(pixels[number])
@@ -169,13 +185,16 @@ def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_ea
         ours = batch.views[0][number].permute(1, 2, 0).cpu().numpy()
         near.append(errors(ours, results[0])[1])
         apart.append(max(errors(one, other)[1] for one, other in itertools.combinations(results, 2)))
-    # PIL cuts off fractions after each of the three operators, which alone makes up to three halves.
-    assert (np.array(near) <= np.array(apart) + 1.5).all()
+    # PIL cuts off fractions after each operator (a mean of up to 1.5 in all); the rest is our one clipping.
+    assert (np.array(near) <= np.array(apart) + 2.0).all()
 
 
 def test_resized_crops_are_pils_within_rounding(photographs, device):
     index = SampleIndex.from_folder(photographs, cache=False, progress=False)
-    for interpolation, resample in (("linear", Image.Resampling.BILINEAR), ("cubic", Image.Resampling.BICUBIC)):
+    for interpolation, resample in (
+        ("linear", Image.Resampling.BILINEAR),
+        ("cubic", Image.Resampling.BICUBIC),
+    ):
         view = View(size=96, flip=0.5, interpolation=interpolation)
         loader = ViewLoader(index, [view], 1, device=device, **RAW)
         for number, batch in enumerate(loader):
@@ -188,4 +207,4 @@ def test_resized_crops_are_pils_within_rounding(photographs, device):
                 theirs = theirs[:, ::-1]
             ours = batch.views[0][0].permute(1, 2, 0).cpu().numpy()
             # The GPU decodes JPEG chroma with another interpolation than libjpeg.
-            assert errors(ours, theirs)[1] <= (0.6 if device == "cpu" else 4.0)
+            assert errors(ours, theirs)[1] <= (0.3 if device == "cpu" else 4.0)

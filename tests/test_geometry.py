@@ -30,7 +30,7 @@ def position_images(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 def expected_positions(crop: torch.Tensor, flipped: bool, height: int, width: int, size: int) -> tuple:
-    """Row and column of the source pixel under each pixel centre of a view, from the batch's rectangle alone."""
+    """Row and column of the source pixel under each pixel centre of a view, from its rectangle alone."""
     y0, x0, y1, x1 = (crop.double() * torch.tensor([height, width, height, width])).tolist()
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     rows, columns = y0 + steps * (y1 - y0) - 0.5, x0 + steps * (x1 - x0) - 0.5
@@ -41,7 +41,9 @@ def expected_positions(crop: torch.Tensor, flipped: bool, height: int, width: in
 @pytest.mark.parametrize("size", [32, 77, 160])
 @pytest.mark.parametrize("flip", [0.0, 0.5])
 @pytest.mark.parametrize("interpolation", ["linear", "cubic"])
-def test_every_pixel_lies_where_crops_and_flipped_say(position_images, device, crop, size, flip, interpolation):
+def test_every_pixel_lies_where_crops_and_flipped_say(
+    position_images, device, crop, size, flip, interpolation
+):
     regions = RegionTable(len(position_images))
     rows = np.arange(len(position_images))
     regions.update(rows, np.tile(np.array([0.3, 0.2, 0.9, 0.6], np.float32), (len(rows), 1)))
@@ -60,7 +62,8 @@ def test_every_pixel_lies_where_crops_and_flipped_say(position_images, device, c
                 # A pixel whose filter reaches beyond the image sees its edge only, which is not a question
                 # of where the view lies.
                 reach = (1 if interpolation == "linear" else 2) * max(1.0, height / size, width / size)
-                inner_y, inner_x = (y > reach) & (y < height - 1 - reach), (x > reach) & (x < width - 1 - reach)
+                inner_y = (y > reach) & (y < height - 1 - reach)
+                inner_x = (x > reach) & (x < width - 1 - reach)
                 error_y = (image[0] - y[:, None])[inner_y].abs()
                 error_x = (image[1] - x[None, :])[:, inner_x].abs()
                 assert error_y.numel() == 0 or error_y.max() <= 0.51  # half a pixel, and rounding to uint8
@@ -102,11 +105,15 @@ def test_arrays_and_files_of_the_same_pixels_give_the_same_views(tmp_path: Path,
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
-    views = [View(size=24, flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.5)] * 2
+    views = [
+        View(size=24, flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.5)
+    ] * 2
     from_files = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
     from_arrays = SampleIndex.from_arrays(pixels)
     for a, b in zip(
-        ViewLoader(from_files, views, 4, device=device), ViewLoader(from_arrays, views, 4, device=device), strict=True
+        ViewLoader(from_files, views, 4, device=device),
+        ViewLoader(from_arrays, views, 4, device=device),
+        strict=True,
     ):
         assert torch.equal(a.index, b.index)
         assert torch.equal(a.crops, b.crops)

@@ -20,9 +20,18 @@ from conftest import noise_images
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
 FULL = View(
-    size=24, crop="contrastive", flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
-    grayscale=0.2, blur=0.5, solarise=0.2,
-)  # fmt: skip
+    size=24,
+    crop="contrastive",
+    flip=0.5,
+    jitter=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grayscale=0.2,
+    blur=0.5,
+    solarise=0.2,
+)
 VIEWS = [FULL, FULL]
 
 
@@ -62,7 +71,9 @@ def test_a_view_does_not_depend_on_batch_size_or_threads(small_index):
         for size, threads in ((8, 1), (8, 2), (5, 2), (40, 1))
     ]
     for other in seen[1:]:
-        assert {row: rest[1:] for row, rest in other.items()} == {row: rest[1:] for row, rest in seen[0].items()}
+        assert {row: rest[1:] for row, rest in other.items()} == {
+            row: rest[1:] for row, rest in seen[0].items()
+        }
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(small_index):
@@ -142,7 +153,8 @@ index = SampleIndex.from_folder({folder!r}, cache=False, progress=False)
 loader = ViewLoader(index, VIEWS, 8, device="cpu", regions=written_table(index))
 for batch in loader:
     state = loader.state_dict()
-    print(json.dumps({{"epoch": state["epoch"], "position": state["position"], "digest": digest(batch)}}), flush=True)
+    line = {{"epoch": state["epoch"], "position": state["position"], "digest": digest(batch)}}
+    print(json.dumps(line), flush=True)
     if loader.step == 2:
         sys.stdin.readline()  # hold here, with the next batches under way, until killed
 """
@@ -158,7 +170,11 @@ def test_a_process_killed_in_mid_epoch_is_continued_by_another(tmp_path):
     code = CHILD.format(tests=tests, folder=str(folder))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path])}
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-W", "ignore", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as child:
         lines = [json.loads(child.stdout.readline()) for _ in range(2)]
         child.send_signal(signal.SIGKILL)
@@ -202,10 +218,13 @@ def test_a_run_may_be_resumed_with_another_world_size(small_index):
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("length", [40, 37, 33])
-def test_with_a_kept_last_batch_all_ranks_have_equally_many_steps_and_miss_nothing(small_index, world, length):
+def test_with_a_kept_last_batch_all_ranks_have_equally_many_steps_and_miss_nothing(
+    small_index, world, length
+):
     index = small_index.subset(np.arange(length))
     loaders = [
-        ViewLoader(index, [View(size=8)], 4, device="cpu", rank=r, world=world, drop_last=False) for r in range(world)
+        ViewLoader(index, [View(size=8)], 4, device="cpu", rank=r, world=world, drop_last=False)
+        for r in range(world)
     ]
     batches = [[batch.index.tolist() for batch in loader] for loader in loaders]
     assert {len(b) for b in batches} == {len(loaders[0])}
@@ -266,7 +285,9 @@ def test_views_are_channels_last_without_a_copy_and_of_the_dtype_asked_for(small
 
 
 def test_half_and_single_precision_views_agree(small_index, device):
-    pair = [next(iter(ViewLoader(small_index, VIEWS, 8, device=device, dtype=d))) for d in ("float32", "float16")]
+    pair = [
+        next(iter(ViewLoader(small_index, VIEWS, 8, device=device, dtype=d))) for d in ("float32", "float16")
+    ]
     for one, other in zip(pair[0].views, pair[1].views, strict=True):
         assert (one - other.float()).abs().max() < 4e-3
 
@@ -337,11 +358,16 @@ def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"batch_size": 0}, "batch_size"), ({"batch_size": 41}, "global batch"), ({"views": []}, "View"),
-        ({"device": "tpu"}, "tpu"), ({"dtype": "bfloat16"}, "bfloat16"), ({"rank": 2, "world": 2}, "rank 2"),
-        ({"rank": 0}, "both"), ({"regions": RegionTable(7)}, "7 rows"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 41}, "global batch"),
+        ({"views": []}, "View"),
+        ({"device": "tpu"}, "tpu"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"rank": 2, "world": 2}, "rank 2"),
+        ({"rank": 0}, "both"),
+        ({"regions": RegionTable(7)}, "7 rows"),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_cannot_work_are_refused_with_the_reason(small_index, change, word):
     arguments = {"index": small_index, "views": VIEWS, "batch_size": 8, "device": "cpu", **change}
     with pytest.raises(ValueError, match=word):

@@ -25,7 +25,14 @@ from trainers.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
-    "run": {"epochs": 3, "evaluate_every": 0, "log_every": 1, "checkpoint_every": 1, "device": "cpu", "threads": 1},
+    "run": {
+        "epochs": 3,
+        "evaluate_every": 0,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "device": "cpu",
+        "threads": 1,
+    },
     "views": {"size": 16, "crop": "contrastive", "blur": 0},
     "model": {"backbone": "resnet10"},
     "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
@@ -74,7 +81,9 @@ def start(arguments: list[str], **options: object) -> subprocess.Popen:
 def undisturbed(scenes, tmp_path_factory) -> Path:
     """A run of nine steps that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with start(["-m", "trainers", "pretrain", str(write_config(folder, scenes, run={"evaluate_every": 3}))]) as process:
+    with start(
+        ["-m", "trainers", "pretrain", str(write_config(folder, scenes, run={"evaluate_every": 3}))]
+    ) as process:
         output = process.communicate()[0]
     assert process.returncode == 0, output
     return folder
@@ -143,7 +152,16 @@ def test_sigterm_saves_and_exits_cleanly(scenes, tmp_path):
 
 def test_two_processes_train_together_and_share_the_table(scenes, tmp_path):
     file = write_config(tmp_path, scenes, run={"evaluate_every": 3}, method={"name": "moco", "queue": 64})
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainers", "pretrain"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "trainers",
+        "pretrain",
+    ]
     with start([*launch, str(file), "run.max_steps=5"]) as process:
         output = process.communicate()[0]
     assert process.returncode == 0, output

@@ -10,7 +10,7 @@ __all__ = ["autocast", "device_kind", "precision"]
 
 
 def device_kind(config: cfg.Config) -> str:
-    """"gpu" or "cpu": what the configuration says, or what the machine has."""
+    """ "gpu" or "cpu": what the configuration says, or what the machine has."""
     if config.run.device != "auto":
         return config.run.device
     return "gpu" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
 """The command line of the trainer.
 
-    python -m trainers pretrain CONFIG [key=value ...] [--resume]
-    python -m trainers knn CHECKPOINT [key=value ...]
-    python -m trainers demo OUT
+python -m trainers pretrain CONFIG [key=value ...] [--resume]
+python -m trainers knn CHECKPOINT [key=value ...]
+python -m trainers demo OUT
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _knn(args: argparse.Namespace) -> None:
     data = open_data(config.data, config.run.seed)
     if data.queries is None:
         raise ValueError("kNN needs labels; name labelled folders by data.eval_train=DIR data.eval_val=DIR")
-    encoder = method.encoder.to(device, memory_format=torch.channels_last)
+    encoder = method.encoder.to(device).to(memory_format=torch.channels_last)
     scores = knn(config, encoder, data.bank, data.queries, device, args.k, args.temperature)
     if distributed.is_main():
         bank, queries = len(data.bank), len(data.queries)

@@ -131,7 +131,7 @@ class Views(Section):
     scale: tuple[float, float] | None = None
     """Least and greatest crop area as shares of the image; absent: the recipe's own."""
     blur: Share | None = None
-    """Probability of blur, for recipes whose views share one (0 for small images); absent: the recipe's own."""
+    """Probability of blur where all views share one (0 for small images); absent: the recipe's own."""
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     """Mean of RGB in [0, 1] that is subtracted from every view."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)

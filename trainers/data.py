@@ -26,7 +26,7 @@ class DataSets:
     bank: SampleIndex
     """Labelled images whose features vote in kNN."""
     queries: SampleIndex | None
-    """Labelled images to classify, none of which is trained on; None if there are no labels."""
+    """Labelled images to classify; None if there are no labels."""
 
 
 def open_data(config: cfg.Data, seed: int = 0) -> DataSets:
@@ -61,13 +61,12 @@ def _open(config: cfg.Data, seed: int) -> DataSets:
     if config.eval_train is not None:
         bank = SampleIndex.from_folder(config.eval_train, progress=progress)
     if config.eval_val is not None:
-        queries = SampleIndex.from_folder(config.eval_val, progress=progress, classes=bank.classes or None)
-        return DataSets(whole, bank, queries)
-    if config.eval_train is not None:
-        rest, queries = _split(bank, config.val_share, seed)
-        return DataSets(whole, rest, queries)
-    rest, queries = _split(whole, config.val_share, seed)
-    return DataSets(rest, rest, queries)
+        # The training set's classes, so that a class has the same number in both.
+        val = SampleIndex.from_folder(config.eval_val, progress=progress, classes=bank.classes or None)
+        return DataSets(whole, bank, val)
+    rest, held = _split(bank, config.val_share, seed)
+    # What is held out of the bank is trained on only if training has a set of its own.
+    return DataSets(rest if config.eval_train is None else whole, rest, held)
 
 
 def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, SampleIndex | None]:

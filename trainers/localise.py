@@ -1,4 +1,4 @@
-"""Where the encoder looks: boxes and heatmaps of whole images, as ContrastiveCrop finds them (arXiv 2202.03278)."""
+"""Where the encoder looks: boxes and heatmaps of whole images, as in ContrastiveCrop (arXiv 2202.03278)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Located", "boxes_of", "locate"]
 class Located(NamedTuple):
     """A batch of localised images."""
 
-    index: Tensor
+    rows: Tensor
     """(B,) rows of the index."""
     boxes: Tensor
     """(B, 4) y0, x0, y1, x1 as fractions of the image."""
@@ -56,7 +56,7 @@ def boxes_of(
 ) -> NDArray[np.float32]:
     """(N, 4) boxes of a whole index, equal on all ranks."""
     found = list(locate(config, encoder, index, device))
-    rows = distributed.gather_rows(torch.cat([part.index for part in found]))
+    rows = distributed.gather_rows(torch.cat([part.rows for part in found]))
     boxes = distributed.gather_rows(torch.cat([part.boxes for part in found]))
     result = np.empty((len(index), 4), np.float32)
     result[rows.cpu().numpy()] = boxes.float().cpu().numpy()

@@ -1,8 +1,8 @@
 """The training loop, to be read from top to bottom.
 
-    python -m trainers pretrain configs/demo.yaml data.path=photos
-    python -m trainers pretrain configs/demo.yaml data.path=photos --resume
-    torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
+python -m trainers pretrain configs/demo.yaml data.path=photos
+python -m trainers pretrain configs/demo.yaml data.path=photos --resume
+torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     torch.manual_seed(config.run.seed)
     method = build_method(config.method, build_backbone(config.model.backbone, config.model.stem))
     if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    method = method.to(device, memory_format=torch.channels_last)
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    method = method.to(device).to(memory_format=torch.channels_last)
     network = wrap(method, config, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(config) is torch.float16)
@@ -147,12 +147,16 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
             (folder / "config.yaml").write_text(cfg.dump(config))
         return None
     if not resume:
-        raise FileExistsError(f"{folder} holds a run already; continue it with --resume or choose another run.out")
+        raise FileExistsError(
+            f"{folder} holds a run already; continue it with --resume or choose another run.out"
+        )
     changed = cfg.differences(cfg.parse(saved["config"]), config)
     # What the run section holds (device, threads, how often to log) does not change what is computed.
     fixed = [key for key in changed if not key.startswith("run.") or key in ("run.seed", "run.epochs")]
     if fixed:
-        raise ValueError(f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so")
+        raise ValueError(
+            f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
+        )
     return saved
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people: a progress bar, TensorBoard curves, metrics.jsonl and a picture per evaluation."""
+"""What a run leaves for people: progress, TensorBoard curves, metrics.jsonl, a picture per evaluation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Report:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float) -> None:
-        """Note step number `step` (from 1). Every `run.log_every` steps the loss is read, which waits for it."""
+        """Note step number `step` (from 1); every `run.log_every` steps the loss is read, which waits."""
         self._latest = loss.detach()
         if self.main:
             self.bar.update()
@@ -106,7 +106,11 @@ def _keep_until(metrics: Path, step: int) -> None:
     """Take back the lines of steps that a resumed run is about to take again."""
     if not metrics.exists():
         return
-    lines = [line for line in metrics.read_text().splitlines() if _is_whole(line) and json.loads(line)["step"] <= step]
+    lines = [
+        line
+        for line in metrics.read_text().splitlines()
+        if _is_whole(line) and json.loads(line)["step"] <= step
+    ]
     metrics.write_text("".join(line + "\n" for line in lines))
 
 

@@ -65,7 +65,12 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: cfg.Config, data: DataSets, encoder: Backbone, regions: RegionTable, device: torch.device
+        self,
+        config: cfg.Config,
+        data: DataSets,
+        encoder: Backbone,
+        regions: RegionTable,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.data = data
@@ -95,7 +100,9 @@ class Evaluator:
         regions = RegionTable(len(index), self.regions.regions)
         written = np.flatnonzero(self.regions.written[self.rows])
         if len(written):
-            regions.update(written, self.regions.boxes[self.rows[written]], self.regions.weights[self.rows[written]])
+            regions.update(
+                written, self.regions.boxes[self.rows[written]], self.regions.weights[self.rows[written]]
+            )
         views = training_views(self.config.views)
         loader = ViewLoader(
             index, views, len(index), regions=regions, device=device_kind(self.config), shuffle=False, rank=0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 
 from dali_views import RegionTable, SampleIndex
@@ -27,9 +26,7 @@ class Guide:
         return False
 
 
-def build_guide(
-    config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device
-) -> Guide:
+def build_guide(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device) -> Guide:
     """The guide of a configuration."""
     from .contrastive_crop import ContrastiveCrop, SimCCrop
 

@@ -1,4 +1,4 @@
-"""ContrastiveCrop: boxes from the encoder's own activation maps, rewritten at intervals (arXiv 2202.03278)."""
+"""ContrastiveCrop (arXiv 2202.03278): boxes from the encoder's own activation maps, now and then."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ContrastiveCrop(Guide):
         if not self.due(epoch, epochs):
             return False
         for found in locate(self.config, self.encoder, self.index, self.device):
-            regions.update(found.index, found.boxes)
+            regions.update(found.rows, found.boxes)
         regions.sync()
         areas = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)
         if np.median(areas) > WIDE:

@@ -1,0 +1,116 @@
+"""The DALI graph of one loader at work: plans go in ahead of time, views come out in the same order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
+
+from . import pipeline
+from .index import SampleIndex
+from .plan import I64, Plan
+from .views import View
+
+
+class Feed:
+    """Runs the graph batch by batch from any position on.
+
+    Args:
+        index: where the images are.
+        views: the V views to cut.
+        plan_at: the plan of the batch that begins at a position (in samples).
+        stride: samples from one batch's position to the next one's.
+        device: ``"gpu"`` or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
+        options: the other ones of `pipeline.build`.
+    """
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        views: Sequence[View],
+        plan_at: Callable[[int], Plan],
+        stride: int,
+        *,
+        device: str,
+        device_id: int | None,
+        **options: Any,
+    ) -> None:
+        self._index = index
+        self._views = views
+        self._plan_at = plan_at
+        self._stride = stride
+        self._device_id = device_id
+        self._options = {
+            "device": device,
+            "device_id": device_id,
+            "encoded": index.arrays is None,
+            **options,
+        }
+        self._partnered = any(view.source == "partner" for view in views)
+        self._pipeline: Any = None
+        self._planned: deque[Plan] = deque()
+        self._next, self._stop = 0, 0
+
+    @property
+    def awaited(self) -> Plan:
+        """The plan of the batch that `take` returns next, or has just failed to make."""
+        return self._planned[0]
+
+    def seek(self, position: int, stop: int) -> None:
+        """Continue at `position`, discarding what is under way; the last batch begins before `stop`."""
+        if self._pipeline is not None:
+            self._drain()
+        if self._pipeline is None:
+            self._pipeline = pipeline.build(self._views, self._source, **self._options)
+        self._planned.clear()
+        self._next, self._stop = position, stop
+
+    def take(self) -> tuple[Plan, list[torch.Tensor]] | None:
+        """The next plan and its V views (B, 3, S, S), channels-last; None at the end of the epoch.
+
+        Raises:
+            RuntimeError: if an image of `awaited` cannot be read. Then `seek` before taking again.
+        """
+        stream = [] if self._device_id is None else [torch.cuda.current_stream(self._device_id)]
+        try:
+            outputs = self._pipeline.run(*stream)
+        except StopIteration:
+            return None
+        except RuntimeError:
+            # A graph that failed may not be used again.
+            self._pipeline = None
+            raise
+        # DALI's dynamic executor gives every batch memory of its own, so DLPack needs no copy.
+        views = [from_dlpack(out.as_tensor()).permute(0, 3, 1, 2) for out in outputs]
+        return self._planned.popleft(), views
+
+    def _drain(self) -> None:
+        """Run the graph to the end of its epoch, so that it can begin another."""
+        self._stop = 0  # the source ends at once; only what is under way comes out
+        try:
+            while True:
+                self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+        except RuntimeError:  # an unreadable image that nobody waits for any more
+            self._pipeline = None
+
+    def _source(self) -> list[NDArray[Any]]:
+        """Inputs of the graph for the batch after the last planned one. DALI calls it ahead of `take`."""
+        if self._next >= self._stop:
+            raise StopIteration
+        drawn = self._plan_at(self._next)
+        self._next += self._stride
+        self._planned.append(drawn)
+        images = [self._images(drawn.index)]
+        if self._partnered:
+            images.append(self._images(drawn.partner))
+        return pipeline.inputs(images, self._views, drawn.views)
+
+    def _images(self, rows: I64) -> NDArray[np.uint8]:
+        return self._index.path_rows(rows) if self._index.arrays is None else self._index.arrays[rows]
