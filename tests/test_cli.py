@@ -1,0 +1,104 @@
+"""The loader's commands, as a user gives them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from PIL import Image
+
+from dali_views import RegionTable, SampleIndex
+from dali_views.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+    return noise_images(tmp_path / "photos", 10)
+
+
+def test_index_tells_what_is_usable_and_what_is_left_out(photos, capsys):
+    (photos / "notes.jpg").write_text("no image")
+    assert main(["index", str(photos)]) == 0
+    told = capsys.readouterr().out
+    assert "10 images" in told
+    assert "notes.jpg" in told
+
+
+def test_show_draws_the_boxes_and_crops_that_the_loader_uses(photos, tmp_path):
+    pictures = []
+    index = SampleIndex.from_folder(photos, progress=False)
+    for name, box in (("left", [0.2, 0.0, 0.8, 0.3]), ("right", [0.2, 0.7, 0.8, 1.0])):
+        regions = RegionTable(len(index), fingerprint=index.fingerprint)
+        regions.update(np.arange(len(index)), np.tile(np.array(box, np.float32), (len(index), 1)))
+        regions.save(tmp_path / "regions.npz")
+        out = tmp_path / f"{name}.png"
+        arguments = [
+            "--regions",
+            str(tmp_path / "regions.npz"),
+            "--crop",
+            "inside",
+            "--count",
+            "3",
+            "--size",
+            "64",
+        ]
+        assert main(["show", str(photos), "--out", str(out), "--device", "cpu", *arguments]) == 0
+        pictures.append(np.asarray(Image.open(out).convert("RGB")).astype(int))
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0] - pictures[1]).mean() > 1
+
+
+def test_show_draws_heatmaps_of_a_model(photos, tmp_path):
+    out = tmp_path / "heat.png"
+    arguments = ["show", str(photos), "--out", str(out), "--device", "cpu", "--count", "2", "--size", "64"]
+    assert main(arguments) == 0
+    plain = Image.open(out).size
+    assert main([*arguments, "--model", "resnet18"]) == 0
+    assert Image.open(out).size[0] > plain[0]  # one more column
+
+
+def test_bench_measures_all_loaders_in_one_run_and_writes_them_down(photos, tmp_path):
+    file = tmp_path / "bench.csv"
+    arguments = ["--size", "32", "--batch-size", "4", "--workers", "1", "--rounds", "1", "--seconds", "0.2"]
+    assert main(["bench", str(photos), "--device", "cpu", *arguments, "--csv", str(file)]) == 0
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["loader"] for row in rows] == [
+        "torchvision DataLoader (PIL)",
+        "dali_views",
+        "dali_views, guided",
+    ]
+    for row in rows:
+        assert float(row["views_per_second"]) == pytest.approx(2 * float(row["images_per_second"]), abs=0.2)
+        assert row["machine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["index", "nowhere"], "nowhere"),
+        (["show", "{photos}", "--count", "0", "--device", "cpu"], "--count"),
+        (["show", "{photos}", "--regions", "nothing.npz", "--device", "cpu"], "nothing.npz"),
+        (["show", "{photos}", "--model", "resnet19", "--device", "cpu"], "resnet19"),
+        (["bench", "{photos}", "--batch-size", "0", "--device", "cpu"], "batch"),
+    ],
+)
+def test_a_users_mistake_is_answered_in_one_sentence(photos, capsys, arguments, word):
+    assert main([argument.format(photos=photos) for argument in arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert word in told
+    assert told.count("\n") == 1
+
+
+def test_a_table_of_other_images_is_refused(photos, tmp_path, capsys):
+    other = SampleIndex.from_folder(noise_images(tmp_path / "other", 10, seed=5), cache=False, progress=False)
+    table = RegionTable(len(other), fingerprint=other.fingerprint)
+    table.save(tmp_path / "other.npz")
+    arguments = ["show", str(photos), "--regions", str(tmp_path / "other.npz"), "--device", "cpu"]
+    assert main(arguments) == 2
+    assert "data set" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""The README's code runs as printed, and its table is the committed file's."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torchvision
+from conftest import noise_images
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_the_example_of_reuse_runs_as_printed(readme, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    noise_images(tmp_path / "photos", 12)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+    model = torchvision.models.resnet18(num_classes=8)
+    names = {"model": model, "your_loss": lambda a, b, w: ((a - b).square().mean(1) * w).mean()}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (names["regions"].writes == 2).all()
+    assert names["loss"].isfinite()
+
+
+def test_the_table_of_speeds_is_the_committed_files(readme):
+    (path,) = re.findall(r"\((tests/bench/results/\S+\.csv)\)", readme)
+    with (ROOT / path).open() as file:
+        rows = list(csv.DictReader(file))
+    table = re.findall(
+        r"^\| (torchvision|dali_views)\D*.*? \| (\d+) \| (\d+) \| ([\d.]+) \|$", readme, re.MULTILINE
+    )
+    assert len(table) == len(rows)
+    for (_, images, views, ratio), row in zip(table, rows, strict=True):
+        assert int(images) == round(float(row["images_per_second"]))
+        assert int(views) == round(float(row["views_per_second"]))
+        assert ratio == f"{float(row['ratio']):.2f}"
+
+
+def test_every_file_the_readme_points_to_exists(readme):
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert (ROOT / target).exists(), target
