@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from trainers.config import LARS, SGD, Config, ConfigError, Data, MoCo, Run, SimCLR, dump, load
+from trainers.config import LARS, SGD, Config, Data, MoCo, Run, SimCLR
+from trainers.config_file import ConfigError, dump, load
 
 MINIMAL = "run: {out: runs/a}\ndata: {kind: folder, path: images}\n"
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from trainers import config as cfg
+from trainers import config_file
 from trainers.backbones import build_backbone
 from trainers.data import training_views
 from trainers.methods import build_method
@@ -53,7 +54,7 @@ def readme_rows() -> dict[str, list[str]]:
 
 @every_file
 def test_it_loads_and_its_views_can_be_built(name: str) -> None:
-    config = cfg.load(CONFIGS / name)
+    config = config_file.load(CONFIGS / name)
     views = training_views(config.views)
     assert len(views) == 2, "SimCLR and MoCo compare two views"
     assert {(view.size, view.crop) for view in views} == {(config.views.size, config.views.crop)}
@@ -63,7 +64,7 @@ def test_it_loads_and_its_views_can_be_built(name: str) -> None:
 
 @every_file
 def test_its_run_folder_is_its_own_name_and_its_paths_are_relative(name: str) -> None:
-    config = cfg.load(CONFIGS / name)
+    config = config_file.load(CONFIGS / name)
     if name != "demo.yaml":  # whose run folder is one of two arms
         assert config.run.out == f"runs/{name.removesuffix('.yaml')}"
     paths = [config.run.out, *filter(None, (config.data.path, config.data.instances, config.data.eval_val))]
@@ -72,7 +73,7 @@ def test_its_run_folder_is_its_own_name_and_its_paths_are_relative(name: str) ->
 
 @every_file
 def test_crops_follow_the_boxes_if_and_only_if_somebody_writes_boxes_in_time(name: str) -> None:
-    config = cfg.load(CONFIGS / name)
+    config = config_file.load(CONFIGS / name)
     assert (config.views.crop in ("contrastive", "inside")) == (config.guide.name != "none")
     if isinstance(config.guide, cfg.ContrastiveCrop):
         assert config.guide.warmup % config.guide.interval == 0, "boxes would be later than the warm-up says"
@@ -83,7 +84,7 @@ def test_crops_follow_the_boxes_if_and_only_if_somebody_writes_boxes_in_time(nam
 def test_a_guided_arm_differs_from_its_base_in_crops_and_guide_alone(name: str) -> None:
     path = CONFIGS / name
     base = path.parent / yaml.safe_load(path.read_text(encoding="utf-8"))["base"]
-    changed = cfg.differences(cfg.load(path), cfg.load(base))
+    changed = config_file.differences(config_file.load(path), config_file.load(base))
     assert {"run.out", "views.crop", "guide.name"} <= set(changed)
     assert all(
         key in ("run.out", "views.crop", "views.alpha") or key.startswith("guide.") for key in changed
@@ -93,7 +94,7 @@ def test_a_guided_arm_differs_from_its_base_in_crops_and_guide_alone(name: str) 
 @pytest.mark.usefixtures("one_thread")
 @torch.no_grad()
 def test_every_distinct_network_and_method_fit_and_give_a_loss_per_sample() -> None:
-    loaded = [cfg.load(CONFIGS / name) for name in FILES]
+    loaded = [config_file.load(CONFIGS / name) for name in FILES]
     for model, method in {(config.model, config.method) for config in loaded}:
         network = build_method(method, build_backbone(model.backbone, model.stem))
         # Tiny, yet divisible by every split_bn; sizes do not change what fits, for the pooling is global.

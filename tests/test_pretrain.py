@@ -18,7 +18,7 @@ from PIL import Image
 
 from dali_views import SampleIndex
 from dali_views.scenes import make_scenes
-from trainers import checkpoint, cli
+from trainers import checkpoint, cli, config_file
 from trainers import config as cfg
 from trainers.guides.contrastive_crop import ContrastiveCrop
 from trainers.pretrain import pretrain
@@ -97,11 +97,11 @@ def test_a_run_leaves_curves_a_picture_its_configuration_and_a_finished_checkpoi
     picture = np.asarray(Image.open(run / "pictures" / "epoch-0003.png").convert("RGB"))
     assert picture.std() > 10
     assert list((run / "tensorboard").iterdir())
-    resolved = cfg.load(run / "config.yaml")
-    assert resolved == cfg.load(undisturbed / "config.yaml")
+    resolved = config_file.load(run / "config.yaml")
+    assert resolved == config_file.load(undisturbed / "config.yaml")
     saved = checkpoint.load(run)
     assert saved["step"] == 9
-    assert cfg.parse(saved["config"]) == resolved
+    assert config_file.parse(saved["config"]) == resolved
 
 
 def test_the_model_in_training_rewrites_the_boxes_of_the_next_epoch(undisturbed):
@@ -128,7 +128,7 @@ def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_n
     environment_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other processes: sums depend on it
     try:
-        result = pretrain(cfg.load(file), resume=True)
+        result = pretrain(config_file.load(file), resume=True)
     finally:
         torch.set_num_threads(environment_threads)
     assert result.finished
@@ -196,7 +196,7 @@ def test_knn_of_a_checkpoint_by_one_command(undisturbed, capsys):
 
 def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path):
     file = write_config(tmp_path, scenes, guide={"name": "simccrop"}, run={"epochs": 1})
-    pretrain(cfg.load(file))
+    pretrain(config_file.load(file))
     regions = checkpoint.load(tmp_path / "run")["regions"]
     assert (regions["boxes"] == torch.tensor([0.25, 0.25, 0.75, 0.75])).all()
     assert regions["written"].all()
@@ -240,7 +240,7 @@ def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, 
     assert all(left_out.values())
 
     data = {"kind": "folder", "path": str(tmp_path / "odd")}
-    pretrain(cfg.load(write_config(tmp_path, data, run={"epochs": 1}, optim={"lr": 0.1, "batch": 4})))
+    pretrain(config_file.load(write_config(tmp_path, data, run={"epochs": 1}, optim={"lr": 0.1, "batch": 4})))
     told = capsys.readouterr()
     for name, reason in left_out.items():
         assert name in told.out + told.err

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, distributed
-from . import config as cfg
+from . import checkpoint, config_file, distributed
 from .amp import device_kind
 from .backbones import build_backbone
 from .data import open_data
@@ -78,7 +77,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: objec
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    config = cfg.load(args.config, args.overrides)
+    config = config_file.load(args.config, args.overrides)
     result = pretrain(config, resume=args.resume)
     if not distributed.is_main():
         return
@@ -91,7 +90,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _knn(args: argparse.Namespace) -> None:
     folder = args.checkpoint.parent if args.checkpoint.is_file() else args.checkpoint
     saved = checkpoint.load(folder)
-    config = cfg.override(cfg.parse(saved["config"]), args.overrides)
+    config = config_file.override(config_file.parse(saved["config"]), args.overrides)
     device = distributed.init(device_kind(config))
     method = build_method(config.method, build_backbone(config.model.backbone, config.model.stem))
     method.load_state_dict(saved["method"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dali_views import SampleIndex, scenes
 
-from . import config as cfg
+from . import config_file
 from .evaluate.localisation import reference
 from .pretrain import Result, pretrain
 from .report import table
@@ -33,7 +33,7 @@ def demo(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         paths = [f"run.out={folder}", f"data.path={images}", f"data.instances={instances}"]
         print(f"\n{name}: {' '.join(changes) or 'as configured'}")
-        result = pretrain(cfg.load(CONFIG, [*paths, *changes]))
+        result = pretrain(config_file.load(CONFIG, [*paths, *changes]))
         rows |= _rows(name, result)
     print(f"\n{table(rows | _references(images, instances))}")
     print(f"\nPictures: {', '.join(str(out / name / 'pictures') for name in _ARMS)}")

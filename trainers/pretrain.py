@@ -17,7 +17,7 @@ from torch import nn
 
 from dali_views import RegionTable
 
-from . import checkpoint, distributed, optim
+from . import checkpoint, config_file, distributed, optim
 from . import config as cfg
 from .amp import autocast, device_kind, precision
 from .backbones import build_backbone
@@ -144,13 +144,13 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
     if saved is None:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(cfg.dump(config))
+            (folder / "config.yaml").write_text(config_file.dump(config))
         return None
     if not resume:
         raise FileExistsError(
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
-    changed = cfg.differences(cfg.parse(saved["config"]), config)
+    changed = config_file.differences(config_file.parse(saved["config"]), config)
     # What the run section holds (device, threads, how often to log) does not change what is computed.
     fixed = [key for key in changed if not key.startswith("run.") or key in ("run.seed", "run.epochs")]
     if fixed:
@@ -165,7 +165,7 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     distributed.broadcast_buffers(keep["method"])
     if distributed.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
-        checkpoint.save(config.run.out, {"config": cfg.dump(config), "step": step, **state})
+        checkpoint.save(config.run.out, {"config": config_file.dump(config), "step": step, **state})
 
 
 def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:
