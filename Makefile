@@ -4,10 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Without this, make's own variables would reach the Python it starts.
-MAKEFLAGS += --no-print-directory
-
-.PHONY: demo test check bench clean
+.PHONY: demo test check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -20,11 +17,12 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The stamp holds the requirements it was installed from, so a change of them installs again.
+# The stamp is older than pyproject.toml when the requirements have changed; then they are installed again.
 $(VENV)/.installed: pyproject.toml
+	@echo "Installing into $(VENV): PyTorch with CUDA is some 5 GB, so this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable ".[dev]"
 	touch $@
 
 clean:

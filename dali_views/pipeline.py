@@ -153,8 +153,9 @@ def _view(view: View, image: Any, given: Mapping[str, Any]) -> Any:
     if "sigma" in given:
         image = fn.gaussian_blur(image, sigma=given["sigma"], window_size=given["window"])
     if "solarise" in given:
+        threshold = given["solarise"].gpu() if image.device == "gpu" else given["solarise"]
         # x ^ 255 is 255 - x.
-        image = image ^ (fn.cast(image >= given["solarise"], dtype=types.UINT8) * np.uint8(255))
+        image = image ^ (fn.cast(image >= threshold, dtype=types.UINT8) * np.uint8(255))
     return image
 
 
