@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dali_views import SampleIndex
 from dali_views.scenes import make_scenes
 from trainers import checkpoint, cli, config_file
 from trainers import config as cfg
+from trainers.demo import demo
 from trainers.guides.contrastive_crop import ContrastiveCrop
 from trainers.pretrain import pretrain
 
@@ -246,3 +248,15 @@ def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, 
         assert name in told.out + told.err
         assert reason in told.out + told.err
     assert len(curve(tmp_path)) == len(kept) // 4
+
+
+def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):
+    changes = ["run.epochs=3", "run.evaluate_every=3", "views.size=16", "optim.batch=16", "guide.size=64"]
+    demo(tmp_path, count=64, changes=changes)
+    told = capsys.readouterr().out
+    for row in ("untrained", "random crops", "guided crops", "centre box"):
+        assert re.search(rf"^{row} .*\d", told, re.MULTILINE), told
+    written = [checkpoint.load(tmp_path / arm)["regions"]["written"] for arm in ("random", "guided")]
+    assert not written[0].any()
+    assert written[1].all()
+    assert (tmp_path / "guided" / "pictures" / "epoch-0003.png").is_file()

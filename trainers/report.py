@@ -23,6 +23,7 @@ __all__ = ["Report", "table"]
 _COLUMNS = {
     "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
     "images_per_second": "images/s",
+    "loader": "loader/s",
 }  # fmt: skip
 
 
@@ -136,4 +137,4 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def _cell(name: str, value: float) -> str:
     if name.startswith("knn") or name == "corloc":
         return f"{100 * value:.1f} %"
-    return f"{value:.0f}" if name == "images_per_second" else f"{value:.3f}"
+    return f"{value:.0f}" if name in ("images_per_second", "loader") else f"{value:.3f}"
