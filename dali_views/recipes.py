@@ -44,43 +44,17 @@ def simclr(
     scale: Range = (0.08, 1.0),
     blur: float = 0.5,
 ) -> list[View]:
-    """Two equal views, strong colour (SimCLR, arXiv 2002.05709, appendix A). `blur=0` for small images."""
-    view = View(
-        size=size,
-        crop=crop,
-        alpha=alpha,
-        scale=scale,
-        flip=0.5,
-        jitter=0.8,
-        brightness=0.8,
-        contrast=0.8,
-        saturation=0.8,
-        hue=0.2,
-        grayscale=0.2,
-        blur=blur,
-    )
-    return [view, view]
+    """MoCo v2's views with twice the colour (SimCLR, arXiv 2002.05709, appendix A)."""
+    views = moco_v2(size, crop=crop, alpha=alpha, scale=scale, blur=blur)
+    return [replace(view, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) for view in views]
 
 
 def byol(
     size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0)
 ) -> list[View]:
     """Two unequal views: one always blurred, the other sometimes solarised (BYOL, arXiv 2006.07733)."""
-    view = View(
-        size=size,
-        crop=crop,
-        alpha=alpha,
-        scale=scale,
-        interpolation="cubic",
-        flip=0.5,
-        jitter=0.8,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        grayscale=0.2,
-        blur=1.0,
-    )
+    view, _ = moco_v2(size, crop=crop, alpha=alpha, scale=scale, blur=1.0)
+    view = replace(view, interpolation="cubic", saturation=0.2)
     return [view, replace(view, blur=0.1, solarise=0.2)]
 
 
