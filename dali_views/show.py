@@ -63,7 +63,7 @@ def grid(
                 line[0], crops[row, view], (height, width), _CROP_COLOURS[view % len(_CROP_COLOURS)], "-"
             )
         _outline(line[0], boxes[row], (height, width), _BOX_COLOUR, "--")
-        line[0].set_title(f"{sample}   weight {weights[row]:.2f}", fontsize=7)
+        line[0].set_title(f"{Path(index.path(sample)).name[-20:]}, weight {weights[row]:.2f}", fontsize=7)
         if heatmaps is not None:
             line[1].imshow(image)
             line[1].imshow(
