@@ -117,11 +117,7 @@ def _show(args: argparse.Namespace) -> None:
     part = index.subset(rows)
     regions = RegionTable(len(part))
     if args.regions is not None:
-        table = RegionTable.load(args.regions, index.fingerprint)
-        written = np.flatnonzero(table.written[rows])
-        regions = RegionTable(len(part), table.regions)
-        if len(written):
-            regions.update(written, table.boxes[rows[written]], table.weights[rows[written]])
+        regions = RegionTable.load(args.regions, index.fingerprint).subset(rows)
     # Other crops are chosen by the recipe alone.
     changes = {} if args.crop is None else {"crop": args.crop, "alpha": args.alpha}
     views: list[View] = recipes.BY_NAME[args.recipe](args.size, **changes)

@@ -164,6 +164,19 @@ class RegionTable:
         columns = {name: getattr(self, name) for name in (*_FROZEN, "written_epoch")}
         return exchange(columns, self.writes, self._unsynced, self.fingerprint)
 
+    def subset(self, rows: Any) -> RegionTable:
+        """A table of some rows (B,), in the order given, for ``SampleIndex.subset`` of the same rows.
+
+        It takes over boxes, weights and whether they were written; partners may lie outside and are not.
+        """
+        part = RegionTable(len(rows), self.regions)
+        part.boxes[:], part.weights[:], part.written[:] = (
+            self.boxes[rows],
+            self.weights[rows],
+            self.written[rows],
+        )
+        return part
+
     def state_dict(self) -> dict[str, Any]:
         """Plain dict of NumPy arrays (copies), an int and a str; ``sync`` first if there are other ranks."""
         columns: dict[str, Any] = {name: getattr(self, name).copy() for name in _COLUMNS}

@@ -134,6 +134,7 @@ def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_n
     finally:
         torch.set_num_threads(environment_threads)
     assert result.finished
+    assert not (tmp_path / "run" / "pictures").exists()  # evaluate_every is 0: never
     assert curve(tmp_path) == curve(undisturbed)
     whole = weights(undisturbed)
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())

@@ -488,3 +488,17 @@ def test_sync_makes_all_ranks_equal_and_moves_only_changed_rows(synced: Path, wo
 def test_ranks_with_different_tables_are_refused_on_every_rank(synced: Path, world: int) -> None:
     for rank in range(world):
         assert "ranks hold different RegionTables" in (synced / f"{world}-refused{rank}").read_text()
+
+
+def test_a_subset_keeps_boxes_weights_and_whether_they_were_written() -> None:
+    table = RegionTable(6, regions=2)
+    boxes = np.random.default_rng(0).uniform(0, 0.4, (2, 2, 4)) + np.array([0, 0, 0.5, 0.5])
+    table.update([4, 1], boxes, [[0.5, 2.0], [1.0, 0.0]], partner=[0, 5])
+    part = table.subset(np.array([4, 0, 1]))
+    assert np.array_equal(part.written, [True, False, True])
+    assert np.allclose(part.boxes[[0, 2]], boxes)
+    assert np.array_equal(part.boxes[1], [[0, 0, 1, 1]] * 2)
+    assert np.array_equal(part.weights, [[0.5, 2.0], [1.0, 1.0], [1.0, 0.0]])
+    assert np.array_equal(part.partner, [0, 1, 2])
+    part.update([1], boxes[:1])
+    assert not table.written[0]

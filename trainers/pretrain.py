@@ -106,7 +106,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 break  # what belongs after the epoch is done when the run is resumed
             distributed.broadcast_buffers(method)
             guide.after_epoch(regions, epoch + 1, config.run.epochs)
-            if is_due(epoch + 1, config.run.evaluate_every) or epoch + 1 == config.run.epochs:
+            every, final = config.run.evaluate_every, epoch + 1 == config.run.epochs
+            if every and (final or is_due(epoch + 1, every)):
                 moment = f"epoch {epoch + 1}"
                 result.scores[moment] = report.scores(evaluator.run(), epoch + 1, step)
             loader.set_epoch(epoch + 1)

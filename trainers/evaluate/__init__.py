@@ -97,12 +97,7 @@ class Evaluator:
     def _picture(self) -> Figure:
         """A few training images: heatmap as of now, box as in the table, views as training would cut them."""
         index = self.data.train.subset(self.rows)
-        regions = RegionTable(len(index), self.regions.regions)
-        written = np.flatnonzero(self.regions.written[self.rows])
-        if len(written):
-            regions.update(
-                written, self.regions.boxes[self.rows[written]], self.regions.weights[self.rows[written]]
-            )
+        regions = self.regions.subset(self.rows)
         views = training_views(self.config.views)
         loader = ViewLoader(
             index, views, len(index), regions=regions, device=device_kind(self.config), shuffle=False, rank=0,
