@@ -50,12 +50,20 @@ def simclr(
 
 
 def byol(
-    size: int = 224, *, crop: str = "random", alpha: float = 0.6, scale: Range = (0.08, 1.0)
+    size: int = 224,
+    *,
+    crop: str = "random",
+    alpha: float = 0.6,
+    scale: Range = (0.08, 1.0),
+    blur: float | None = None,
 ) -> list[View]:
-    """Two unequal views: one always blurred, the other sometimes solarised (BYOL, arXiv 2006.07733)."""
-    view, _ = moco_v2(size, crop=crop, alpha=alpha, scale=scale, blur=1.0)
+    """Two unequal views: one always blurred, the other sometimes solarised (BYOL, arXiv 2006.07733).
+
+    `blur` replaces the probability of both (1 and 0.1).
+    """
+    view, _ = moco_v2(size, crop=crop, alpha=alpha, scale=scale, blur=1.0 if blur is None else blur)
     view = replace(view, interpolation="cubic", saturation=0.2)
-    return [view, replace(view, blur=0.1, solarise=0.2)]
+    return [view, replace(view, blur=0.1 if blur is None else blur, solarise=0.2)]
 
 
 def dino(
@@ -64,13 +72,17 @@ def dino(
     crop: str = "random",
     alpha: float = 0.6,
     scale: Range = (0.14, 1.0),
+    blur: float | None = None,
     local_size: int = 96,
     local_scale: Range = (0.05, 0.14),
     locals: int = 8,
 ) -> list[View]:
-    """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294, as for ResNet-50)."""
-    first, second = byol(size, crop=crop, alpha=alpha, scale=scale)
-    local = replace(first, size=local_size, scale=local_scale, blur=0.5)
+    """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294, as for ResNet-50).
+
+    `blur` replaces the probability of all (1 and 0.1, and 0.5 for the local ones).
+    """
+    first, second = byol(size, crop=crop, alpha=alpha, scale=scale, blur=blur)
+    local = replace(first, size=local_size, scale=local_scale, blur=0.5 if blur is None else blur)
     return [first, second, *[local] * locals]
 
 

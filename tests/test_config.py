@@ -64,7 +64,10 @@ def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
         ("lr=1", "did you mean optim.lr"),
         ("method.temprature=1", "did you mean method.temperature"),
         ("optm.lr=1", "did you mean optim"),
-        ("method.name=mocco", "method.name should be simclr or moco, not 'mocco'"),
+        (
+            "method.name=mocco",
+            "method.name should be simclr or moco or byol or simsiam or dino or scfs, not 'mocco'",
+        ),
         ("run.epochs=ten", "run.epochs should be a valid integer, not 'ten'"),
         ("run.epochs=true", "run.epochs should be a valid integer, not True"),
         ("run.epochs=1.0", "run.epochs should be a valid integer, not 1.0"),

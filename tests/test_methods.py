@@ -16,10 +16,12 @@ from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
 from trainers.methods import Method, build_method
-from trainers.methods.heads import SplitBatchNorm2d, normalise, projector, split_batch_norm
+from trainers.methods.heads import normalise, projector
 from trainers.methods.moco import MoCo, info_nce
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.methods.simclr import nt_xent
+from trainers.methods.split_bn import SplitBatchNorm2d, split_batch_norm
+from trainers.schedules import Clock
 
 
 def tiny_backbone(norm: bool = False) -> Backbone:
@@ -145,7 +147,7 @@ def test_a_step_enqueues_the_keys_after_backward_and_moves_the_key_encoder() -> 
         keys = normalise(method.key_projector(method.key_backbone(torch.cat(views[::-1]))))
         query = method.backbone.get_parameter("0.weight")
         query.add_(1.0)
-    method.after_step(0, 10)
+    method.after_step(Clock(0, 10, 1))
     torch.testing.assert_close(method.queue[:6], keys)
     assert torch.equal(method.queue[6:], before[6:])
     torch.testing.assert_close(method.key_backbone.get_parameter("0.weight"), 0.75 * key + 0.25 * query)
@@ -164,7 +166,7 @@ def test_evaluation_leaves_the_queue_alone() -> None:
     method = moco().eval()
     before = method.queue.clone()
     method(two_views_of(3))
-    method.after_step(0, 1)
+    method.after_step(Clock(0, 1, 1))
     assert torch.equal(method.queue, before)
 
 
@@ -216,6 +218,8 @@ def test_moco_resumed_from_its_state_goes_on_as_if_never_stopped() -> None:
     def run(method: MoCo, steps: range) -> list[float]:
         losses = []
         for step in steps:
+            clock = Clock(step, 6, 1)
+            method.before_step(clock)
             loss = method(two_views_of(8)).mean()
             losses.append(loss.item())
             method.zero_grad()
@@ -224,7 +228,7 @@ def test_moco_resumed_from_its_state_goes_on_as_if_never_stopped() -> None:
                 for p in method.parameters():
                     if p.grad is not None:
                         p.sub_(0.1 * p.grad)
-            method.after_step(step, 6)
+            method.after_step(clock)
         return losses
 
     whole = run(moco(norm=True, split_bn=2, momentum=0.9), range(6))
@@ -259,7 +263,7 @@ def train_on_one_rank(rank: int, folder: str) -> None:
         parallel = DistributedDataParallel(method)  # named, for its hooks die with it
         losses = parallel(views)
         (WEIGHTS[rows] * losses).mean().backward()
-        method.after_step(0, 1)
+        method.after_step(Clock(0, 1, 1))
         found[name] = {"losses": losses.detach(), "gradients": gradients(method)}
         found[name]["mean"] = distributed.all_mean(losses.mean())
     assert isinstance(method, MoCo)
@@ -293,7 +297,7 @@ def test_two_ranks_have_the_queue_of_one_and_gather_unequal_numbers_of_rows(
 ) -> None:
     method = moco(symmetric=True)
     method(two_views_of(4))
-    method.after_step(0, 1)
+    method.after_step(Clock(0, 1, 1))
     for rank in ranks:
         torch.testing.assert_close(rank["queue"], method.queue)
         assert rank["rows"].tolist() == [7]

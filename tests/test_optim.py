@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trainers.config import LARS, SGD, AdamW, Optim
-from trainers.optim import Lars, build_optimizer, lr_at, param_groups, set_lr
+from trainers.optim import Lars, build_optimizer, param_groups, set_lr
+from trainers.schedules import lr_at
 
 
 def small_net() -> nn.Sequential:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from typing import Literal, cast
 
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-__all__ = ["Backbone", "build_backbone"]
+__all__ = ["Backbone", "build_backbone", "check_sizes"]
 
 # The last spatial module of each torchvision family, looked up in this order.
 _SPATIAL_LAYERS = ("layer4", "permute", "features", "trunk_output", "encoder", "blocks", "conv5", "layers")
@@ -23,12 +24,18 @@ class Backbone(nn.Module):
 
     dim: int
     feature_layer: str
+    """Dotted name of the last spatial module."""
+    stages: tuple[str, ...]
+    """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
+    quarters and the end of its depth (our choice). Empty where we know of none."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return cast(Tensor, super().__call__(images))
 
 
-def build_backbone(name: str, stem: Literal["imagenet", "small"] = "imagenet") -> Backbone:
+def build_backbone(
+    name: str, stem: Literal["imagenet", "small"] = "imagenet", zero_init_residual: bool = False
+) -> Backbone:
     """A randomly initialised encoder without its classifier; parameters keep their library's names.
 
     Args:
@@ -36,9 +43,10 @@ def build_backbone(name: str, stem: Literal["imagenet", "small"] = "imagenet") -
             model if timm is installed.
         stem: "small" makes the first convolution 3x3 with stride 1 and drops the max-pool, so that images
             of 32 or 64 pixels keep a map of 4 or 8 (ResNets only; as in SimCLR, arXiv 2002.05709, B.9).
+        zero_init_residual: start the last batch norm of every residual block at 0 (ResNets only).
 
     Returns:
-        The module; `dim` is its feature width, `feature_layer` the dotted name of its last spatial module.
+        The module with the attributes of `Backbone`.
 
     Raises:
         ValueError: the name is unknown, the model has no classifier to take off, or the stem does not fit.
@@ -50,7 +58,19 @@ def build_backbone(name: str, stem: Literal["imagenet", "small"] = "imagenet") -
         net = _from_torchvision(name) if name in known else _from_timm(name, known)
     if stem == "small":
         _shrink_stem(net, name)
+    if zero_init_residual:
+        _zero_init_residual(net, name)
+    net.stages = _stages(net)
     return net
+
+
+def check_sizes(net: Backbone, sizes: Collection[int]) -> None:
+    """Raise a ValueError if an encoder cannot take square images of all these sizes, in pixels."""
+    if isinstance(net, torchvision.models.VisionTransformer) and set(sizes) != {net.image_size}:
+        raise ValueError(
+            f"torchvision's transformers take {net.image_size} pixels only, not {sorted(sizes)}; "
+            "timm's, such as vit_small_patch16_224, take any multiple of their patch"
+        )
 
 
 def _from_torchvision(name: str) -> Backbone:
@@ -78,7 +98,9 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
         names, hint = known, "; timm is not installed, so its names are not available"
     else:
         if timm.is_model(name):
-            net = cast(Backbone, timm.create_model(name, pretrained=False, num_classes=0))
+            # Transformers take views of several sizes only if asked to resample their position embedding.
+            options = {"dynamic_img_size": True} if _is_timm_vit(name) else {}
+            net = cast(Backbone, timm.create_model(name, pretrained=False, num_classes=0, **options))
             net.dim = int(cast(int, net.num_features))
             info = cast(list[dict[str, str]], getattr(net, "feature_info", None) or [{"module": ""}])
             net.feature_layer = info[-1]["module"]
@@ -97,3 +119,33 @@ def _shrink_stem(net: nn.Module, name: str) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     net.conv1 = conv
     net.maxpool = nn.Identity()
+
+
+def _is_timm_vit(name: str) -> bool:
+    from timm.models import model_entrypoint
+
+    family = str(model_entrypoint(name).__module__).rpartition(".")[2]
+    return family in ("vision_transformer", "deit")
+
+
+def _zero_init_residual(net: nn.Module, name: str) -> None:
+    blocks = [module for module in net.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    if not blocks:
+        raise ValueError(f"model.zero_init_residual fits torchvision's ResNets only, not {name}; remove it")
+    for block in blocks:
+        norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+        nn.init.zeros_(cast(Tensor, norm.weight))
+
+
+def _stages(net: Backbone) -> tuple[str, ...]:
+    if all(hasattr(net, f"layer{number}") for number in (2, 3, 4)):  # ResNets of both libraries
+        return "layer2", "layer3", "layer4"
+    if isinstance(net, torchvision.models.ConvNeXt):  # stages and downsampling layers in turn
+        return "features.3", "features.5", "features.7"
+    if isinstance(net, torchvision.models.VisionTransformer):
+        names = [f"encoder.layers.encoder_layer_{i}" for i in range(len(net.encoder.layers))]
+    else:
+        names = [str(entry["module"]) for entry in getattr(net, "feature_info", ())]
+    if hasattr(net, "class_token") or hasattr(net, "cls_token"):
+        return tuple(names[round(len(names) * share) - 1] for share in (0.5, 0.75, 1.0))
+    return tuple(names[-3:])

@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from . import checkpoint, config_file, distributed
 from .amp import device_kind
-from .backbones import build_backbone
 from .data import open_data
 from .evaluate import knn
-from .methods import build_method
+from .methods import method_of
 from .pretrain import pretrain
 from .report import table
 
@@ -92,7 +91,7 @@ def _knn(args: argparse.Namespace) -> None:
     saved = checkpoint.load(folder)
     config = config_file.override(config_file.parse(saved["config"]), args.overrides)
     device = distributed.init(device_kind(config))
-    method = build_method(config.method, build_backbone(config.model.backbone, config.model.stem))
+    method = method_of(config)
     method.load_state_dict(saved["method"])
     data = open_data(config.data, config.run.seed)
     if data.queries is None:

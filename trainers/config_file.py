@@ -15,12 +15,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from .config import LARS, SGD, AdamW, Config, ContrastiveCrop, MoCo, NoGuide, Section, SimCCrop, SimCLR
+from . import config as cfg
+from .config import Config, Section
 
 __all__ = ["ConfigError", "differences", "dump", "load", "override", "parse"]
 
@@ -30,9 +31,9 @@ class ConfigError(ValueError):
 
 
 _CHOICES: dict[str, tuple[type[Section], ...]] = {
-    "method": (SimCLR, MoCo),
-    "guide": (NoGuide, ContrastiveCrop, SimCCrop),
-    "optim": (SGD, LARS, AdamW),
+    # Annotated[A | B, ...] holds the union, and the union its members.
+    section: get_args(get_args(choice)[0])
+    for section, choice in (("method", cfg.Method), ("guide", cfg.Guide), ("optim", cfg.Optim))
 }
 
 

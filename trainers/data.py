@@ -14,7 +14,15 @@ from . import config as cfg
 from . import distributed
 from .amp import device_kind, precision
 
-__all__ = ["DataSets", "evaluation_views", "open_data", "plain_loader", "training_loader", "training_views"]
+__all__ = [
+    "DataSets",
+    "evaluation_views",
+    "loader_options",
+    "open_data",
+    "plain_loader",
+    "training_loader",
+    "training_views",
+]
 
 
 @dataclass(frozen=True)
@@ -105,10 +113,9 @@ def training_views(config: cfg.Views) -> list[View]:
     if config.name not in recipes.BY_NAME:
         raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
     settings: dict[str, Any] = {"crop": config.crop, "alpha": config.alpha}
-    if config.scale is not None:
-        settings["scale"] = config.scale
-    if config.blur is not None:
-        settings["blur"] = config.blur
+    for key in ("scale", "blur", "locals", "local_size", "local_scale"):
+        if getattr(config, key) is not None:
+            settings[key] = getattr(config, key)
     try:
         return recipes.BY_NAME[config.name](config.size, **settings)
     except TypeError:
@@ -130,7 +137,7 @@ def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable
     if config.optim.batch % world:
         raise ValueError(f"optim.batch {config.optim.batch} does not divide over {world} processes")
     views = training_views(config.views)
-    return ViewLoader(index, views, config.optim.batch // world, regions=regions, **_options(config))
+    return ViewLoader(index, views, config.optim.batch // world, regions=regions, **loader_options(config))
 
 
 def plain_loader(
@@ -139,11 +146,12 @@ def plain_loader(
     """Every image of an index once, in order, shared out over the ranks, or for this process `alone`."""
     rank, world = (0, 1) if alone else (distributed.rank(), distributed.world())
     batch = min(256, -(-len(index) // world))
-    options = {**_options(config), "rank": rank, "world": world}
+    options = {**loader_options(config), "rank": rank, "world": world}
     return ViewLoader(index, views, batch, shuffle=False, drop_last=False, **options)
 
 
-def _options(config: cfg.Config) -> dict[str, Any]:
+def loader_options(config: cfg.Config) -> dict[str, Any]:
+    """What all loaders of a run have in common, as keyword arguments of ViewLoader."""
     device = device_kind(config)
     half = device == "gpu" and precision(config) is not None
     return {

@@ -1,8 +1,7 @@
-"""Optimisers with their parameter groups, and a learning rate that is a pure function of the step."""
+"""Optimisers, and the groups of parameters that they treat alike."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, overload
 
@@ -12,29 +11,28 @@ from torch.optim import Optimizer
 
 from trainers import config as cfg
 
-__all__ = ["Lars", "build_optimizer", "lr_at", "param_groups", "set_lr"]
-
-
-def lr_at(step: int, total: int, warmup: int, base: float, minimum: float = 0.0) -> float:
-    """Learning rate of one step: linear warm-up, then half a cosine.
-
-    Args:
-        step: optimiser step, counted from 0.
-        total: steps of the whole run; from there on the rate stays at `minimum`.
-        warmup: steps of linear growth; step i < warmup has base * (i + 1) / warmup, so none is lost at 0.
-        base: the peak rate.
-        minimum: the rate at step `total`.
-    """
-    if step < warmup:
-        return base * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return minimum + (base - minimum) * (1 + math.cos(math.pi * progress)) / 2
+__all__ = ["Lars", "build_optimizer", "clip_each", "param_groups", "set_lr", "set_weight_decay"]
 
 
 def set_lr(optimizer: Optimizer, lr: float, peak: float) -> None:
     """Give every group the rate `lr`, and groups marked `constant_lr` the rate `peak`."""
     for group in optimizer.param_groups:
         group["lr"] = peak if group["constant_lr"] else lr
+
+
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Give every group that decays at all the rate `weight_decay`."""
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
+    """Shorten the gradient of every parameter to the length `longest`, each by itself, as DINO does."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    factors = torch._foreach_norm(grads)  # on the device: no gradient's length is read by the CPU
+    torch._foreach_mul_(grads, [(longest / (norm + 1e-6)).clamp(max=1) for norm in factors])
 
 
 def param_groups(
@@ -62,6 +60,7 @@ def param_groups(
             {
                 "params": [],
                 "weight_decay": weight_decay if is_weight or decay_norms else 0.0,
+                "decays": is_weight or decay_norms,
                 "adapt": is_weight,
                 "constant_lr": is_constant,
             },
@@ -118,6 +117,7 @@ class Lars(Optimizer):
             "trust": trust,
             "adapt": True,
             "constant_lr": False,
+            "decays": True,
         }
         super().__init__(params, defaults)
 

@@ -20,13 +20,13 @@ from dali_views import RegionTable
 from . import checkpoint, config_file, distributed, optim
 from . import config as cfg
 from .amp import autocast, device_kind, precision
-from .backbones import build_backbone
 from .data import open_data, training_loader
 from .evaluate import Evaluator
 from .guides import build_guide
 from .interrupt import Interrupt
-from .methods import Method, build_method
+from .methods import Method, method_of
 from .report import Report
+from .schedules import Clock, cosine, lr_at
 
 __all__ = ["Result", "pretrain"]
 
@@ -58,7 +58,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     loader = training_loader(config, data.train, regions)
 
     torch.manual_seed(config.run.seed)
-    method = build_method(config.method, build_backbone(config.model.backbone, config.model.stem))
+    method = method_of(config)
     if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     method = method.to(device).to(memory_format=torch.channels_last)
@@ -85,18 +85,27 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)
             for batch in loader if not stop else ():
-                lr = optim.lr_at(step, total, warmup, config.optim.peak_lr, config.optim.floor_lr)
+                clock = Clock(step, len(loader), config.run.epochs)
+                lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.floor_lr)
                 optim.set_lr(optimizer, lr, config.optim.peak_lr)
+                if config.optim.final_weight_decay is not None:
+                    decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
+                    optim.set_weight_decay(optimizer, decay)
+                method.before_step(clock)
                 with autocast(config, device):
                     losses = network(batch.views)
                 loss = (losses * batch.weights).mean()
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                if config.optim.clip is not None:
+                    optim.clip_each(method.parameters(), config.optim.clip)
+                method.after_backward(clock)
                 scaler.step(optimizer)
                 scaler.update()
-                method.after_step(step, total)
+                method.after_step(clock)
                 step += 1
-                report.step(step, epoch, loss, lr)
+                report.step(step, epoch, loss, lr, method.embedding)
                 stop = step == last or interrupt.seen(step)
                 if (stop and step < total) or is_due(step, config.run.checkpoint_every):
                     save(config, keep, step)
@@ -152,8 +161,9 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
     changed = config_file.differences(config_file.parse(saved["config"]), config)
-    # What the run section holds (device, threads, how often to log) does not change what is computed.
-    fixed = [key for key in changed if not key.startswith("run.") or key in ("run.seed", "run.epochs")]
+    # What these sections hold (device, threads, how to evaluate) does not change what is trained.
+    free = ("run.", "probe.", "finetune.")
+    fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
     if fixed:
         raise ValueError(
             f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"

@@ -15,6 +15,7 @@ from dali_views import ViewLoader, show
 
 from . import config as cfg
 from . import distributed
+from .collapse import Collapse
 from .data import DataSets
 from .evaluate import Evaluation
 
@@ -50,10 +51,14 @@ class Report:
         _keep_until(self.metrics, step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
         tqdm.write(data.train.summary())
+        self.collapse = Collapse()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
-    def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float) -> None:
-        """Note step number `step` (from 1); every `run.log_every` steps the loss is read, which waits."""
+    def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float, embedding: torch.Tensor) -> None:
+        """Note step number `step` (from 1); every `run.log_every` steps the loss is read, which waits.
+
+        `embedding` (B, D) is what the loss compared: its spread and rank tell a collapse.
+        """
         self._latest = loss.detach()
         if self.main:
             self.bar.update()
@@ -68,7 +73,8 @@ class Report:
             return
         stats = self.loader.stats
         values = {
-            "loss": value, "lr": lr, "images_per_second": stats.images_per_second * distributed.world(),
+            "loss": value, "lr": lr, **self.collapse.measure(embedding),
+            "images_per_second": stats.images_per_second * distributed.world(),
             "wait_share": stats.wait_share, "bad_images": stats.bad_images,
         }  # fmt: skip
         self._write({"step": step, "epoch": epoch, **values}, step)

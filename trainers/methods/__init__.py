@@ -7,20 +7,24 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.backbones import Backbone, build_backbone, check_sizes
+from trainers.data import training_views
+from trainers.schedules import Clock
 
-__all__ = ["Method", "build_method"]
+__all__ = ["Method", "build_method", "method_of"]
 
 
 class Method(nn.Module, ABC):
     """A loss and its networks.
 
-    The loop calls `forward` on the views, weighs and averages the losses, takes the optimiser's step over
-    the parameters that require gradients, and calls `after_step`.
+    Around every optimiser step the loop calls `before_step`, `forward`, whose losses it weighs, averages and
+    differentiates, `after_backward`, the optimiser, and `after_step`.
     """
 
     backbone: Backbone
     """The encoder that learns by gradient."""
+    embedding: Tensor
+    """(B, D) what the loss compared last, of the first view, without gradient: to tell a collapse by."""
     sync_bn: bool = True
     """Whether batch norm is to be computed over all processes; false where that would leak the answer."""
     constant_lr: tuple[str, ...] = ()
@@ -28,10 +32,16 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: list[Tensor]) -> Tensor:
-        """Losses per sample (B,), float32, of two views (B, 3, S, S) of the same B samples."""
+        """Losses per sample (B,), float32, of views (B, 3, S, S) of the same B samples."""
 
-    def after_step(self, step: int, total: int) -> None:
-        """Called after optimiser step number `step` (from 0) of `total`: momentum nets, queues."""
+    def before_step(self, clock: Clock) -> None:
+        """Called before the forward pass: temperatures, shuffles."""
+
+    def after_backward(self, clock: Clock) -> None:
+        """Called when the gradients are there: what must not learn yet."""
+
+    def after_step(self, clock: Clock) -> None:
+        """Called after the optimiser's step: momentum networks, queues, centres."""
 
     @property
     def encoder(self) -> Backbone:
@@ -39,17 +49,40 @@ class Method(nn.Module, ABC):
         return self.backbone
 
 
+def method_of(config: cfg.Config) -> Method:
+    """Encoder and method of a run, with initial weights from torch's global generator.
+
+    Raises:
+        ValueError: as by `build_backbone`, or the encoder does not take the views.
+    """
+    backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
+    check_sizes(backbone, {view.size for view in training_views(config.views)})
+    return build_method(config.method, backbone)
+
+
 def build_method(config: cfg.Method, backbone: Backbone) -> Method:
     """The method of a configuration around a backbone."""
     # Imported here, for the method files import Method from this package.
+    from trainers.methods.byol import BYOL
+    from trainers.methods.dino import DINO
     from trainers.methods.moco import MoCo
+    from trainers.methods.scfs import SCFS
     from trainers.methods.simclr import SimCLR
+    from trainers.methods.simsiam import SimSiam
 
     match config:
         case cfg.SimCLR():
             return SimCLR(backbone, config)
         case cfg.MoCo():
             return MoCo(backbone, config)
+        case cfg.BYOL():
+            return BYOL(backbone, config)
+        case cfg.SimSiam():
+            return SimSiam(backbone, config)
+        case cfg.SCFS():
+            return SCFS(backbone, config)
+        case cfg.DINO():
+            return DINO(backbone, config)
 
 
 def two_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:

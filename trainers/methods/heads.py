@@ -1,24 +1,24 @@
-"""What sits between backbone and loss: projectors, normalisation in full precision, split batch norm."""
+"""What sits between backbone and loss: projectors, predictors, prototypes, unit vectors."""
 
 from __future__ import annotations
 
-from typing import cast
+from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SplitBatchNorm2d", "normalise", "projector", "split_batch_norm"]
+__all__ = ["PrototypeHead", "normalise", "projector", "simsiam_projector"]
 
 
 def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequential:
-    """Linear, optional batch norm, ReLU, Linear.
+    """Linear, optional batch norm, ReLU, Linear: projectors, and the predictors of BYOL and SimSiam.
 
     Args:
-        dim: feature width.
+        dim: width of the input.
         hidden: hidden width; None: `dim`; 0: a single linear layer.
-        output: embedding width.
-        bn: batch norm after the hidden layer (SimCLR); without it, MoCo v2's and ContrastiveCrop's head.
+        output: width of the embedding.
+        bn: batch norm after the hidden layer (SimCLR, BYOL, SimSiam); without it, MoCo v2's and
+            ContrastiveCrop's head.
     """
     if hidden == 0:
         return nn.Sequential(nn.Linear(dim, output))
@@ -29,52 +29,39 @@ def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequent
     )
 
 
-def normalise(z: Tensor) -> Tensor:
-    """Rows of length 1, at least in float32: half precision is too coarse for the losses."""
-    return F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)
+def simsiam_projector(dim: int, hidden: int, output: int) -> nn.Sequential:
+    """Three times Linear and batch norm, ReLU between; the last norm has no scale and no shift."""
+    layers: list[nn.Module] = []
+    for wide, narrow in ((dim, hidden), (hidden, hidden)):
+        layers += [nn.Linear(wide, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden, output, bias=False), nn.BatchNorm1d(output, affine=False))
 
 
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm in groups of consecutive samples, as if each group sat on its own GPU.
+class PrototypeHead(nn.Module):
+    """DINO's head: three linear layers with GELU, a unit vector, its cosines with the prototypes.
 
-    For MoCo on one GPU (the authors' CIFAR demo): statistics over the whole batch would let the network
-    recognise the positive key. Running statistics are the mean over the groups.
-
-    Raises:
-        ValueError: in training, when the batch does not divide into `splits` groups.
+    Normalising the prototypes is weight norm with its lengths fixed at 1 (the code's norm_last_layer).
     """
 
-    def __init__(self, num_features: int, splits: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__(num_features, eps=eps, momentum=momentum)
-        self.splits = splits
-        self.rate = momentum
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, bn: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise((dim, hidden, hidden)):
+            layers += [nn.Linear(wide, narrow), *([nn.BatchNorm1d(narrow)] if bn else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        if len(input) % self.splits:
-            raise ValueError(f"a batch of {len(input)} does not divide into {self.splits} groups (split_bn)")
-        mean, var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
-        means, variances = mean.repeat(self.splits, 1), var.repeat(self.splits, 1)
-        # Chunks and not a (B/splits, splits*C) reshape, which would copy and lose channels_last.
-        output = torch.cat(
-            [
-                F.batch_norm(x, m, v, self.weight, self.bias, True, self.rate, self.eps)
-                for x, m, v in zip(input.chunk(self.splits), means, variances, strict=True)
-            ]
-        )
-        mean.copy_(means.mean(0))
-        var.copy_(variances.mean(0))
-        return output
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, dim) -> unit vectors (B, bottleneck) and logits (B, prototypes)."""
+        unit = normalise(self.mlp(features))
+        return unit, F.linear(unit, F.normalize(self.last_layer.weight, dim=1))
 
 
-def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Replace every BatchNorm2d inside `module` by a SplitBatchNorm2d with the same parameters, in place."""
-    for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            rate = 0.1 if child.momentum is None else child.momentum
-            split = SplitBatchNorm2d(child.num_features, splits, child.eps, rate)
-            split.load_state_dict(child.state_dict())
-            setattr(module, name, split)
-        else:
-            split_batch_norm(child, splits)
+def normalise(z: Tensor) -> Tensor:
+    """Rows of length 1, at least in float32: half precision is too coarse for the losses."""
+    return F.normalize(z.float() if z.element_size() < 4 else z, dim=1)

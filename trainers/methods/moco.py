@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +10,10 @@ from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
 from trainers.methods import Method, two_views
-from trainers.methods.heads import normalise, projector, split_batch_norm
+from trainers.methods.heads import normalise, projector
 from trainers.methods.momentum import ema_update, momentum_copy
+from trainers.methods.split_bn import split_batch_norm
+from trainers.schedules import Clock
 
 __all__ = ["MoCo", "info_nce"]
 
@@ -63,8 +63,11 @@ class MoCo(Method):
         self.split_bn = config.split_bn
         self.register_buffer("queue", normalise(torch.randn(config.queue, config.output_dim)))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self.steps = 0
+        self.step = 0
         self._fresh: list[Tensor] = []
+
+    def before_step(self, clock: Clock) -> None:
+        self.step = clock.step  # on which the shuffles hang
 
     def forward(self, views: list[Tensor]) -> Tensor:
         first, second = two_views(views)
@@ -73,14 +76,13 @@ class MoCo(Method):
             losses = losses + self._direction(second, first, 1)
         return self.loss_scale * losses
 
-    def after_step(self, step: int, total: int) -> None:
+    def after_step(self, clock: Clock) -> None:
         """Move the key encoder and enqueue the step's keys (not sooner: backward needs the old queue)."""
         ema_update(self.key_backbone, self.backbone, self.momentum)
         ema_update(self.key_projector, self.projector, self.momentum)
         if self._fresh:
             self.enqueue(torch.cat(self._fresh))
             self._fresh.clear()
-        self.steps = step + 1
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -92,16 +94,11 @@ class MoCo(Method):
         self.queue[place] = kept
         self.pointer.copy_((self.pointer + len(keys)) % size)
 
-    def get_extra_state(self) -> int:
-        """The step, on which the shuffles hang."""
-        return self.steps
-
-    def set_extra_state(self, state: Any) -> None:
-        self.steps = int(state)
-
     def _direction(self, query_view: Tensor, key_view: Tensor, direction: int) -> Tensor:
         query = normalise(self.projector(self.backbone(query_view)))
-        keys = self._keys(key_view, 2 * self.steps + direction)
+        if direction == 0:
+            self.embedding = query.detach()
+        keys = self._keys(key_view, 2 * self.step + direction)
         if self.training:
             self._fresh.append(keys)
         start = distributed.rank() * len(query)

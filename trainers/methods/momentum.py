@@ -1,4 +1,4 @@
-"""A network that follows another one as an exponential moving average."""
+"""A network that follows another one as an exponential moving average, and a running centre."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ema_update", "momentum_copy"]
+from trainers import distributed
+
+__all__ = ["Centre", "ema_update", "momentum_copy"]
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -26,3 +28,31 @@ def ema_update(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
     mine: list[Tensor] = list(follower.parameters())
     # One fused call per device and dtype instead of one kernel per tensor.
     torch._foreach_lerp_(mine, [p.detach() for p in leader.parameters()], 1 - momentum)
+
+
+class Centre(nn.Module):
+    """The running mean of a teacher's outputs over all ranks, subtracted from them (DINO, arXiv 2104.14294).
+
+    Outputs are noted in the forward pass and move the centre after the step, so that a loss is a function
+    of the state before it.
+    """
+
+    value: Tensor
+
+    def __init__(self, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+        self._noted: Tensor | None = None
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Outputs (N, dim) of this rank, centred."""
+        if self.training:
+            self._noted = outputs.detach().mean(dim=0)
+        return outputs - self.value
+
+    def update(self) -> None:
+        """Move by the outputs noted last: c = momentum * c + (1 - momentum) * their mean."""
+        if self._noted is not None:
+            self.value.lerp_(distributed.all_mean(self._noted), 1 - self.momentum)
+            self._noted = None

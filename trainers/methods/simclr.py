@@ -53,4 +53,5 @@ class SimCLR(Method):
     def forward(self, views: list[Tensor]) -> Tensor:
         # One pass over both views, so that batch norm sees them together.
         first, second = self.projector(self.backbone(torch.cat(two_views(views)))).chunk(2)
+        self.embedding = first.detach()
         return self.loss_scale * nt_xent(first, second, self.temperature)

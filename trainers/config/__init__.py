@@ -1,0 +1,75 @@
+"""The typed configuration tree of a training run; `config_file` reads it from YAML and writes it."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from .evaluations import FineTune, Probe
+from .guides import ContrastiveCrop, Guide, NoGuide, SimCCrop
+from .inputs import Data, Model, Run, Views
+from .methods import BYOL, DINO, SCFS, Method, MoCo, SimCLR, SimSiam
+from .optims import LARS, SGD, AdamW, Optim
+from .section import Section
+
+__all__ = [
+    "BYOL",
+    "DINO",
+    "LARS",
+    "SCFS",
+    "SGD",
+    "AdamW",
+    "Config",
+    "ContrastiveCrop",
+    "Data",
+    "FineTune",
+    "Guide",
+    "Method",
+    "MoCo",
+    "Model",
+    "NoGuide",
+    "Optim",
+    "Probe",
+    "Run",
+    "Section",
+    "SimCCrop",
+    "SimCLR",
+    "SimSiam",
+    "Views",
+]
+
+
+class Config(Section):
+    """A whole training run."""
+
+    run: Run
+    """Where, how long and on what the run goes."""
+    data: Data
+    """Which images there are."""
+    views: Views = Views()
+    """What a view is."""
+    model: Model = Model()
+    """The encoder."""
+    method: Method = MoCo()
+    """The loss with its networks, chosen by `name`."""
+    guide: Guide = NoGuide()
+    """Who writes the region table, chosen by `name`."""
+    optim: Optim = SGD()
+    """The optimiser and its schedule, chosen by `name`."""
+    probe: Probe = Probe()
+    """How a linear classifier is trained on the frozen encoder afterwards."""
+    finetune: FineTune = FineTune()
+    """How encoder and classifier are trained on a share of the labels afterwards."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        if self.guide.name != "none" and self.views.crop not in ("contrastive", "inside"):
+            raise ValueError(
+                f"guide.name {self.guide.name} writes boxes that views.crop {self.views.crop} ignores; "
+                "set views.crop to contrastive or inside, or guide.name to none"
+            )
+        if isinstance(self.method, MoCo) and self.method.split_bn and self.optim.batch % self.method.split_bn:
+            raise ValueError(
+                f"method.split_bn {self.method.split_bn} does not divide optim.batch {self.optim.batch}; "
+                "choose a divisor"
+            )
+        return self

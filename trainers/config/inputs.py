@@ -1,0 +1,112 @@
+"""What goes in: run, data, views and encoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from .section import Count, CountOrZero, Positive, Section, Share, ShareBelowOne
+
+
+class Run(Section):
+    """Where, how long and on what the run goes."""
+
+    out: str
+    """Folder for checkpoints, logs and the resolved configuration."""
+    seed: CountOrZero = 0
+    """Seed of initial weights and of every view."""
+    epochs: Count = 100
+    """Passes over the data set."""
+    max_steps: Count | None = None
+    """Stop after this many optimiser steps although epochs remain; the schedules still span `epochs`."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where images are decoded and the model trains; auto: gpu if there is one."""
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto: bf16 on a GPU that has it, else fp16, off on the CPU."""
+    compile: bool = False
+    """Run the network through torch.compile (minutes at the start, faster steps afterwards)."""
+    checkpoint_every: CountOrZero = 0
+    """Steps between checkpoints within an epoch; 0: only at the end of each, which always has one."""
+    log_every: Count = 20
+    """Steps between lines of the log."""
+    evaluate_every: CountOrZero = 10
+    """Epochs between evaluations, the last epoch included; 0: never."""
+    threads: Count | None = None
+    """CPU threads per process that decode and augment; absent: this process's share of the cores."""
+
+
+class Data(Section):
+    """Which images there are."""
+
+    kind: Literal["folder", "list", "coco", "cifar10", "cifar100", "stl10"]
+    """folder: one subfolder per class (or none); list: text file of paths; coco: image folder with
+    `instances`; cifar10, cifar100, stl10: torchvision's archives (STL-10: train and unlabelled images)."""
+    path: str
+    """Image folder, list file or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
+    classes: str | None = None
+    """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
+    instances: str | None = None
+    """COCO instances JSON with true boxes; only for kind coco."""
+    boxes: str | None = None
+    """Text file with true boxes, used to score localisation, never to train."""
+    eval_train: str | None = None
+    """Labelled folder whose features are the kNN bank; absent: the training images."""
+    eval_val: str | None = None
+    """Labelled folder to classify; absent: the share `val_share` of the labelled set."""
+    val_share: ShareBelowOne = 0.1
+    """Share of the labelled set held out (deterministically) to classify when `eval_val` is absent."""
+
+    @model_validator(mode="after")
+    def _instances_fit(self) -> Data:
+        if self.instances is not None and self.kind != "coco":
+            raise ValueError(f"data.instances is only read for data.kind coco, not {self.kind}; remove it")
+        if self.classes is not None and self.kind != "folder":
+            raise ValueError(f"data.classes is only read for data.kind folder, not {self.kind}; remove it")
+        return self
+
+
+class Views(Section):
+    """What a view is: a named recipe and the few knobs that are varied."""
+
+    name: str = "moco_v2"
+    """Recipe in dali_views.recipes: simclr, moco_v2, ..."""
+    size: Count = 224
+    """Height and width of a view in pixels."""
+    crop: Literal["random", "contrastive", "inside", "whole", "centre"] = "random"
+    """How a crop is placed: random ignores boxes; contrastive and inside follow the region table."""
+    alpha: Positive = 0.6
+    """Beta(alpha, alpha) of ContrastiveCrop's centres: below 1 prefers the box's border; 1 is uniform."""
+    scale: tuple[float, float] | None = None
+    """Least and greatest crop area as shares of the image; absent: the recipe's own."""
+    blur: Share | None = None
+    """Probability of blur of every view (0 for small images); absent: the recipe's own."""
+    locals: CountOrZero | None = None
+    """Local views after the two global ones, in the recipe dino; absent: 8."""
+    local_size: Count | None = None
+    """Height and width of the local views in pixels; absent: 96."""
+    local_scale: tuple[float, float] | None = None
+    """Least and greatest crop area of the local views; absent: the recipe's own."""
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    """Mean of RGB in [0, 1] that is subtracted from every view."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Deviation of RGB in [0, 1] that every view is divided by."""
+
+    @model_validator(mode="after")
+    def _scales_are_ranges(self) -> Views:
+        for key in ("scale", "local_scale"):
+            scale = getattr(self, key)
+            if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"views.{key} should be two shares 0 < low <= high <= 1, not {list(scale)}")
+        return self
+
+
+class Model(Section):
+    """The encoder."""
+
+    backbone: str = "resnet50"
+    """A torchvision name, or a timm name if timm is installed. Its feature width is found by itself."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """small: 3x3 stride-1 first convolution without max-pool, for images up to 64 pixels (ResNets only)."""
+    zero_init_residual: bool = False
+    """Start the last batch norm of every residual block at 0, as SimSiam does (ResNets only)."""

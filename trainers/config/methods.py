@@ -1,0 +1,124 @@
+"""The losses with their networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .section import Count, CountOrZero, NotNegative, Positive, Section, Share
+
+Momentum = Share
+
+
+class _MethodBase(Section):
+    hidden_dim: CountOrZero | None = None
+    """Width of the projector's hidden layers; absent: the feature width; 0: a linear projector."""
+    output_dim: Count = 128
+    """Width of the embedding in which the loss compares."""
+    loss_scale: Positive = 1.0
+    """Factor on the loss. ContrastiveCrop's SimCLR has T / 0.07 = 7.142857 (T = 0.5)."""
+
+
+class SimCLR(_MethodBase):
+    """SimCLR, arXiv 2002.05709."""
+
+    name: Literal["simclr"] = "simclr"
+    temperature: Positive = 0.1
+    """Cosine similarities are divided by this."""
+    bn: bool = True
+    """Batch norm after the projector's hidden layer; false with hidden_dim 512 is ContrastiveCrop's head."""
+
+
+class MoCo(_MethodBase):
+    """MoCo v2, arXiv 2003.04297."""
+
+    name: Literal["moco"] = "moco"
+    temperature: Positive = 0.2
+    """Cosine similarities are divided by this."""
+    bn: bool = False
+    """Batch norm after the projector's hidden layer."""
+    queue: Count = 65536
+    """Keys of earlier batches that serve as negatives."""
+    momentum: Momentum = 0.999
+    """Share of the key encoder kept at each step."""
+    symmetric: bool = False
+    """Each view is query and key in turn and the two losses are added (twice the cost per step)."""
+    split_bn: CountOrZero = 0
+    """Compute batch norm in this many groups per process, as if on so many GPUs; 0: off. Wanted on one
+    GPU (8 in the authors' CIFAR demo), where shuffling over processes does nothing. Divides the batch."""
+
+
+class BYOL(_MethodBase):
+    """BYOL, arXiv 2006.07733."""
+
+    name: Literal["byol"] = "byol"
+    hidden_dim: Count = 4096
+    """Width of the hidden layer of projector and predictor."""
+    output_dim: Count = 256
+    """Width of the embedding in which the loss compares."""
+    momentum: Momentum = 0.99
+    """Share of the target network kept at the first step: 0.99 for up to 300 epochs, 0.996 for 1000."""
+    final_momentum: Momentum = 1.0
+    """The same at the last step; between them half a cosine. ContrastiveCrop's BYOL has 0.996 for both."""
+
+
+class SimSiam(_MethodBase):
+    """SimSiam, arXiv 2011.10566."""
+
+    name: Literal["simsiam"] = "simsiam"
+    output_dim: Count = 2048
+    """Width of projector output and predictor output, in which the loss compares."""
+    predictor_dim: Count = 512
+    """Width of the predictor's hidden layer, a quarter of the output."""
+
+
+class DINO(_MethodBase):
+    """DINO, arXiv 2104.14294."""
+
+    name: Literal["dino"] = "dino"
+    hidden_dim: Count = 2048
+    """Width of the two hidden layers of the head."""
+    bottleneck_dim: Count = 256
+    """Width of the unit vector in front of the prototypes."""
+    output_dim: Count = 65536
+    """How many prototypes there are."""
+    bn: bool = False
+    """Batch norm in the head."""
+    student_temperature: Positive = 0.1
+    """Logits of the student are divided by this."""
+    teacher_temperature: Positive = 0.04
+    """The same for the teacher, after the warm-up."""
+    warmup_teacher_temperature: Positive = 0.04
+    """The same for the teacher in the first epoch."""
+    warmup_teacher_epochs: CountOrZero = 0
+    """Epochs over which the teacher's temperature goes linearly from the first to the second."""
+    centre_momentum: Momentum = 0.9
+    """Share of the centre kept at each step; 1 leaves it at 0, which is no centring."""
+    momentum: Momentum = 0.996
+    """Share of the teacher kept at the first step; the authors advise 0.9995 for batches of 256."""
+    final_momentum: Momentum = 1.0
+    """The same at the last step; between them half a cosine."""
+    freeze_last_layer: NotNegative = 1.0
+    """Epochs in which the prototypes do not learn."""
+
+
+class SCFS(DINO):
+    """Semantics-consistent feature search on DINO, arXiv 2212.06486; the defaults are its own DINO's."""
+
+    name: Literal["scfs"] = "scfs"  # type: ignore[assignment]
+    teacher_temperature: Positive = 0.07
+    """The teacher's logits are divided by this, after the warm-up."""
+    warmup_teacher_epochs: CountOrZero = 50
+    """Epochs over which the teacher's temperature goes linearly from the first to the second."""
+    layers: tuple[str, ...] | None = None
+    """Dotted names of the searched layers; absent: the last three stages (layer2, layer3, layer4)."""
+    layer_bottleneck: Count = 256
+    """Channels inside the residual bottleneck of a layer's head."""
+    layer_hidden: Count = 2048
+    """Width of the hidden layer of a layer's head."""
+    layer_output: Count = 256
+    """Width of the unit vector that comes out of a layer's head."""
+
+
+Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS, Field(discriminator="name")]

@@ -1,0 +1,127 @@
+"""DINO: a student matches a slow teacher's distribution over prototypes, across crops (arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from trainers import config as cfg
+from trainers.backbones import Backbone
+from trainers.methods import Method
+from trainers.methods.heads import PrototypeHead
+from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.schedules import Clock, cosine, linear
+
+__all__ = ["DINO", "across_views", "cross_entropy"]
+
+GLOBAL = 2  # views that the teacher sees
+
+
+def cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
+    """-sum over k of softmax(teacher)_k log softmax(student)_k, of logits (..., K) over the temperatures."""
+    return -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)
+
+
+def per_view(logits: Tensor, samples: int) -> Tensor:
+    """(views * B, K), view after view, as (views, B, K)."""
+    return logits.view(-1, samples, logits.shape[1])
+
+
+def across_views(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean cross entropy over all pairs of a teacher's view and another view of the student's.
+
+    Args:
+        teacher: logits (T, B, K) over the temperature, of the first T views, already centred.
+        student: logits (V, B, K) over the temperature, of all views.
+
+    Returns:
+        Losses (B,), the mean over T * (V - 1) pairs.
+    """
+    with torch.autocast(teacher.device.type, enabled=False):
+        pairs = -torch.einsum("tbk,vbk->tvb", teacher.softmax(dim=-1), student.log_softmax(dim=-1))
+        same = pairs.diagonal().sum(dim=1)
+        return (pairs.sum(dim=(0, 1)) - same) / (len(teacher) * (len(student) - 1))
+
+
+class DINO(Method):
+    """Student, teacher, centre and sharpening, with two global and any number of local views.
+
+    The teacher's temperature warms up epoch by epoch, its momentum follows half a cosine step by step, the
+    prototypes get no gradient in the first epoch (appendix A and the public code). The teacher is the
+    encoder to evaluate.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, backbone: Backbone, config: cfg.DINO) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width, bottleneck, prototypes = config.hidden_dim, config.bottleneck_dim, config.output_dim
+        self.head = PrototypeHead(backbone.dim, width, bottleneck, prototypes, config.bn)
+        self.teacher_backbone = momentum_copy(self.backbone)
+        self.teacher_head = momentum_copy(self.head)
+        self.centre = Centre(prototypes, config.centre_momentum)
+        self.config = config
+        # A tensor and not a number, for a compiled forward pass is made anew when a number changes.
+        self.register_buffer("temperature", torch.tensor(config.teacher_temperature), persistent=False)
+
+    def before_step(self, clock: Clock) -> None:
+        start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
+        self.temperature.fill_(linear(clock.epoch, self.config.warmup_teacher_epochs, start, end))
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        first, *rest = global_and_local(views)
+        teacher = self.teacher_logits(self.teacher_backbone(first))
+        # One pass per resolution, one pass of the head over all of them.
+        student = self.student_logits(torch.cat([self.backbone(images) for images in (first, *rest)]))
+        return self.config.loss_scale * self.final_loss(teacher, student, len(views[0]))
+
+    def teacher_logits(self, features: Tensor) -> Tensor:
+        """Pooled features of the teacher -> logits (N, prototypes)."""
+        with torch.no_grad():
+            logits: Tensor = self.teacher_head(features)[1]
+        return logits
+
+    def student_logits(self, features: Tensor) -> Tensor:
+        """Pooled features of the student, the first view's first -> logits (N, prototypes)."""
+        unit, logits = self.head(features)
+        self._units: Tensor = unit.detach()
+        return cast(Tensor, logits)
+
+    def final_loss(self, teacher: Tensor, student: Tensor, samples: int) -> Tensor:
+        """Losses (B,) of B samples from logits of the global views (2B, K) and of all views (V * B, K)."""
+        self.embedding = self._units[:samples]
+        targets = self.centre(teacher) / self.temperature
+        logits = student / self.config.student_temperature
+        return across_views(per_view(targets, samples), per_view(logits, samples))
+
+    def after_backward(self, clock: Clock) -> None:
+        if clock.step < self.config.freeze_last_layer * clock.steps_per_epoch:
+            self.head.last_layer.weight.grad = None
+
+    def after_step(self, clock: Clock) -> None:
+        momentum = cosine(clock.share, self.config.momentum, self.config.final_momentum)
+        ema_update(self.teacher_backbone, self.backbone, momentum)
+        ema_update(self.teacher_head, self.head, momentum)
+        self.centre.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.teacher_backbone
+
+
+def global_and_local(views: list[Tensor]) -> list[Tensor]:
+    """The global views as one batch (2B, ...), and the local ones, if there are any, as another.
+
+    Raises:
+        ValueError: fewer than two views, or views of unequal size among those of a kind.
+    """
+    if len(views) < GLOBAL:
+        raise ValueError(f"this method needs {GLOBAL} global views per sample, not {len(views)}; see dino")
+    kinds = [views[:GLOBAL], views[GLOBAL:]] if len(views) > GLOBAL else [views]
+    if any(view.shape != kind[0].shape for kind in kinds for view in kind):
+        shapes = ", ".join(f"{view.shape[2]} x {view.shape[3]}" for view in views)
+        raise ValueError(f"the global views should have one size and the local ones another, not {shapes}")
+    return [torch.cat(kind) for kind in kinds]

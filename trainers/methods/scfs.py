@@ -1,0 +1,128 @@
+"""SCFS: every local crop searches the global view's feature maps for what it shows (arXiv 2212.06486)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trainers import config as cfg
+from trainers.backbones import Backbone
+from trainers.methods.dino import DINO, GLOBAL, across_views, cross_entropy, global_and_local, per_view
+from trainers.methods.heads import normalise
+from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.stages import Stages
+from trainers.schedules import Clock, cosine
+
+__all__ = ["SCFS", "LayerHead", "feature_search"]
+
+
+def feature_search(queries: Tensor, features: Tensor) -> Tensor:
+    """Feature maps weighted by where they look like a query (section 3.2): A * F, A = cos(q, F[h, w]).
+
+    A plain cosine: no softmax, no temperature, no threshold.
+
+    Args:
+        queries: (L, B, C), one per local crop and sample.
+        features: (B, C, h, w), the same samples' map to search.
+
+    Returns:
+        (L, B, C, h, w).
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        keys, units = normalise(features), normalise(queries.flatten(0, 1)).view(queries.shape)
+        attention = torch.einsum("lbc,bchw->lbhw", units.to(keys.dtype), keys).to(features.dtype)
+        return attention.unsqueeze(2) * features
+
+
+class LayerHead(nn.Module):
+    """Residual bottleneck, average pooling and a projector; the unit vectors that come out are logits.
+
+    Maps (N, C, h, w) -> (N, output). Widths are the public code's.
+    """
+
+    def __init__(self, channels: int, bottleneck: int, hidden: int, output: int) -> None:
+        super().__init__()
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(channels, bottleneck, 1, bias=False),
+            nn.BatchNorm2d(bottleneck),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(bottleneck, bottleneck, 3, padding=1, bias=False),
+            nn.BatchNorm2d(bottleneck),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(bottleneck, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.projector = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, output),
+            nn.BatchNorm1d(output),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = (features + self.bottleneck(features)).relu().mean(dim=(2, 3))
+        return normalise(self.projector(pooled))
+
+
+class SCFS(DINO):
+    """DINO's loss plus one loss per searched layer, all of weight 1 (section 3.3 and the public code).
+
+    A layer's loss is the mean of two: the global views against each other, centred, and every local crop
+    against what it found in the teacher's map of the first global view, not centred. The local crops are
+    one batch to the heads' batch norm, the global views another (our choice).
+    """
+
+    def __init__(self, backbone: Backbone, config: cfg.SCFS) -> None:
+        super().__init__(backbone, config)
+        layers = config.layers or backbone.stages
+        if not layers:
+            raise ValueError(
+                f"no stages of {type(backbone).__name__} are known; "
+                "name the layers to search by method.layers"
+            )
+        # After DINO has made its copies, which would copy hooks too.
+        self._student, self._teacher = (Stages(net, layers) for net in (backbone, self.teacher_backbone))
+        widths = config.layer_bottleneck, config.layer_hidden, config.layer_output
+        self.layer_heads = nn.ModuleList(LayerHead(count, *widths) for count in self._student.channels())
+        self.teacher_layer_heads = momentum_copy(self.layer_heads)
+        self.layer_centres = nn.ModuleList(
+            Centre(config.layer_output, config.centre_momentum) for _ in self.layer_heads
+        )
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        batches = global_and_local(views)
+        if len(batches) == 1:
+            raise ValueError("SCFS searches with local views, and there is none; set views.locals above 0")
+        with torch.no_grad():
+            target, target_maps = self._teacher(batches[0])
+        (pooled, maps), (local_pooled, local_maps) = (self._student(images) for images in batches)
+        student = self.student_logits(torch.cat([pooled, local_pooled]))
+        losses = self.final_loss(self.teacher_logits(target), student, len(views[0]))
+        for layer, parts in enumerate(zip(target_maps, maps, local_maps, strict=True)):
+            losses = losses + self.layer_loss(layer, *parts)
+        return self.config.loss_scale * losses
+
+    def layer_loss(self, layer: int, target_map: Tensor, own_map: Tensor, local_map: Tensor) -> Tensor:
+        """Losses (B,) of one layer, from the teacher's and the student's maps of the global views
+        (2B, C, h, w) and the student's of the local ones (L * B, C, h', w')."""
+        samples = len(target_map) // GLOBAL
+        head, teacher_head = self.layer_heads[layer], self.teacher_layer_heads[layer]
+        with torch.no_grad():
+            queries = per_view(local_map.mean(dim=(2, 3)), samples)
+            found = feature_search(queries, target_map[:samples]).flatten(0, 1)
+            centred = self.layer_centres[layer](teacher_head(target_map)) / self.temperature
+            searched = teacher_head(found) / self.temperature
+        own, local = (head(part) / self.config.student_temperature for part in (own_map, local_map))
+        global_loss = across_views(per_view(centred, samples), per_view(own, samples))
+        search_loss = cross_entropy(searched, local).view(-1, samples).mean(dim=0)
+        return (global_loss + search_loss) / 2
+
+    def after_step(self, clock: Clock) -> None:
+        super().after_step(clock)
+        momentum = cosine(clock.share, self.config.momentum, self.config.final_momentum)
+        ema_update(self.teacher_layer_heads, self.layer_heads, momentum)
+        for centre in self.layer_centres:
+            cast(Centre, centre).update()

@@ -1,0 +1,46 @@
+"""SimSiam: a predictor guesses the other view's projection, which gets no gradient (arXiv 2011.10566)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trainers import config as cfg
+from trainers.backbones import Backbone
+from trainers.methods import Method, two_views
+from trainers.methods.heads import normalise, projector, simsiam_projector
+
+__all__ = ["SimSiam", "negative_cosine"]
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """-cos(p, z) per row, of vectors (B, D) that are made unit vectors here."""
+    return -(normalise(prediction) * normalise(target)).sum(dim=1)
+
+
+class SimSiam(Method):
+    """Backbone, projector of three layers and predictor; the mean of both directions.
+
+    The predictor's learning rate stays at its peak (section 4, "fix lr"). Every view is a batch of its own
+    to batch norm, as published.
+    """
+
+    constant_lr = ("predictor",)
+
+    def __init__(self, backbone: Backbone, config: cfg.SimSiam) -> None:
+        super().__init__()
+        self.backbone = backbone
+        hidden = config.hidden_dim or config.output_dim
+        self.projector = simsiam_projector(backbone.dim, hidden, config.output_dim)
+        self.predictor = projector(config.output_dim, config.predictor_dim, config.output_dim, bn=True)
+        self.loss_scale = config.loss_scale
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        z1, z2 = (self.projector(self.backbone(view)) for view in two_views(views))
+        self.embedding = z1.detach()
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        there, back = negative_cosine(p1, self.target(z2)), negative_cosine(p2, self.target(z1))
+        return self.loss_scale * (there + back) / 2
+
+    def target(self, z: Tensor) -> Tensor:
+        """What a prediction is compared with: the projection without gradient, or all would collapse."""
+        return z.detach()
