@@ -14,6 +14,9 @@ from PIL import Image
 from dali_views import SampleIndex
 
 matplotlib.use("Agg")
+# On a busy machine, threads wait for each other far longer than the tiny operators of tests take; and sums
+# hang on their number, while other processes are compared with this one.
+torch.set_num_threads(1)
 
 # Real data sets may lie beside the checkout; tests use them where they do.
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"

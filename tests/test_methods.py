@@ -1,106 +1,91 @@
-"""Losses against their formulas, queue and EMA by hand, and two processes against one."""
+"""What surrounds the losses, worked by hand: heads, momentum networks, centre, schedules, feature maps."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
-
 import pytest
 import torch
-import torch.distributed as dist
+from networks import SMALL, small_method, tiny_backbone, views_for
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.functional import cosine_similarity, normalize
 
 from trainers import config as cfg
-from trainers import distributed
-from trainers.backbones import Backbone
+from trainers.backbones import build_backbone, check_sizes
 from trainers.methods import Method, build_method
-from trainers.methods.heads import normalise, projector
-from trainers.methods.moco import MoCo, info_nce
-from trainers.methods.momentum import ema_update, momentum_copy
-from trainers.methods.simclr import nt_xent
-from trainers.methods.split_bn import SplitBatchNorm2d, split_batch_norm
-from trainers.schedules import Clock
+from trainers.methods.byol import BYOL
+from trainers.methods.dino import DINO, across_views
+from trainers.methods.heads import projector, simsiam_projector
+from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.scfs import SCFS, LayerHead, feature_search
+from trainers.methods.simsiam import SimSiam
+from trainers.methods.stages import Stages
+from trainers.schedules import Clock, cosine, linear
 
 
-def tiny_backbone(norm: bool = False) -> Backbone:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, stride=2)]
-    if norm:
-        layers.append(nn.BatchNorm2d(8))
-    net: Any = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net.dim, net.feature_layer = 8, "0"
-    return cast(Backbone, net)
+def step(method: Method, clock: Clock, views: list[Tensor], rate: float = 0.1) -> Tensor:
+    """One step of plain gradient descent; the losses before it."""
+    method.before_step(clock)
+    losses = method(views)
+    method.zero_grad()
+    losses.mean().backward()
+    method.after_backward(clock)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(rate * parameter.grad)
+    method.after_step(clock)
+    return losses.detach()
 
 
-def two_views_of(samples: int, size: int = 8) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(samples, 3, size, size, generator=generator) for _ in range(2)]
+@pytest.mark.parametrize("name", SMALL)
+def test_under_autocast_the_losses_stay_in_float32(name: str) -> None:
+    method, views = small_method(name), views_for(name, 4)
+    plain = method(views)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = method(views)
+    assert mixed.dtype == torch.float32
+    assert mixed.shape == (4,)
+    torch.testing.assert_close(mixed, plain, atol=0.2, rtol=0.1)
 
 
-def moco(norm: bool = False, **keys: Any) -> MoCo:
-    keys = {"hidden_dim": 0, "output_dim": 4, "queue": 10, **keys}
-    method = build_method(cfg.MoCo(**keys), tiny_backbone(norm))
-    assert isinstance(method, MoCo)
-    return method
+@pytest.mark.parametrize("name", SMALL)
+def test_a_loss_belongs_to_its_sample_and_loss_scale_multiplies_it(name: str) -> None:
+    views = views_for(name, 4)
+    scaled = {**SMALL[name].model_dump(), "loss_scale": 7.142857}
+    torch.manual_seed(1)
+    big = build_method(type(SMALL[name])(**scaled), tiny_backbone())
+    method = small_method(name)
+    method.load_state_dict(big.state_dict())
+    losses = method(views)
+    torch.testing.assert_close(big(views), 7.142857 * losses)
+    order = [2, 0, 3, 1]
+    torch.testing.assert_close(method([view[order] for view in views]), losses[order])
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_equals_the_formula_in_a_plain_loop(temperature: float) -> None:
-    torch.manual_seed(0)
-    first, second = torch.randn(2, 5, 6, dtype=torch.float64)
-    z = [row / row.norm() for row in [*first, *second]]
-    expected = [0.0] * 5
-    for i in range(10):
-        others = [math.exp(float(z[i] @ z[k]) / temperature) for k in range(10) if k != i]
-        positive = math.exp(float(z[i] @ z[(i + 5) % 10]) / temperature)
-        expected[i % 5] += -math.log(positive / sum(others)) / 2
-    assert nt_xent(first, second, temperature).tolist() == pytest.approx(expected, abs=1e-12)
-    assert nt_xent(first.float(), second.float(), temperature).tolist() == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("name", SMALL)
+def test_the_embedding_to_tell_a_collapse_by_is_the_first_views(name: str) -> None:
+    method, views = small_method(name), views_for(name, 4)
+    method(views)
+    kept = method.embedding
+    assert len(kept) == 4
+    assert not kept.requires_grad
+    changed = [views[0].flip(0), *views[1:]]
+    method(changed)
+    torch.testing.assert_close(method.embedding, kept.flip(0))
 
 
-def test_info_nce_equals_the_formula_in_a_plain_loop() -> None:
-    torch.manual_seed(0)
-    query, key, queue = (nn.functional.normalize(torch.randn(n, 6).double(), dim=1) for n in (4, 4, 9))
-    expected = []
-    for q, k in zip(query, key, strict=True):
-        positive = math.exp(float(q @ k) / 0.2)
-        expected.append(-math.log(positive / (positive + sum(math.exp(float(q @ n) / 0.2) for n in queue))))
-    assert info_nce(query, key, queue, 0.2).tolist() == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_gradients_of_both_losses_are_right() -> None:
-    torch.manual_seed(0)
-    a, b, queue = torch.randn(3, 3, 4, dtype=torch.float64)
-    a.requires_grad_()
-    b.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, y: nt_xent(x, y, 0.5), (a, b))
-    assert torch.autograd.gradcheck(lambda q: info_nce(q, b.detach(), queue, 0.5), (a,))
-
-
-def test_under_autocast_the_losses_stay_in_float32() -> None:
-    for config in (cfg.SimCLR(hidden_dim=8), cfg.MoCo(queue=16)):
-        method = build_method(config, tiny_backbone())
-        views = two_views_of(4)
-        plain = method(views)
-        method.load_state_dict(method.state_dict())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            mixed = method(views)
-        assert mixed.dtype == torch.float32
-        assert mixed.shape == (4,)
-        torch.testing.assert_close(mixed, plain, atol=0.15, rtol=0.1)
-
-
-def test_loss_scale_multiplies_the_loss_and_other_numbers_of_views_are_refused() -> None:
-    views = two_views_of(4)
-    losses = []
-    for scale in (1.0, 7.142857):
-        torch.manual_seed(3)
-        losses.append(build_method(cfg.SimCLR(bn=False, loss_scale=scale), tiny_backbone())(views))
-    torch.testing.assert_close(losses[1], 7.142857 * losses[0])
-    with pytest.raises(ValueError, match="2 views per sample, not 3"):
-        build_method(cfg.SimCLR(), tiny_backbone())([*views, views[0]])
+def test_numbers_and_sizes_of_views_that_do_not_fit_are_refused() -> None:
+    first, second = views_for("simclr", 2)
+    local = first[:, :, 2:, 2:]
+    for name in ("simclr", "moco", "byol", "simsiam"):
+        with pytest.raises(ValueError, match="2 views per sample, not 3"):
+            small_method(name)([first, second, local])
+    for name in ("dino", "scfs"):
+        with pytest.raises(ValueError, match="2 global views per sample, not 1"):
+            small_method(name)([first])
+        with pytest.raises(ValueError, match="one size and the local ones another, not 8 x 8, 6 x 6"):
+            small_method(name)([first, local])
+    with pytest.raises(ValueError, match=r"set views\.locals above 0"):
+        small_method("scfs")([first, second])
 
 
 @pytest.mark.parametrize(
@@ -118,56 +103,23 @@ def test_projectors_have_the_published_shapes(hidden: int | None, bn: bool, kind
     assert head(torch.randn(3, 8)).shape == (3, 4)
 
 
-def test_the_queue_overwrites_its_oldest_keys_for_any_batch_size() -> None:
-    method = moco()
-    oldest = method.queue.clone()
-    expected = oldest.clone()
-    counter, place = 0, 0
-    for rows in (4, 4, 4, 10, 3, 23):
-        keys = torch.arange(counter, counter + rows).float()[:, None].expand(rows, 4)
-        counter += rows
-        for key in keys:
-            expected[place] = key
-            place = (place + 1) % 10
-        method.enqueue(keys)
-        assert torch.equal(method.queue, expected)
-        assert int(method.pointer) == place
+def test_simsiams_projector_has_three_layers_and_ends_in_a_norm_without_parameters() -> None:
+    head = simsiam_projector(8, 6, 4)
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+    assert not list(head[-1].parameters())
+    assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
+    assert head(torch.randn(5, 8)).mean(0).tolist() == pytest.approx([0] * 4, abs=1e-6)
 
 
-def test_a_step_enqueues_the_keys_after_backward_and_moves_the_key_encoder() -> None:
-    method = moco(momentum=0.75, symmetric=True)
-    views = two_views_of(3)
-    before = method.queue.clone()
-    losses = method(views)
-    assert torch.equal(method.queue, before)
-    losses.mean().backward()
-    with torch.no_grad():
-        key = method.key_backbone.get_parameter("0.weight").clone()
-        # The second view is key first.
-        keys = normalise(method.key_projector(method.key_backbone(torch.cat(views[::-1]))))
-        query = method.backbone.get_parameter("0.weight")
-        query.add_(1.0)
-    method.after_step(Clock(0, 10, 1))
-    torch.testing.assert_close(method.queue[:6], keys)
-    assert torch.equal(method.queue[6:], before[6:])
-    torch.testing.assert_close(method.key_backbone.get_parameter("0.weight"), 0.75 * key + 0.25 * query)
-    assert all(p.grad is None and not p.requires_grad for p in method.key_backbone.parameters())
-
-
-def test_symmetric_moco_adds_the_two_directions() -> None:
-    views = two_views_of(3)
-    both, one = moco(symmetric=True), moco()
-    one.load_state_dict(both.state_dict())
-    forth, back = one(views), one(views[::-1])
-    torch.testing.assert_close(both(views), forth + back)
-
-
-def test_evaluation_leaves_the_queue_alone() -> None:
-    method = moco().eval()
-    before = method.queue.clone()
-    method(two_views_of(3))
-    method.after_step(Clock(0, 1, 1))
-    assert torch.equal(method.queue, before)
+def test_schedules_start_and_end_where_they_should() -> None:
+    assert [cosine(share, 0.996, 1.0) for share in (0, 0.5, 1)] == pytest.approx([0.996, 0.998, 1.0])
+    assert [linear(epoch, 4, 0.04, 0.07) for epoch in range(6)] == pytest.approx(
+        [0.04, 0.05, 0.06, 0.07, 0.07, 0.07]
+    )
+    assert linear(0, 0, 0.04, 0.07) == linear(0, 1, 0.04, 0.07) == 0.07
+    clock = Clock(step=25, steps_per_epoch=10, epochs=5)
+    assert (clock.total, clock.epoch, clock.share) == (50, 2, 0.5)
 
 
 def test_a_momentum_copy_keeps_its_own_running_statistics() -> None:
@@ -183,133 +135,226 @@ def test_a_momentum_copy_keeps_its_own_running_statistics() -> None:
     assert net.get_buffer("1.running_mean").tolist() != [0, 0]
 
 
-def test_split_batch_norm_equals_one_batch_norm_per_group() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.BatchNorm2d(3))
-    parts = [nn.BatchNorm2d(3) for _ in range(4)]
-    split_batch_norm(net, 4)
-    assert isinstance(net[0], SplitBatchNorm2d)
-    x = torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last)
-    expected = torch.cat([part(rows) for part, rows in zip(parts, x.chunk(4), strict=True)])
-    output = net(x)
-    torch.testing.assert_close(output, expected)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    means = torch.stack([cast(Tensor, part.running_mean) for part in parts])
-    torch.testing.assert_close(net[0].running_mean, means.mean(0))
-    torch.testing.assert_close(
-        net.eval()(x), nn.functional.batch_norm(x, net[0].running_mean, net[0].running_var)
-    )
-    with pytest.raises(ValueError, match="does not divide into 4 groups"):
-        net.train()(x[:6])
-
-
-def test_split_keys_are_encoded_in_mixed_groups_and_come_back_in_order() -> None:
-    method = moco(norm=True, split_bn=2, queue=16)
-    images = two_views_of(8)[0]
-    keys = [method._keys(images, seed) for seed in range(20)]
-    assert any(not torch.allclose(keys[0], other) for other in keys[1:]), "groups should differ between steps"
-    assert torch.equal(keys[0], method._keys(images, 0)), "the mix is a function of the step"
-    method.eval()  # with running statistics grouping is moot, so any order must give the plain keys
-    plain = nn.functional.normalize(method.key_projector(method.key_backbone(images)), dim=1)
-    torch.testing.assert_close(method._keys(images, 3), plain)
-
-
-def test_moco_resumed_from_its_state_goes_on_as_if_never_stopped() -> None:
-    def run(method: MoCo, steps: range) -> list[float]:
-        losses = []
-        for step in steps:
-            clock = Clock(step, 6, 1)
-            method.before_step(clock)
-            loss = method(two_views_of(8)).mean()
-            losses.append(loss.item())
-            method.zero_grad()
-            loss.backward()
-            with torch.no_grad():
-                for p in method.parameters():
-                    if p.grad is not None:
-                        p.sub_(0.1 * p.grad)
-            method.after_step(clock)
-        return losses
-
-    whole = run(moco(norm=True, split_bn=2, momentum=0.9), range(6))
-    first = moco(norm=True, split_bn=2, momentum=0.9)
-    start = run(first, range(3))
-    torch.manual_seed(99)
-    second = moco(norm=True, split_bn=2, momentum=0.9)
-    second.load_state_dict(first.state_dict())
-    assert start + run(second, range(3, 6)) == whole
-    assert len(set(whole)) == 6
-
-
-WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.25])
-
-
-def simclr() -> Method:
+@pytest.mark.parametrize(
+    ("name", "follower", "leader"),
+    [
+        ("byol", "target_backbone", "backbone"),
+        ("byol", "target_projector", "projector"),
+        ("dino", "teacher_backbone", "backbone"),
+        ("dino", "teacher_head", "head"),
+        ("scfs", "teacher_backbone", "backbone"),
+        ("scfs", "teacher_head", "head"),
+        ("scfs", "teacher_layer_heads", "layer_heads"),
+    ],
+)
+def test_a_momentum_network_starts_as_a_copy_and_follows_by_half_a_cosine(
+    name: str, follower: str, leader: str
+) -> None:
+    keys = {**SMALL[name].model_dump(), "momentum": 0.6}
     torch.manual_seed(1)
-    return build_method(cfg.SimCLR(bn=False), tiny_backbone())
+    method = build_method(type(SMALL[name])(**keys), tiny_backbone())
+    slow, quick = method.get_submodule(follower), method.get_submodule(leader)
+    expected = [p.detach().clone() for p in quick.parameters()]
+    torch.testing.assert_close([p.detach() for p in slow.parameters()], expected)
+    assert not any(p.requires_grad for p in slow.parameters())
+    for number, share in enumerate((0.6, 0.8, 1.0)):  # of 1 - 0.4 (1 + cos) / 2 at 0, 1/2 and 1
+        step(method, Clock(number, 2, 1), views_for(name, 4, seed=number))
+        mine = [p.detach() for p in quick.parameters()]
+        expected = [share * old + (1 - share) * new for old, new in zip(expected, mine, strict=True)]
+        torch.testing.assert_close([p.detach() for p in slow.parameters()], expected)
+    assert not torch.allclose(expected[0], mine[0])
 
 
-def gradients(method: Method) -> list[Tensor]:
-    return [p.grad for p in method.parameters() if p.grad is not None]
+def test_the_centre_is_the_running_mean_of_the_teachers_outputs_and_moves_after_the_step() -> None:
+    centre = Centre(2, 0.9)
+    outputs = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert torch.equal(centre(outputs), outputs)
+    centre.update()
+    assert centre.value.tolist() == pytest.approx([0.2, 0.4])
+    torch.testing.assert_close(centre(outputs), torch.tensor([[0.8, 1.6], [2.8, 5.6]]))
+    centre.update()
+    assert centre.value.tolist() == pytest.approx([0.9 * 0.2 + 0.1 * 2, 0.9 * 0.4 + 0.1 * 4])
+    centre.eval()(outputs)
+    centre.update()
+    assert centre.value.tolist() == pytest.approx([0.38, 0.76]), "evaluation leaves the centre alone"
 
 
-def train_on_one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    rows = slice(2 * rank, 2 * rank + 2)
-    views = [view[rows] for view in two_views_of(4)]
-    found: dict[str, Any] = {"rows": distributed.gather_rows(torch.full((rank,), 7))}
-    for name, method in (("simclr", simclr()), ("moco", moco(symmetric=True))):
-        parallel = DistributedDataParallel(method)  # named, for its hooks die with it
-        losses = parallel(views)
-        (WEIGHTS[rows] * losses).mean().backward()
-        method.after_step(Clock(0, 1, 1))
-        found[name] = {"losses": losses.detach(), "gradients": gradients(method)}
-        found[name]["mean"] = distributed.all_mean(losses.mean())
-    assert isinstance(method, MoCo)
-    found["queue"] = method.queue
-    torch.save(found, f"{folder}/{rank}.pt")
-    distributed.cleanup()
+def test_byol_adds_both_directions_against_the_target() -> None:
+    method, (first, second) = small_method("byol"), views_for("byol", 4)
+    assert isinstance(method, BYOL)
+
+    def one_way(view: Tensor, other: Tensor) -> Tensor:
+        guess = method.predictor(method.projector(method.backbone(view)))
+        truth = method.target_projector(method.target_backbone(other))
+        return (normalize(guess, dim=1) - normalize(truth, dim=1)).square().sum(dim=1)
+
+    torch.testing.assert_close(method([first, second]), one_way(first, second) + one_way(second, first))
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    spawn(train_on_one_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_simsiam_stops_the_gradient_at_the_target_and_keeps_the_predictors_rate() -> None:
+    method, views = small_method("simsiam"), views_for("simsiam", 4)
+    assert isinstance(method, SimSiam)
+    assert method.constant_lr == ("predictor",)
+    z = [method.projector(method.backbone(view)) for view in views]
+    p = [method.predictor(each) for each in z]
+    fixed = [each.detach() for each in z]
+    expected = -(cosine_similarity(p[0], fixed[1]) + nn.functional.cosine_similarity(p[1], fixed[0])) / 2
+    losses = method(views)
+    torch.testing.assert_close(losses, expected)
+    weights = [p for p in method.parameters() if p.requires_grad]
+    torch.testing.assert_close(
+        torch.autograd.grad(losses.mean(), weights), torch.autograd.grad(expected.mean(), weights)
+    )
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco"])
-def test_two_ranks_have_the_loss_and_gradient_of_one_with_the_joined_batch(
-    ranks: list[dict[str, Any]], name: str
+def dino(**keys: object) -> DINO:
+    torch.manual_seed(1)
+    method = build_method(cfg.DINO(**{**SMALL["dino"].model_dump(), **keys}), tiny_backbone())
+    assert isinstance(method, DINO)
+    return method
+
+
+def test_the_prototypes_do_not_learn_in_the_first_epoch() -> None:
+    method = dino(freeze_last_layer=1, momentum=0.5)
+    start = method.head.last_layer.weight.detach().clone()
+    for number in range(3):
+        step(method, Clock(number, 3, 2), views_for("dino", 4))
+        assert torch.equal(method.head.last_layer.weight, start)
+    assert not torch.equal(method.head.mlp[0].weight, dino().head.mlp[0].weight)
+    step(method, Clock(3, 3, 2), views_for("dino", 4))
+    assert not torch.equal(method.head.last_layer.weight, start)
+
+
+def test_dinos_loss_follows_centre_and_temperature() -> None:
+    method = dino(warmup_teacher_temperature=0.04, teacher_temperature=0.08, warmup_teacher_epochs=3)
+    views = views_for("dino", 4)
+    with torch.no_grad():
+        method.centre.value.copy_(torch.linspace(-0.5, 0.5, 12))
+        for epoch, temperature in ((0, 0.04), (1, 0.06), (2, 0.08), (4, 0.08)):
+            method.before_step(Clock(7 * epoch, 7, 5))
+            teacher = [method.teacher_head(method.teacher_backbone(view)) for view in views[:2]]
+            student = [method.head(method.backbone(view)) for view in views]
+            centred = (torch.stack(teacher) - torch.linspace(-0.5, 0.5, 12)) / temperature
+            torch.testing.assert_close(method(views), across_views(centred, torch.stack(student) / 0.1))
+
+
+def test_dinos_encoder_is_the_teacher() -> None:
+    method = dino()
+    assert method.encoder is method.teacher_backbone
+
+
+def scfs() -> SCFS:
+    method = small_method("scfs")
+    assert isinstance(method, SCFS)
+    return method
+
+
+def test_scfs_adds_to_dinos_loss_one_loss_per_layer_of_a_global_and_a_searching_half() -> None:
+    method, views = scfs().eval(), views_for("scfs", 3)  # eval: a batch norm that no batching can change
+    plain = dino(teacher_temperature=0.07).eval()
+    plain.load_state_dict(method.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in range(2):
+            method.layer_centres[layer].get_buffer("value").copy_(torch.linspace(-0.3, 0.3, 5))
+        expected = plain(views)
+        for layer, depth in enumerate((1, 3)):  # after modules "0" and "2"
+            teacher_maps = [method.teacher_backbone[:depth](view) for view in views[:2]]  # type: ignore[index]
+            maps = [method.backbone[:depth](view) for view in views]  # type: ignore[index]
+            teacher_head, head = method.teacher_layer_heads[layer], method.layer_heads[layer]
+            centre = torch.linspace(-0.3, 0.3, 5)
+            centred = [(teacher_head(m) - centre) / method.temperature for m in teacher_maps]
+            logits = [head(m) / 0.1 for m in maps]
+            terms = []
+            for target, guess in ((centred[0], logits[1]), (centred[1], logits[0])):
+                terms.append(-(target.softmax(1) * guess.log_softmax(1)).sum(1) / 2)
+            for crop in (2, 3):
+                query = maps[crop].mean(dim=(2, 3))
+                found = feature_search(query[None], teacher_maps[0])[0]
+                target = teacher_head(found) / method.temperature
+                terms.append(-(target.softmax(1) * logits[crop].log_softmax(1)).sum(1) / 2)
+            expected = expected + torch.stack(terms).sum(0) / 2
+        torch.testing.assert_close(method(views), expected)
+
+
+def test_the_search_gives_no_gradient_to_its_query_nor_to_the_teacher() -> None:
+    method, views = scfs(), views_for("scfs", 3)
+    seen: list[Tensor] = []
+    method.teacher_layer_heads[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    method(views).mean().backward()
+    assert len(seen) == 2
+    assert not any(output.requires_grad for output in seen)
+    assert all(p.grad is None for name, p in method.named_parameters() if "teacher" in name)
+    assert all(p.grad is not None for name, p in method.named_parameters() if "teacher" not in name)
+
+
+def test_a_layers_head_has_the_published_parts() -> None:
+    head = LayerHead(512, 256, 2048, 256)
+    shapes = [tuple(p.shape) for p in head.parameters() if p.ndim > 1]
+    assert shapes == [(256, 512, 1, 1), (256, 256, 3, 3), (512, 256, 1, 1), (2048, 512), (256, 2048)]
+    out = head(torch.randn(3, 512, 5, 5))
+    assert out.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet10", [(128, 8, 8), (256, 4, 4), (512, 2, 2)]),
+        ("convnext_tiny", [(192, 8, 8), (384, 4, 4), (768, 2, 2)]),
+        ("vit_tiny_patch16_224", [(192, 4, 4)] * 3),
+        ("resnet18d", [(128, 8, 8), (256, 4, 4), (512, 2, 2)]),
+    ],
+)
+def test_the_last_three_stages_of_every_kind_of_encoder_give_maps(
+    name: str, shapes: list[tuple[int, ...]]
 ) -> None:
-    method = simclr() if name == "simclr" else moco(symmetric=True)
-    losses = method(two_views_of(4))
-    (WEIGHTS * losses).mean().backward()
-    torch.testing.assert_close(torch.cat([rank[name]["losses"] for rank in ranks]), losses.detach())
-    for rank in ranks:
-        torch.testing.assert_close(rank[name]["gradients"], gradients(method), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(rank[name]["mean"], losses.detach().mean())
+    if name in ("vit_tiny_patch16_224", "resnet18d"):
+        pytest.importorskip("timm")
+    net = build_backbone(name).eval()
+    stages = Stages(net, net.stage_layers)
+    statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    assert stages.channels() == [shape[0] for shape in shapes]
+    torch.testing.assert_close(dict(net.named_buffers()), statistics)
+    with torch.no_grad():
+        pooled, maps = stages(torch.randn(2, 3, 64, 64))
+    assert pooled.shape == (2, net.dim)
+    assert [tuple(found.shape[1:]) for found in maps] == shapes
 
 
-def test_two_ranks_have_the_queue_of_one_and_gather_unequal_numbers_of_rows(
-    ranks: list[dict[str, Any]],
-) -> None:
-    method = moco(symmetric=True)
-    method(two_views_of(4))
-    method.after_step(Clock(0, 1, 1))
-    for rank in ranks:
-        torch.testing.assert_close(rank["queue"], method.queue)
-        assert rank["rows"].tolist() == [7]
+def test_tokens_become_a_map_in_row_order_without_the_class_token() -> None:
+    pytest.importorskip("timm")
+    net = build_backbone("vit_tiny_patch16_224").eval()
+    stages = Stages(net, ["blocks.0"])
+    kept: list[Tensor] = []
+    net.get_submodule("blocks.0").register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        _, (found,) = stages(torch.randn(1, 3, 48, 48))
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(found[0, :, row, column], kept[0][0, 1 + 3 * row + column])
 
 
-def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert distributed.init("cpu") == torch.device("cpu")
-    assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
-    x = torch.ones(2, requires_grad=True)
-    assert distributed.gather_with_grad(x) is x
-    assert not distributed.gather(x).requires_grad
-    with pytest.raises(ValueError, match="should be gpu or cpu"):
-        distributed.init("tpu")
+def test_encoders_without_known_stages_want_them_named() -> None:
+    net = tiny_backbone()
+    net.stage_layers = ()
+    with pytest.raises(ValueError, match=r"name the layers to search by method\.layers"):
+        build_method(SMALL["scfs"].model_copy(update={"layers": None}), net)
+    with pytest.raises(ValueError, match="has no layer '9'"):
+        build_method(SMALL["scfs"].model_copy(update={"layers": ("9",)}), tiny_backbone())
+    flat = build_method(SMALL["dino"], tiny_backbone())
+    with pytest.raises(ValueError, match="name other layers"):
+        Stages(flat.backbone, ["5"]).channels()
+
+
+def test_torchvisions_transformers_refuse_views_of_other_sizes_before_training() -> None:
+    net = build_backbone("vit_b_32")
+    check_sizes(net, {224})
+    with pytest.raises(ValueError, match="take 224 pixels only, not \\[96, 224\\]"):
+        check_sizes(net, {224, 96})
+
+
+def test_zero_init_residual_makes_every_block_the_identity_and_fits_resnets_only() -> None:
+    net = build_backbone("resnet10", zero_init_residual=True)
+    assert not net.get_parameter("layer3.0.bn2.weight").any()
+    assert build_backbone("resnet10").get_parameter("layer3.0.bn2.weight").all()
+    with pytest.raises(ValueError, match="zero_init_residual fits torchvision's ResNets only"):
+        build_backbone("convnext_tiny", zero_init_residual=True)

@@ -127,12 +127,7 @@ def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_n
             pass
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    environment_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the other processes: sums depend on it
-    try:
-        result = pretrain(config_file.load(file), resume=True)
-    finally:
-        torch.set_num_threads(environment_threads)
+    result = pretrain(config_file.load(file), resume=True)
     assert result.finished
     assert not (tmp_path / "run" / "pictures").exists()  # evaluate_every is 0: never
     assert curve(tmp_path) == curve(undisturbed)

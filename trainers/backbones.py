@@ -25,7 +25,7 @@ class Backbone(nn.Module):
     dim: int
     feature_layer: str
     """Dotted name of the last spatial module."""
-    stages: tuple[str, ...]
+    stage_layers: tuple[str, ...]
     """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
     quarters and the end of its depth (our choice). Empty where we know of none."""
 
@@ -60,7 +60,7 @@ def build_backbone(
         _shrink_stem(net, name)
     if zero_init_residual:
         _zero_init_residual(net, name)
-    net.stages = _stages(net)
+    net.stage_layers = _stages(net)
     return net
 
 

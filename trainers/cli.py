@@ -1,26 +1,35 @@
 """The command line of the trainer.
 
 python -m trainers pretrain CONFIG [key=value ...] [--resume]
-python -m trainers knn CHECKPOINT [key=value ...]
+python -m trainers knn RUN [key=value ...]
+python -m trainers linear RUN [key=value ...] [--resume]
+python -m trainers finetune RUN finetune.labels=0.01 [key=value ...] [--resume]
+python -m trainers export RUN OUT [--format timm]
 python -m trainers demo OUT
+
+RUN is the folder of a run, or its last.pt.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from . import checkpoint, config_file, distributed
+from . import config_file, distributed
 from .amp import device_kind
 from .data import open_data
 from .evaluate import knn
-from .methods import method_of
+from .evaluate.encoders import KINDS, encoder_of, load_run
+from .evaluate.linear import linear_probe
+from .evaluate.semi_supervised import finetune
+from .evaluate.supervised import Result
 from .pretrain import pretrain
 from .report import table
 
@@ -29,21 +38,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit code 0, or 2 with one sentence for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("pretrain", help="train an encoder as a configuration says")
-    train.add_argument("config", type=Path, help="YAML file, see configs/")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as optim.lr=0.1")
-    train.add_argument("--resume", action="store_true", help="continue the run in run.out, if there is one")
-    score = commands.add_parser("knn", help="weighted kNN of a checkpoint's frozen features")
-    score.add_argument("checkpoint", type=Path, help="run folder, or its last.pt")
-    score.add_argument("overrides", nargs="*", metavar="key=value", help="changes, such as data.eval_val=DIR")
-    score.add_argument("-k", type=int, default=200, help="neighbours (200)")
-    score.add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
-    show = commands.add_parser("demo", help="pretrain on generated scenes, with and without guidance")
-    show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
+    parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     if rest:
         # argparse gives up on key=value after an option; we take it wherever it stands.
@@ -51,16 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.overrides += rest
     warnings.showwarning = _show_warning
+    command: Callable[[argparse.Namespace], None] = args.run_command
     try:
-        match args.command:
-            case "pretrain":
-                _pretrain(args)
-            case "knn":
-                _knn(args)
-            case _:
-                from .demo import demo
-
-                demo(args.out)
+        command(args)
     except (ValueError, OSError, FloatingPointError) as error:
         # What the user can mend is said in one sentence; anything else keeps its traceback.
         print(f"error: {error}", file=sys.stderr)
@@ -68,6 +56,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         distributed.cleanup()
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, help: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        added.set_defaults(run_command=command)
+        return added
+
+    train = add("pretrain", "train an encoder as a configuration says", _pretrain)
+    train.add_argument("config", type=Path, help="YAML file, see configs/")
+    knn = add("knn", "weighted kNN of a checkpoint's frozen features", _knn)
+    knn.add_argument("-k", type=int, nargs="+", default=[200], help="neighbours (200)")
+    knn.add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
+    probe = add("linear", "a linear classifier on a checkpoint's frozen encoder", _linear)
+    tune = add("finetune", "encoder and classifier on few labels", _finetune)
+    for scored in (knn, probe, tune):
+        scored.add_argument("run", type=Path, help="run folder, or its last.pt")
+        which = KINDS if scored is not tune else [kind for kind in KINDS if kind != "colours"]
+        scored.add_argument(
+            "--encoder", choices=which, default="trained", help="or one that any training must beat"
+        )
+    for taught in (probe, tune):
+        taught.add_argument("--name", help="folder below the run for its checkpoints (that of the command)")
+    for stopped in (train, probe, tune):
+        stopped.add_argument("--resume", action="store_true", help="continue what was begun, if it was")
+    for configured in (train, knn, probe, tune):
+        configured.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
+    out = add("export", "the encoder's weights as torchvision or timm names them", _export)
+    out.add_argument("run", type=Path, help="run folder, or its last.pt")
+    out.add_argument("out", type=Path, help="safetensors file to write")
+    out.add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
+    show = add("demo", "pretrain on generated scenes, with and without guidance", _demo)
+    show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
+    return parser
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
@@ -87,18 +114,60 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 
 def _knn(args: argparse.Namespace) -> None:
-    folder = args.checkpoint.parent if args.checkpoint.is_file() else args.checkpoint
-    saved = checkpoint.load(folder)
-    config = config_file.override(config_file.parse(saved["config"]), args.overrides)
+    folder, config, saved = load_run(args.run, args.overrides)
     device = distributed.init(device_kind(config))
-    method = method_of(config)
-    method.load_state_dict(saved["method"])
     data = open_data(config.data, config.run.seed)
     if data.queries is None:
         raise ValueError("kNN needs labels; name labelled folders by data.eval_train=DIR data.eval_val=DIR")
-    encoder = method.encoder.to(device).to(memory_format=torch.channels_last)
-    scores = knn(config, encoder, data.bank, data.queries, device, args.k, args.temperature)
-    if distributed.is_main():
-        bank, queries = len(data.bank), len(data.queries)
-        print(f"kNN (k {args.k}, {bank} neighbours, {queries} queries) after {saved['step']} steps: "
-              f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}")  # fmt: skip
+    encoder = encoder_of(config, saved, args.encoder, device)
+    for k, scores in knn(config, encoder, data.bank, data.queries, device, args.k, args.temperature).items():
+        told = f"k {k}, {len(data.bank)} neighbours, {len(data.queries)} queries"
+        _tell(folder, args, saved, {"k": k, **scores}, f"kNN ({told}): top-1 {scores['top1']:.2%}, "
+              f"top-5 {scores['top5']:.2%}")  # fmt: skip
+
+
+def _linear(args: argparse.Namespace) -> None:
+    _learn(args, linear_probe, "linear probe")
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    _learn(args, finetune, "fine-tuning")
+
+
+def _learn(args: argparse.Namespace, evaluate: Callable[..., Result], title: str) -> None:
+    folder, config, saved = load_run(args.run, args.overrides)
+    device = distributed.init(device_kind(config))
+    data = open_data(config.data, config.run.seed)
+    encoder = encoder_of(config, saved, args.encoder, device)
+    name = args.name or args.command + ("" if args.encoder == "trained" else f"-{args.encoder}")
+    result = evaluate(config, encoder, data, device, folder / name, args.resume)
+    scores = {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
+    _tell(folder, args, saved, {"name": name, "epochs": result.epochs, **scores}, f"{title} ({result.epochs} "
+          f"epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} (best epoch on the test images: "
+          f"{result.best_epoch}, {result.best_top1:.2%})")  # fmt: skip
+
+
+def _tell(
+    folder: Path, args: argparse.Namespace, saved: Mapping[str, Any], scores: Mapping[str, Any], text: str
+) -> None:
+    """Print a score and add it to the run's evaluations.jsonl, on the main rank."""
+    if not distributed.is_main():
+        return
+    print(f"{args.encoder} encoder, {saved['step']} steps: {text}")
+    line = {"evaluation": args.command, "encoder": args.encoder, "step": saved["step"], **scores}
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps({**line, "overrides": args.overrides}) + "\n")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .export import export
+
+    written = export(args.run, args.out, args.format)
+    print(f"{written.path}: {written.tensors} tensors for {args.format}'s {written.architecture}")
+    print(f"Loaded there, its features differ from ours by {written.difference:.1e} of the largest.")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(args.out)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,12 +54,19 @@ def open_data(config: cfg.Data, seed: int = 0) -> DataSets:
 
 def _open(config: cfg.Data, seed: int) -> DataSets:
     progress = distributed.is_main()
-    if config.kind in ("cifar10", "cifar100"):
-        train, queries = _cifar(config, train=True), _cifar(config, train=False)
-        return DataSets(train, train, queries)
+    classes = None if config.classes is None else class_names(config.classes)
     match config.kind:
+        case "cifar10" | "cifar100":
+            train, queries = (
+                from_torchvision(config.kind, config.path, train=part) for part in (True, False)
+            )
+            return DataSets(train, train, queries)
+        case "stl10":
+            train = from_torchvision("stl10", config.path, split="train+unlabeled")
+            queries = from_torchvision("stl10", config.path, split="test")
+            return DataSets(train, train.subset(train.labels >= 0), queries)
         case "folder":
-            whole = SampleIndex.from_folder(config.path, progress=progress)
+            whole = SampleIndex.from_folder(config.path, progress=progress, classes=classes)
         case "list":
             whole = SampleIndex.from_list(config.path, progress=progress)
         case _:
@@ -67,7 +75,7 @@ def _open(config: cfg.Data, seed: int) -> DataSets:
         whole = whole.with_boxes(config.boxes)
     bank = whole
     if config.eval_train is not None:
-        bank = SampleIndex.from_folder(config.eval_train, progress=progress)
+        bank = SampleIndex.from_folder(config.eval_train, progress=progress, classes=classes)
     if config.eval_val is not None:
         # The training set's classes, so that a class has the same number in both.
         val = SampleIndex.from_folder(config.eval_val, progress=progress, classes=bank.classes or None)
@@ -90,18 +98,53 @@ def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, Sa
     return index.subset(~out), index.subset(out)
 
 
-def _cifar(config: cfg.Data, train: bool) -> SampleIndex:
-    from torchvision.datasets import CIFAR10, CIFAR100
+def class_names(file: str) -> list[str]:
+    """The class folders that a text file names, one a line; blank lines and lines of # are skipped.
 
-    kind = CIFAR10 if config.kind == "cifar10" else CIFAR100
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it names no class.
+    """
     try:
-        archive = kind(config.path, train=train)
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no class list {file}, named by data.classes; check the path"
+        ) from None
+    names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not names:
+        raise ValueError(f"{file}, named by data.classes, names no class; write one class folder a line")
+    return names
+
+
+def from_torchvision(kind: Literal["cifar10", "cifar100", "stl10"], folder: str, **part: Any) -> SampleIndex:
+    """One part of an archive in torchvision's layout, in memory; what has no label there has -1.
+
+    STL-10's 105,000 images of `train+unlabeled` take 3 GB, and as much again while they are read.
+
+    Args:
+        kind: which archive.
+        folder: where its folder or files lie.
+        part: torchvision's argument that selects it: `train` (CIFAR) or `split` (STL).
+
+    Raises:
+        FileNotFoundError: the archive is not there, or not whole.
+    """
+    from torchvision import datasets
+
+    archive_of = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[kind]
+    try:
+        archive: Any = archive_of(folder, **part)
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"{kind.__name__} is not below {config.path}; fetch it once with "
-            f"torchvision.datasets.{kind.__name__}({config.path!r}, download=True)"
+            f"{archive_of.__name__} is not below {folder}; fetch it once with "
+            f"torchvision.datasets.{archive_of.__name__}({folder!r}, download=True)"
         ) from error
-    return SampleIndex.from_arrays(archive.data, archive.targets, archive.classes)
+    if kind != "stl10":
+        return SampleIndex.from_arrays(archive.data, archive.targets, archive.classes)
+    # STL's planes lie apart, (N, 3, H, W); its names stand in a file of their own, which may be missing.
+    images = np.ascontiguousarray(archive.data.transpose(0, 2, 3, 1))
+    return SampleIndex.from_arrays(images, archive.labels, getattr(archive, "classes", None))
 
 
 def training_views(config: cfg.Views) -> list[View]:

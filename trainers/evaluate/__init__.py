@@ -1,7 +1,8 @@
-"""Evaluations: what an encoder has learnt, measured on frozen features through the loader's own decode."""
+"""Evaluations: what an encoder has learnt, measured through the decode and resize of training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,9 @@ class Evaluation:
 
 def knn(
     config: cfg.Config, encoder: Backbone, bank: SampleIndex, queries: SampleIndex, device: torch.device,
-    k: int = 200, temperature: float = 0.1,
-) -> dict[str, float]:  # fmt: skip
-    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares."""
+    k: Sequence[int] = (200,), temperature: float = 0.1,
+) -> dict[int, dict[str, float]]:  # fmt: skip
+    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each of some k."""
 
     def features(images: Tensor) -> Tensor:
         with autocast(config, device):
@@ -54,7 +55,7 @@ def knn(
         for index in (bank, queries)
     )
     encoder.train(training)
-    return knn_accuracy(voters[0], voters[1], asked[0], asked[1], k, temperature)
+    return {each: knn_accuracy(*voters[:2], *asked[:2], each, temperature) for each in k}
 
 
 class Evaluator:
@@ -85,12 +86,13 @@ class Evaluator:
         """Evaluate the encoder as it is now."""
         scores: dict[str, float] = {}
         if self.data.queries is not None:
-            accuracy = knn(self.config, self.encoder, self.data.bank, self.data.queries, self.device)
+            found = knn(self.config, self.encoder, self.data.bank, self.data.queries, self.device)
+            (accuracy,) = found.values()
             scores |= {"knn_top1": accuracy["top1"], "knn_top5": accuracy["top5"]}
         if self.boxed is not None:
             boxes = boxes_of(self.config, self.encoder, self.boxed, self.device)
-            found = localisation(boxes, self.boxed)
-            scores |= {"iou": found["iou_best"], "corloc": found["corloc"]}
+            placed = localisation(boxes, self.boxed)
+            scores |= {"iou": placed["iou_best"], "corloc": placed["corloc"]}
             scores["box_area"] = float(np.median(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)))
         return Evaluation(scores, self._picture() if distributed.is_main() else None)
 

@@ -24,7 +24,8 @@ class Method(nn.Module, ABC):
     backbone: Backbone
     """The encoder that learns by gradient."""
     embedding: Tensor
-    """(B, D) what the loss compared last, of the first view, without gradient: to tell a collapse by."""
+    """(B, D) what the loss compared last, of the first view, without gradient: to tell a collapse by.
+    Projections; of DINO, the teacher's distributions over the prototypes."""
     sync_bn: bool = True
     """Whether batch norm is to be computed over all processes; false where that would leak the answer."""
     constant_lr: tuple[str, ...] = ()

@@ -81,19 +81,17 @@ class DINO(Method):
     def teacher_logits(self, features: Tensor) -> Tensor:
         """Pooled features of the teacher -> logits (N, prototypes)."""
         with torch.no_grad():
-            logits: Tensor = self.teacher_head(features)[1]
-        return logits
+            return cast(Tensor, self.teacher_head(features))
 
     def student_logits(self, features: Tensor) -> Tensor:
-        """Pooled features of the student, the first view's first -> logits (N, prototypes)."""
-        unit, logits = self.head(features)
-        self._units: Tensor = unit.detach()
-        return cast(Tensor, logits)
+        """Pooled features of the student -> logits (N, prototypes)."""
+        return cast(Tensor, self.head(features))
 
     def final_loss(self, teacher: Tensor, student: Tensor, samples: int) -> Tensor:
         """Losses (B,) of B samples from logits of the global views (2B, K) and of all views (V * B, K)."""
-        self.embedding = self._units[:samples]
         targets = self.centre(teacher) / self.temperature
+        # Where all images fall to one prototype, or to all alike, the unit vectors need not tell.
+        self.embedding = targets[:samples].softmax(dim=1)
         logits = student / self.config.student_temperature
         return across_views(per_view(targets, samples), per_view(logits, samples))
 

@@ -56,12 +56,16 @@ class PrototypeHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, dim) -> unit vectors (B, bottleneck) and logits (B, prototypes)."""
-        unit = normalise(self.mlp(features))
-        return unit, F.linear(unit, F.normalize(self.last_layer.weight, dim=1))
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, dim) -> logits (B, prototypes), in full precision."""
+        return full(F.linear(normalise(self.mlp(features)), F.normalize(self.last_layer.weight, dim=1)))
+
+
+def full(x: Tensor) -> Tensor:
+    """At least float32: half precision is too coarse for the losses."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def normalise(z: Tensor) -> Tensor:
-    """Rows of length 1, at least in float32: half precision is too coarse for the losses."""
-    return F.normalize(z.float() if z.element_size() < 4 else z, dim=1)
+    """Rows of length 1, in full precision."""
+    return F.normalize(full(z), dim=1)

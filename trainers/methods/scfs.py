@@ -77,7 +77,7 @@ class SCFS(DINO):
 
     def __init__(self, backbone: Backbone, config: cfg.SCFS) -> None:
         super().__init__(backbone, config)
-        layers = config.layers or backbone.stages
+        layers = config.layers or backbone.stage_layers
         if not layers:
             raise ValueError(
                 f"no stages of {type(backbone).__name__} are known; "

@@ -1,0 +1,152 @@
+"""What a run reads: class lists over real folders, archives in torchvision's layout."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from torchvision.datasets import STL10
+
+from dali_views import SampleIndex
+from trainers.config import Data
+from trainers.data import class_names, open_data
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with the classes ant, bee and cat."""
+    root = tmp_path_factory.mktemp("folders")
+    for number, (part, count) in enumerate([("train", 3), ("val", 2)]):
+        for seed, name in enumerate(["ant", "bee", "cat"]):
+            noise_images(root / part / name, count, seed=10 * number + seed)
+    return root
+
+
+def class_list(folder: Path, text: str) -> str:
+    file = folder / "classes.txt"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def data_of(folders: Path, classes: str | None, **more: str) -> Data:
+    return Data(kind="folder", path=str(folders / "train"), classes=classes, **more)  # type: ignore[arg-type]
+
+
+def names_of(index: SampleIndex) -> set[str]:
+    return {Path(index.path(i)).parent.name for i in range(len(index))}
+
+
+def test_a_class_list_skips_blank_lines_and_remarks_and_keeps_its_order(tmp_path: Path) -> None:
+    file = class_list(tmp_path, "# where it is from\n\ncat\n  ant  \n  # bee\n")
+    assert class_names(file) == ["cat", "ant"]
+
+
+def test_only_the_listed_classes_are_read_and_have_the_same_number_everywhere(
+    folders: Path, tmp_path: Path
+) -> None:
+    listed = class_list(tmp_path, "cat\nant\n")
+    places = {"eval_train": str(folders / "train"), "eval_val": str(folders / "val")}
+    sets = open_data(data_of(folders, listed, **places))
+    assert sets.queries is not None
+    for index, images in ((sets.train, 6), (sets.bank, 6), (sets.queries, 4)):
+        assert index.classes == ["cat", "ant"]
+        assert names_of(index) == {"ant", "cat"}
+        assert len(index) == images
+        for i in range(len(index)):
+            assert index.classes[index.labels[i]] == Path(index.path(i)).parent.name
+
+
+def test_a_held_out_share_comes_from_the_listed_classes_alone(folders: Path, tmp_path: Path) -> None:
+    listed = class_list(tmp_path, "bee\ncat\n")
+    sets = open_data(Data(kind="folder", path=str(folders / "train"), classes=listed, val_share=0.5), seed=3)
+    assert sets.queries is not None
+    assert len(sets.train) == len(sets.queries) == 3
+    assert names_of(sets.train) | names_of(sets.queries) == {"bee", "cat"}
+
+
+def test_without_a_list_every_class_is_read(folders: Path) -> None:
+    sets = open_data(data_of(folders, None, eval_val=str(folders / "val")))
+    assert sets.train.classes == ["ant", "bee", "cat"]
+    assert len(sets.train) == 9
+
+
+def test_a_missing_list_and_an_empty_one_are_named(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no class list .*nowhere\.txt, named by data\.classes"):
+        open_data(data_of(folders, str(tmp_path / "nowhere.txt")))
+    with pytest.raises(ValueError, match=r"classes\.txt, named by data\.classes, names no class"):
+        open_data(data_of(folders, class_list(tmp_path, "# only a remark\n\n")))
+
+
+def test_a_listed_class_that_the_folder_lacks_is_named(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dog"):
+        open_data(data_of(folders, class_list(tmp_path, "ant\ndog\n")))
+
+
+NAMES = ["airplane", "bird", "car"]
+
+
+@pytest.fixture
+def stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """A small archive in STL-10's layout: 4 labelled, 5 unlabelled and 3 test images (N, 96, 96, 3)."""
+    draw = np.random.default_rng(0)
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    pixels = {
+        part: draw.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+        for part, count in (("train", 4), ("unlabeled", 5), ("test", 3))
+    }
+    for part, images in pixels.items():  # planes of columns, as the authors describe the files
+        (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    (folder / "train_y.bin").write_bytes(bytes([1, 3, 2, 3]))  # labels count from 1
+    (folder / "test_y.bin").write_bytes(bytes([2, 1, 3]))
+    (folder / "class_names.txt").write_text("\n".join(NAMES))
+
+    def checked(*files: str) -> list[list[str]]:
+        return [[file, hashlib.md5((folder / file).read_bytes()).hexdigest()] for file in files]
+
+    # torchvision opens only what has the real files' checksums; these are other files.
+    monkeypatch.setattr(STL10, "train_list", checked("train_X.bin", "train_y.bin", "unlabeled_X.bin"))
+    monkeypatch.setattr(STL10, "test_list", checked("test_X.bin", "test_y.bin"))
+    return pixels
+
+
+def test_stl10_trains_on_all_images_and_votes_with_the_labelled_ones(
+    stl10: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    sets = open_data(Data(kind="stl10", path=str(tmp_path)))
+    assert sets.queries is not None
+    assert sets.train.labels.tolist() == [0, 2, 1, 2, -1, -1, -1, -1, -1]
+    assert sets.bank.labels.tolist() == [0, 2, 1, 2]
+    assert sets.queries.labels.tolist() == [1, 0, 2]
+    for index, images in (
+        (sets.train, np.concatenate([stl10["train"], stl10["unlabeled"]])),
+        (sets.bank, stl10["train"]),
+        (sets.queries, stl10["test"]),
+    ):
+        assert index.classes == NAMES
+        assert index.arrays is not None
+        assert index.arrays.flags.c_contiguous
+        assert np.array_equal(index.arrays, images)
+
+
+def test_stl10_without_its_file_of_names_has_numbers_for_classes(
+    stl10: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    (tmp_path / "stl10_binary" / "class_names.txt").unlink()
+    assert open_data(Data(kind="stl10", path=str(tmp_path))).train.classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("stl10", "STL10")]
+)
+def test_an_absent_archive_says_how_to_fetch_it(kind: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"torchvision\.datasets\.{name}\(.*download=True"):
+        open_data(Data(kind=kind, path=str(tmp_path)))  # type: ignore[arg-type]

@@ -1,0 +1,303 @@
+"""Export: what another library makes of the file is the encoder that was trained."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainers import checkpoint, config_file
+from trainers import config as cfg
+from trainers.backbones import Backbone, build_backbone
+from trainers.export import TOLERANCE, export, write
+from trainers.key_maps import ARCHITECTURES, architecture_in, convert
+from trainers.methods import build_method
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+
+
+@torch.no_grad()
+def scramble(network: nn.Module) -> None:
+    """Every tensor a random one: fresh layer scales, biases and statistics are alike, so swaps hide."""
+    torch.manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(7)
+        elif name.endswith(("running_mean", "bias")):
+            tensor.uniform_(-0.2, 0.2)
+        elif tensor.squeeze().ndim < 2:  # scales and variances
+            tensor.uniform_(0.5, 1.5)
+        else:
+            bound = tensor[0].numel() ** -0.5
+            tensor.uniform_(-bound, bound)
+
+
+def write_run(folder: Path, backbone: str, size: int = 32, stem: str = "imagenet") -> Backbone:
+    """A checkpoint as a run leaves it, though of random weights; its encoder."""
+    config = cfg.Config(
+        run=cfg.Run(out=str(folder)),
+        data=cfg.Data(kind="folder", path="photos"),
+        views=cfg.Views(size=size),
+        model=cfg.Model(backbone=backbone, stem=stem),
+        method=cfg.SimCLR(hidden_dim=0, output_dim=2),
+    )
+    with torch.device("meta"):  # saves the time of an initialisation that is overwritten
+        method = build_method(config.method, build_backbone(backbone, stem))
+    scramble(method.to_empty(device="cpu"))
+    # As the loop leaves them: convolutions lie in memory channel by channel last.
+    method.to(memory_format=torch.channels_last)
+    checkpoint.save(folder, {"config": config_file.dump(config), "step": 7, "method": method.state_dict()})
+    return method.encoder.eval()
+
+
+@torch.inference_mode()
+def features(network: nn.Module, size: int) -> Tensor:
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return network.eval()(images)
+
+
+def torchvision_network(name: str) -> nn.Module:
+    if name == "resnet10":
+        network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    else:
+        network = torchvision.models.get_model(name, weights=None)
+    network.set_submodule("classifier.2" if name.startswith("convnext") else "fc", nn.Identity())
+    return network
+
+
+def timm_network(name: str) -> nn.Module:
+    if name == "resnet10":
+        return timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=0)
+    return timm.create_model(name, num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "library", "architecture", "size", "stem"),
+    [
+        ("resnet10", "torchvision", "resnet10", 32, "small"),
+        ("resnet10", "timm", "resnet10", 32, "small"),
+        ("resnet18.a1_in1k", "torchvision", "resnet18", 64, "imagenet"),
+        ("convnext_tiny", "torchvision", "convnext_tiny", 32, "imagenet"),
+        ("convnext_tiny", "timm", "convnext_tiny", 32, "imagenet"),
+    ],
+)
+def test_a_librarys_own_network_computes_the_trained_features_from_the_file(
+    tmp_path, backbone, library, architecture, size, stem
+):
+    encoder = write_run(tmp_path / "run", backbone, size, stem)
+    result = export(tmp_path / "run", tmp_path / "files" / "out.safetensors", library)
+    (file,) = (tmp_path / "files").iterdir()
+    assert (result.path, result.architecture) == (file, architecture)
+    assert result.tensors == len(encoder.state_dict())
+    assert result.difference <= TOLERANCE
+    with torch.device("meta"):
+        network = timm_network(architecture) if library == "timm" else torchvision_network(architecture)
+    if stem == "small":
+        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    network.load_state_dict(load_file(file), assign=True)
+    expected, found = features(encoder, size), features(network, size)
+    # Rounding apart they are equal, and not because they are the same whatever the image.
+    assert (expected[0] - expected[1]).abs().max() > 20 * TOLERANCE * expected.abs().max()
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_torchvisions_transformer_computes_its_features_in_timm(tmp_path):
+    with torch.device("meta"):
+        encoder, network = build_backbone("vit_b_16"), timm_network("vit_base_patch16_224")
+    scramble(encoder.to_empty(device="cpu"))
+    network.to_empty(device="cpu")
+    tensors = convert(encoder.state_dict(), "vit_b_16", "torchvision", "timm")
+    assert write(tensors, {}, tmp_path / "out.safetensors", network, encoder, 224) <= TOLERANCE
+    one, other = features(network, 224)
+    assert (one - other).abs().max() > 20 * TOLERANCE * one.abs().max()
+
+
+def test_a_transformer_trained_on_smaller_views_is_exported_with_its_own_position_embedding(tmp_path):
+    encoder = write_run(tmp_path, "deit_tiny_patch16_224", size=96)
+    result = export(tmp_path, tmp_path / "out.safetensors", "timm")
+    assert result.difference <= TOLERANCE
+    saved = load_file(result.path)
+    assert torch.equal(saved["pos_embed"], encoder.state_dict()["pos_embed"])
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory) -> tuple[Path, Backbone]:
+    """A folder with the files that the page speaks of, and the ResNet-50 in two of them."""
+    folder = tmp_path_factory.mktemp("export")
+    encoder = write_run(folder / "run", "resnet50")
+    export(folder / "run" / checkpoint.LAST, folder / "encoder.safetensors")
+    export(folder / "run", folder / "encoder-timm.safetensors", "timm")
+    write_run(folder / "small", "resnet18", stem="small")
+    export(folder / "small", folder / "small.safetensors")
+    return folder, encoder
+
+
+def test_the_file_tells_what_a_user_must_know_and_holds_batch_norms_statistics(resnets):
+    folder, encoder = resnets
+    with safe_open(folder / "encoder-timm.safetensors", "pt") as file:
+        about = file.metadata()
+    assert about.pop("version")
+    assert json.loads(about.pop("mean")) == [0.485, 0.456, 0.406]
+    assert json.loads(about.pop("std")) == [0.229, 0.224, 0.225]
+    assert about == {
+        "format": "timm", "architecture": "resnet50", "stem": "imagenet", "method": "simclr", "step": "7",
+        "size": "32", "project": "dali-views",
+    }  # fmt: skip
+    tensors, state = load_file(folder / "encoder.safetensors"), encoder.state_dict()
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[name], state[name]) for name in state)
+    assert "layer4.2.bn3.running_var" in tensors
+    assert tensors["bn1.num_batches_tracked"] == 7
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_names_and_shapes_are_the_other_librarys_in_both_directions(name):
+    with torch.device("meta"):
+        here = build_backbone(name).state_dict()
+        there = timm_network(ARCHITECTURES[name]).state_dict()
+    assert architecture_in("timm", name, "torchvision") == ARCHITECTURES[name]
+    forth = convert(here, name, "torchvision", "timm")
+    assert shapes(forth) == shapes(there)
+    tagged = f"{ARCHITECTURES[name]}.some_tag"
+    assert architecture_in("torchvision", tagged, "timm") == name
+    back = convert(forth, tagged, "timm", "torchvision")
+    assert list(back) == list(here)  # every tensor under the name it came from
+    assert shapes(back) == shapes(here)
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "home", "other"),
+    [("mobilenet_v3_small", "torchvision", "timm"), ("resnet10t", "timm", "torchvision")],
+)
+def test_a_backbone_that_only_one_library_has_is_exported_to_that_one(tmp_path, backbone, home, other):
+    encoder = write_run(tmp_path, backbone, size=64)
+    file = tmp_path / "out.safetensors"
+    with pytest.raises(ValueError, match=f"{backbone} can be exported to {home} only, not to {other}"):
+        export(tmp_path, file, other)
+    assert not file.exists()
+    result = export(tmp_path, file, home)
+    assert (result.architecture, result.tensors) == (backbone, len(encoder.state_dict()))
+
+
+def test_where_there_is_no_checkpoint_none_is_exported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        export(tmp_path, tmp_path / "out.safetensors")
+
+
+def swap(tensors: dict[str, Tensor]) -> None:
+    """Two tensors of one shape under each other's name: a mistake that loads without a word."""
+    one, other = "layer1.0.conv1.weight", "layer1.0.conv2.weight"
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def forget_statistics(tensors: dict[str, Tensor]) -> None:
+    tensors["layer4.0.bn2.running_var"] = torch.ones(512)
+
+
+def make_nan(tensors: dict[str, Tensor]) -> None:
+    tensors["bn1.weight"] = torch.full((64,), torch.nan)
+
+
+def drop(tensors: dict[str, Tensor]) -> None:
+    del tensors["layer2.0.downsample.0.weight"]
+
+
+def leave_a_head(tensors: dict[str, Tensor]) -> None:
+    tensors["projector.0.weight"] = torch.zeros(2, 512)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (swap, "features differ by"),
+        (forget_statistics, "features differ by"),
+        (make_nan, "features differ by nan"),
+        (drop, "Missing key"),
+        (leave_a_head, "Unexpected key"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_wrong_conversion_is_noticed_and_leaves_what_was_there(
+    tmp_path, harm: Callable[[dict[str, Tensor]], None], words, older
+):
+    encoder, file = build_backbone("resnet10"), tmp_path / "out.safetensors"
+    scramble(encoder)
+    if older:
+        file.write_bytes(b"an older file")
+    tensors = encoder.state_dict()
+    harm(tensors)
+    with pytest.raises(RuntimeError, match=words):
+        write(tensors, {}, file, torchvision_network("resnet10"), encoder, 32)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"an older file"] * older
+
+
+@pytest.fixture(scope="module")
+def page(resnets) -> dict[str, object]:
+    """The names that the page's code leaves behind when it is run from top to bottom beside its files."""
+    names: dict[str, object] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(resnets[0])
+        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+            exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+def detectron2_names(blocks: tuple[int, ...]) -> set[str]:
+    """What detectron2 calls the tensors of a ResNet with bottlenecks, from the layout of its modules."""
+    layers = ["stem.conv1"]
+    for stage, count in enumerate(blocks, start=2):
+        layers += [f"res{stage}.{block}.conv{n}" for block in range(count) for n in (1, 2, 3)]
+        layers.append(f"res{stage}.0.shortcut")
+    norm = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    return {f"{layer}.{tensor}" for layer in layers for tensor in ("weight", *norm)}
+
+
+def test_the_pages_code_runs_and_gives_the_trained_encoder(page, resnets):
+    folder, encoder = resnets
+    assert page["mean"] == [0.485, 0.456, 0.406]
+    torch.testing.assert_close(features(page["encoder"], 64), features(encoder, 64))
+    back = torch.load(folder / "encoder.pth")["state_dict"]
+    assert all(torch.equal(back[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_the_pages_detectron2_file_has_exactly_the_names_of_its_resnet50(page, resnets):
+    folder, encoder = resnets
+    saved = pickle.loads((folder / "encoder.pkl").read_bytes())
+    assert saved["model"].keys() == detectron2_names((3, 4, 6, 3))
+    state = encoder.state_dict()
+    pairs = {
+        "conv1.weight": "stem.conv1.weight",
+        "bn1.running_mean": "stem.conv1.norm.running_mean",
+        "layer1.0.downsample.0.weight": "res2.0.shortcut.weight",
+        "layer2.0.downsample.1.bias": "res3.0.shortcut.norm.bias",
+        "layer3.5.conv2.weight": "res4.5.conv2.weight",
+        "layer4.2.bn3.running_var": "res5.2.conv3.norm.running_var",
+    }
+    for ours, theirs in pairs.items():
+        assert torch.equal(torch.from_numpy(saved["model"][theirs]), state[ours]), ours
+
+
+def test_the_pages_settings_scale_the_default_mean_and_deviation(page):
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    detectron2 = yaml.safe_load(text)["MODEL"]
+    mmdet = page["model"]["data_preprocessor"]
+    views = cfg.Views()
+    assert detectron2["PIXEL_MEAN"] == mmdet["mean"] == pytest.approx([255 * x for x in views.mean])
+    assert detectron2["PIXEL_STD"] == mmdet["std"] == pytest.approx([255 * x for x in views.std])

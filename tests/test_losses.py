@@ -1,0 +1,136 @@
+"""Every loss against its formula in plain loops and double precision, and its gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trainers.methods.byol import squared_distance
+from trainers.methods.dino import across_views, cross_entropy
+from trainers.methods.heads import PrototypeHead
+from trainers.methods.moco import info_nce
+from trainers.methods.scfs import feature_search
+from trainers.methods.simclr import nt_xent
+from trainers.methods.simsiam import negative_cosine
+
+
+@pytest.fixture
+def draw() -> Any:
+    """Random float64 tensors of a shape, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    x, y = a.tolist(), b.tolist()
+    dot = sum(p * q for p, q in zip(x, y, strict=True))
+    return dot / math.sqrt(sum(p * p for p in x) * sum(q * q for q in y))
+
+
+def softmax(logits: list[float]) -> list[float]:
+    powers = [math.exp(value - max(logits)) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def entropy_between(teacher: Tensor, student: Tensor) -> float:
+    pairs = zip(softmax(teacher.tolist()), softmax(student.tolist()), strict=True)
+    return -sum(p * math.log(q) for p, q in pairs)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_compares_each_view_with_all_others_of_the_batch(draw: Any, temperature: float) -> None:
+    first, second = draw(2, 5, 6)
+    z = [*first, *second]
+    expected = [0.0] * 5
+    for i in range(10):
+        others = [math.exp(cosine(z[i], z[k]) / temperature) for k in range(10) if k != i]
+        positive = math.exp(cosine(z[i], z[(i + 5) % 10]) / temperature)
+        expected[i % 5] += -math.log(positive / sum(others)) / 2
+    assert nt_xent(first, second, temperature).tolist() == pytest.approx(expected, abs=1e-12)
+    assert nt_xent(first.float(), second.float(), temperature).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_info_nce_compares_the_query_with_its_key_and_the_queue(draw: Any) -> None:
+    query, key, queue = (normalize(draw(n, 6), dim=1) for n in (4, 4, 9))
+    expected = []
+    for q, k in zip(query, key, strict=True):
+        positive = math.exp(cosine(q, k) / 0.2)
+        expected.append(-math.log(positive / (positive + sum(math.exp(cosine(q, n) / 0.2) for n in queue))))
+    assert info_nce(query, key, queue, 0.2).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_distances_of_byol_and_simsiam_are_those_of_unit_vectors(draw: Any) -> None:
+    prediction, target = draw(2, 5, 6)
+    cosines = [cosine(p, z) for p, z in zip(prediction, target, strict=True)]
+    assert squared_distance(prediction, target).tolist() == pytest.approx([2 - 2 * c for c in cosines])
+    assert negative_cosine(prediction, target).tolist() == pytest.approx([-c for c in cosines])
+
+
+def test_dino_averages_over_all_pairs_of_different_views(draw: Any) -> None:
+    teacher, student = draw(2, 3, 7) / 0.04, draw(5, 3, 7) / 0.1
+    expected = [0.0] * 3
+    for sample in range(3):
+        pairs = [(t, s) for t in range(2) for s in range(5) if t != s]
+        assert len(pairs) == 8
+        for t, s in pairs:
+            expected[sample] += entropy_between(teacher[t, sample], student[s, sample]) / len(pairs)
+    assert across_views(teacher, student).tolist() == pytest.approx(expected, abs=1e-9)
+    assert across_views(teacher.float(), student.float()).tolist() == pytest.approx(expected, rel=1e-5)
+    assert cross_entropy(teacher[0], student[1]).tolist() == pytest.approx(
+        [entropy_between(teacher[0, i], student[1, i]) for i in range(3)]
+    )
+
+
+def test_the_head_gives_cosines_with_the_prototypes(draw: Any) -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(6, 8, 5, 4).double()
+    features = draw(3, 6)
+    logits, unit = head(features), normalize(head.mlp(features), dim=1)
+    for row in range(3):
+        for prototype in range(4):
+            expected = cosine(unit[row], head.last_layer.weight[prototype])
+            assert logits[row, prototype].item() == pytest.approx(expected)
+
+
+def test_feature_search_weighs_every_place_by_its_cosine_with_the_query(draw: Any) -> None:
+    queries, features = draw(3, 2, 4), draw(2, 4, 2, 3)
+    found = feature_search(queries, features)
+    assert found.shape == (3, 2, 4, 2, 3)
+    for crop in range(3):
+        for sample in range(2):
+            for y in range(2):
+                for x in range(3):
+                    place = features[sample, :, y, x]
+                    weighted = cosine(queries[crop, sample], place) * place
+                    torch.testing.assert_close(found[crop, sample, :, y, x], weighted)
+
+
+def test_a_crop_finds_the_place_it_shows_and_nothing_else() -> None:
+    # Four places with features of their own; the query shows the third of them, twice as bright.
+    features = torch.eye(4).view(1, 4, 2, 2) * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    query = torch.tensor([0.0, 0.0, 6.0, 0.0]).view(1, 1, 4)
+    found = feature_search(query, features)[0, 0]
+    assert found[:, 1, 0].tolist() == [0, 0, 3, 0]
+    assert found.sum().item() == 3
+
+
+def test_the_gradients_of_all_losses_are_right(draw: Any) -> None:
+    a, b, queue = draw(3, 3, 4)
+    a.requires_grad_()
+    c = b.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: nt_xent(x, y, 0.5), (a, c))
+    assert torch.autograd.gradcheck(lambda q: info_nce(q, b, queue, 0.5), (a,))
+    assert torch.autograd.gradcheck(lambda p: squared_distance(p, b), (a,))
+    assert torch.autograd.gradcheck(lambda p: negative_cosine(p, b), (a,))
+    teacher, student = draw(2, 3, 4), draw(4, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: across_views(teacher, s), (student,))
+    assert torch.autograd.gradcheck(
+        lambda s: cross_entropy(teacher[0], s), (student[0].detach().requires_grad_(),)
+    )
+    features = draw(2, 4, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(feature_search, (draw(2, 2, 4).requires_grad_(), features))

@@ -1,0 +1,100 @@
+"""Two processes with half of the batch each, against one with the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from networks import SMALL, small_method, views_for, without_batch_norm
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers import distributed
+from trainers.methods import Method
+from trainers.schedules import Clock
+
+WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.25])
+STEPS = 2  # in the second one, what the first one left (queue, centre, momentum networks) has an effect
+
+
+def learn(method: Method, rows: slice, call: Any) -> dict[str, Any]:
+    """Losses and gradients of a few steps of plain gradient descent."""
+    found: dict[str, Any] = {"losses": [], "gradients": []}
+    for step in range(STEPS):
+        clock = Clock(step, STEPS, 1)
+        method.before_step(clock)
+        losses = call([view[rows] for view in views_for(method_name(method), 4, seed=step)])
+        method.zero_grad()
+        (WEIGHTS[rows] * losses).mean().backward()
+        gradients = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(0.1 * parameter.grad)
+        method.after_step(clock)
+        found["losses"].append(losses.detach())
+        found["gradients"].append(gradients)
+    found["buffers"] = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    return found
+
+
+def method_name(method: Method) -> str:
+    return type(method).__name__.lower()
+
+
+def learn_on_one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    found: dict[str, Any] = {"rows": distributed.gather_rows(torch.full((rank,), 7))}
+    for name in SMALL:
+        method = without_batch_norm(small_method(name))
+        parallel = DistributedDataParallel(method, broadcast_buffers=False)
+        found[name] = learn(method, slice(2 * rank, 2 * rank + 2), parallel)
+    found["mean"] = distributed.all_mean(torch.tensor(float(rank)))
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.cleanup()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(learn_on_one_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_two_ranks_have_the_losses_gradients_and_state_of_one_with_the_joined_batch(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    method = without_batch_norm(small_method(name))
+    alone = learn(method, slice(0, 4), method)
+    for step in range(STEPS):
+        joined = torch.cat([rank[name]["losses"][step] for rank in ranks])
+        torch.testing.assert_close(joined, alone["losses"][step], atol=1e-6, rtol=1e-5)
+        for rank in ranks:
+            gradients: list[Tensor] = rank[name]["gradients"][step]
+            torch.testing.assert_close(gradients, alone["gradients"][step], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(alone["losses"][0], alone["losses"][1])
+    for rank in ranks:
+        torch.testing.assert_close(rank[name]["buffers"], alone["buffers"], atol=1e-6, rtol=1e-5)
+
+
+def test_gathers_take_unequal_numbers_of_rows_and_means_are_over_ranks(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["rows"].tolist() == [7]
+        assert rank["mean"].item() == 0.5
+
+
+def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.init("cpu") == torch.device("cpu")
+    assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
+    x = torch.ones(2, requires_grad=True)
+    assert distributed.gather_with_grad(x) is x
+    assert not distributed.gather(x).requires_grad
+    with pytest.raises(ValueError, match="should be gpu or cpu"):
+        distributed.init("tpu")

@@ -1,0 +1,63 @@
+"""Which encoder is evaluated: the one of a checkpoint, or one of two that any training must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint, config_file
+from .. import config as cfg
+from ..backbones import Backbone
+from ..methods import method_of
+
+__all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run"]
+
+Kind = Literal["trained", "untrained", "colours"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
+    """Folder, configuration with overrides, and checkpoint of a run, named by its folder or last.pt."""
+    folder = path.parent if path.is_file() else path
+    saved = checkpoint.load(folder)
+    return folder, config_file.override(config_file.parse(saved["config"]), overrides), saved
+
+
+def encoder_of(config: cfg.Config, saved: dict[str, Any], kind: Kind, device: torch.device) -> Backbone:
+    """The encoder on `device`: of the checkpoint, with its first weights, or a histogram of colours."""
+    if kind == "colours":
+        return cast(Backbone, ColourHistogram(config.views.mean, config.views.std).to(device))
+    torch.manual_seed(config.run.seed)  # the weights that the run began with
+    method = method_of(config)
+    if kind == "trained":
+        method.load_state_dict(saved["method"])
+    return method.encoder.to(device).to(memory_format=torch.channels_last)
+
+
+class ColourHistogram(nn.Module):
+    """Share of pixels in each of 8 x 8 x 8 colours, square-rooted: what colour alone tells of a class.
+
+    Square roots make the inner product of two histograms their Bhattacharyya coefficient, and rows of
+    length 1. Takes images (B, 3, H, W) normalised by `mean` and `std`; gives (B, 512).
+    """
+
+    dim = 512
+    feature_layer = ""
+    stage_layers = ()
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        level = ((images.float() * std + mean) * 8).long().clamp(0, 7)
+        colour = (level[:, 0] * 64 + level[:, 1] * 8 + level[:, 2]).flatten(1)
+        counts = torch.zeros(len(images), self.dim, device=images.device)
+        counts.scatter_add_(1, colour, torch.ones_like(colour, dtype=counts.dtype))
+        return (counts / colour.shape[1]).sqrt()

@@ -1,0 +1,237 @@
+"""The one loop that learns from labels: a linear classifier on an encoder that is frozen or learns with it.
+
+Read `train_classifier` from top to bottom. A linear probe (`linear`) and fine-tuning (`semi_supervised`)
+are this loop with different settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from dali_views import SampleIndex
+
+from .. import checkpoint, distributed
+from .. import config as cfg
+from ..amp import precision
+from ..backbones import Backbone
+from ..optim import Lars
+from .learners import FineTuned, Frozen, Learner
+from .recipes import Settings, rate
+
+__all__ = ["Result", "labelled", "train_classifier"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation came to. Accuracies are shares in [0, 1] of all labelled test images."""
+
+    curve: list[dict[str, float]]
+    """Of every epoch: loss (mean over its training steps), top1 and top5 of the test images after it."""
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were trained."""
+        return len(self.curve)
+
+    @property
+    def top1(self) -> float:
+        """After the last epoch: the number to report."""
+        return self.curve[-1]["top1"]
+
+    @property
+    def top5(self) -> float:
+        """After the last epoch; of fewer than five classes, all are asked for."""
+        return self.curve[-1]["top5"]
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, from 1, with the highest top1."""
+        scores = [epoch["top1"] for epoch in self.curve]
+        return scores.index(max(scores)) + 1
+
+    @property
+    def best_top1(self) -> float:
+        """After `best_epoch`. It is picked on the test images, hence flattering, but it is what
+        ContrastiveCrop's code (arXiv 2202.03278) and others report."""
+        return self.curve[self.best_epoch - 1]["top1"]
+
+
+def train_classifier(
+    config: cfg.Config,
+    encoder: Backbone,
+    images: SampleIndex,
+    tests: SampleIndex,
+    settings: Settings,
+    device: torch.device,
+    folder: str | Path,
+    resume: bool = False,
+) -> Result:
+    """Train a linear classifier and test it after every epoch. All ranks take part and return the same.
+
+    The global batch is shared out over the ranks; a run on another number of ranks takes the same steps.
+    The classifier starts at N(0, 0.01) weights, zero bias. After every epoch a checkpoint is written.
+
+    Args:
+        encoder: on `device`. Frozen, it is in eval mode, its batch norm too, and comes back bit for bit as
+            it was; otherwise it is changed in place.
+        images: to learn from; tests: to be tested on. Those without a label are left out.
+        settings: a batch that the images do not fill, or the ranks do not divide, is reduced, with a warning.
+        folder: for the checkpoint.
+        resume: continue from the folder's checkpoint, if there is one.
+
+    Raises:
+        ValueError: no image of one of the sides has a label, or the run to resume was begun differently.
+        FileExistsError: the folder holds a run and `resume` was not asked for.
+        FloatingPointError: the loss is no number any more.
+    """
+    images, tests = labelled(images, "training"), labelled(tests, "test")
+    settings = replace(settings, batch=_fitting(settings.batch, len(images)))
+    description = _description(config, encoder, images, tests, settings)
+    saved = _open(Path(folder), description, resume)
+
+    classes = 1 + int(max(images.labels.max(), tests.labels.max()))
+    head = nn.Linear(encoder.dim, classes)
+    nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(config.run.seed))
+    nn.init.zeros_(head.bias)
+    was_training = encoder.training
+    kind = Frozen if settings.encoder_lr is None else FineTuned
+    learner: Learner = kind(config, encoder, head.to(device), images, tests, settings, device)
+
+    network: nn.Module = learner.module
+    if distributed.world() > 1:
+        devices = None if device.type == "cpu" else [device]
+        network = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    optimizer = _optimizer(learner, settings)
+    # The head is in full precision, so that there is nothing to scale while the encoder is frozen.
+    scaled = precision(config) is torch.float16 and settings.encoder_lr is not None
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+    keep: dict[str, Any] = {"learner": learner.module, "optimizer": optimizer, "scaler": scaler}
+    curve: list[dict[str, float]] = []
+    if saved is not None:
+        for name, part in keep.items():
+            part.load_state_dict(saved[name])
+        curve = list(saved["curve"])
+
+    steps, main, first = learner.steps, distributed.is_main(), len(curve)
+    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", disable=not main)
+    for epoch in range(first, settings.epochs):
+        learner.module.train()
+        total = torch.zeros((), device=device)
+        for step, (inputs, labels) in enumerate(learner.batches(epoch), epoch * steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate(settings, step, steps)
+            loss = F.cross_entropy(network(inputs), labels)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.detach()
+            bar.update()
+        mean = float(distributed.all_mean(total)) / steps
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+        top1, top5 = learner.score()
+        curve.append({"loss": mean, "top1": top1, "top5": top5})
+        bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
+        if main:
+            state = {name: part.state_dict() for name, part in keep.items()}
+            checkpoint.save(folder, {"description": description, "curve": curve, **state})
+    bar.close()
+    encoder.train(was_training)
+    return Result(curve)
+
+
+def labelled(index: SampleIndex | None, side: str) -> SampleIndex:
+    """The labelled images of an index.
+
+    Raises:
+        ValueError: there are none; `side` says of what.
+    """
+    if index is None or not (index.labels >= 0).any():
+        raise ValueError(
+            f"no {side} image has a label; name labelled folders by data.eval_train=DIR data.eval_val=DIR"
+        )
+    return index if (index.labels >= 0).all() else index.subset(index.labels >= 0)
+
+
+def _fitting(batch: int, images: int) -> int:
+    """The largest batch up to `batch` that the images fill and the ranks divide."""
+    world = distributed.world()
+    fitting = max(world, min(batch, images) // world * world)
+    if fitting != batch and distributed.is_main():
+        warnings.warn(
+            f"a batch of {batch} does not fit {images} labelled images on {world} processes; "
+            f"batches are of {fitting}, with the learning rate in proportion",
+            stacklevel=3,
+        )
+    return fitting
+
+
+def _optimizer(learner: Learner, settings: Settings) -> Optimizer:
+    """The optimiser over what learns; every group carries its `peak_lr`, for the batch as it is."""
+    parts: list[tuple[nn.Module, float]] = [(learner.head, settings.head_lr)]
+    if settings.encoder_lr is not None:
+        parts.append((learner.encoder, settings.encoder_lr))
+    groups = [{"params": list(part.parameters()), "peak_lr": lr * settings.batch / 256} for part, lr in parts]
+    momentum, decay = settings.momentum, settings.weight_decay
+    if settings.optimizer == "lars":
+        return Lars(groups, lr=1.0, momentum=momentum, weight_decay=decay)
+    nesterov = settings.optimizer == "nesterov"
+    return torch.optim.SGD(groups, lr=1.0, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+
+
+def _description(
+    config: cfg.Config, encoder: nn.Module, images: SampleIndex, tests: SampleIndex, settings: Settings
+) -> dict[str, Any]:
+    """Everything that the numbers depend on, by a name that a message can use."""
+    views = config.views
+    return {
+        **asdict(settings),
+        "run.seed": config.run.seed,
+        "views.size": views.size,
+        "views.mean": views.mean,
+        "views.std": views.std,
+        "training images": _digest({"": images.labels}, images.fingerprint),
+        "test images": _digest({"": tests.labels}, tests.fingerprint),
+        "encoder": _digest({name: t.numpy(force=True) for name, t in encoder.state_dict().items()}),
+    }
+
+
+def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], more: str = "") -> str:
+    digest = hashlib.sha256(more.encode())
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to continue, None if there is none."""
+    try:
+        saved = checkpoint.load(folder)
+    except FileNotFoundError:
+        return None
+    if not resume:
+        raise FileExistsError(
+            f"{folder} holds an evaluation already; continue it with --resume or remove the folder"
+        )
+    changed = [name for name, value in description.items() if saved["description"].get(name) != value]
+    if changed:
+        raise ValueError(
+            f"the evaluation in {folder} was begun with another {', '.join(changed)}; "
+            "remove the folder to start afresh"
+        )
+    return saved
