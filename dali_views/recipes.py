@@ -79,7 +79,8 @@ def dino(
 ) -> list[View]:
     """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294, as for ResNet-50).
 
-    `blur` replaces the probability of all (1 and 0.1, and 0.5 for the local ones).
+    `crop` and `alpha` hold for the local views too (our choice); `blur` replaces the probability of all
+    (1 and 0.1, and 0.5 for the local ones).
     """
     first, second = byol(size, crop=crop, alpha=alpha, scale=scale, blur=blur)
     local = replace(first, size=local_size, scale=local_scale, blur=0.5 if blur is None else blur)

@@ -66,7 +66,7 @@ def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
         ("optm.lr=1", "did you mean optim"),
         (
             "method.name=mocco",
-            "method.name should be simclr or moco or byol or simsiam or dino or scfs, not 'mocco'",
+            "method.name should be simclr, moco, byol, simsiam, dino or scfs, not 'mocco'",
         ),
         ("run.epochs=ten", "run.epochs should be a valid integer, not 'ten'"),
         ("run.epochs=true", "run.epochs should be a valid integer, not True"),

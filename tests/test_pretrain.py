@@ -187,11 +187,6 @@ def test_a_misspelt_key_is_answered_with_the_nearest_one(undisturbed, capsys):
     assert "did you mean optim.momentum?" in capsys.readouterr().err
 
 
-def test_knn_of_a_checkpoint_by_one_command(undisturbed, capsys):
-    assert cli.main(["knn", str(undisturbed / "run"), "-k", "5"]) == 0
-    assert "top-1" in capsys.readouterr().out
-
-
 def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path):
     file = write_config(tmp_path, scenes, guide={"name": "simccrop"}, run={"epochs": 1})
     pretrain(config_file.load(file))

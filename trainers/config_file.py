@@ -210,7 +210,8 @@ def _default_name(section: str) -> str:
 
 
 def _names(section: str) -> str:
-    return " or ".join(str(choice.model_fields["name"].default) for choice in _CHOICES[section])
+    *names, last = (str(choice.model_fields["name"].default) for choice in _CHOICES[section])
+    return f"{', '.join(names)} or {last}"
 
 
 def _valid_keys(data: Mapping[str, Any]) -> list[str]:

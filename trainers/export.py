@@ -20,11 +20,10 @@ from torchvision.models.resnet import BasicBlock
 
 from dali_views.atomic import atomic_write
 
-from . import checkpoint, config_file
 from . import config as cfg
-from .backbones import Backbone, build_backbone
+from .backbones import Backbone
+from .evaluate.encoders import encoder_of, load_run
 from .key_maps import Library, architecture_in, convert
-from .methods import build_method
 
 __all__ = ["TOLERANCE", "Exported", "export", "write"]
 
@@ -62,12 +61,9 @@ def export(run: Path, out: Path, format: Library = "torchvision") -> Exported:
         ValueError: the network does not exist in this library, or timm is not installed.
         RuntimeError: the file does not fit the library's network or gives other features; none is left.
     """
-    saved = checkpoint.load(run.parent if run.is_file() else run)
-    config = config_file.parse(saved["config"])
+    _, config, saved = load_run(run)
     backbone, stem = config.model.backbone, config.model.stem
-    method = build_method(config.method, build_backbone(backbone, stem))
-    method.load_state_dict(saved["method"])
-    encoder = method.encoder
+    encoder = encoder_of(config, saved, "trained", torch.device("cpu"))
     # A backbone keeps its library's class.
     source = cast(Library, type(encoder).__module__.partition(".")[0])
     architecture = architecture_in(format, backbone, source)

@@ -1,0 +1,111 @@
+"""The commands that measure a run, as a user gives them, and the baselines that they can measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dali_views.scenes import make_scenes
+from trainers import checkpoint, cli
+from trainers.evaluate.encoders import ColourHistogram, encoder_of, load_run
+
+TREE = {
+    "run": {"epochs": 1, "evaluate_every": 0, "log_every": 1, "device": "cpu", "threads": 1},
+    "views": {"size": 16, "blur": 0, "name": "dino", "locals": 1, "local_size": 8},
+    "model": {"backbone": "resnet10"},
+    "method": {"name": "dino", "hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 16, "momentum": 0.5},
+    "optim": {"name": "sgd", "lr": 0.1, "batch": 16},
+}
+QUICK = ["probe.epochs=2", "probe.batch=16", "finetune.epochs=2", "finetune.labels=0.5", "finetune.batch=8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps of DINO."""
+    folder = tmp_path_factory.mktemp("run")
+    images, instances = make_scenes(folder / "scenes", 48, size=48)
+    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.25}
+    tree = {**TREE, "data": data, "run": {**TREE["run"], "out": str(folder / "run")}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert cli.main(["pretrain", str(folder / "config.yaml")]) == 0
+    return folder / "run"
+
+
+def noted(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_knn_of_several_k_and_of_the_baselines(run, capsys):
+    assert cli.main(["knn", str(run), "-k", "1", "5"]) == 0
+    assert cli.main(["knn", str(run / "last.pt"), "-k", "5", "--encoder", "colours"]) == 0
+    assert cli.main(["knn", str(run), "-k", "5", "--encoder", "untrained"]) == 0
+    told = capsys.readouterr().out
+    assert "trained encoder, 2 steps: kNN (k 1, 36 neighbours, 12 queries): top-1" in told
+    assert "colours encoder" in told
+    lines = noted(run)[-4:]
+    assert [(line["encoder"], line["k"]) for line in lines] == [
+        ("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5),
+    ]  # fmt: skip
+    assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize("command", ["linear", "finetune"])
+def test_a_classifier_by_one_command_which_is_resumed_or_named_anew_but_not_overwritten(run, capsys, command):
+    assert cli.main([command, str(run), *QUICK]) == 0
+    assert "(2 epochs): top-1" in capsys.readouterr().out
+    found = noted(run)[-1]
+    assert found["evaluation"] == found["name"] == command
+    assert cli.main([command, str(run), *QUICK]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([command, str(run), *QUICK, "--resume"]) == 0
+    assert noted(run)[-1]["top1"] == found["top1"]
+    assert cli.main([command, str(run), *QUICK, "--name", f"{command}-again"]) == 0
+    assert noted(run)[-1]["name"] == f"{command}-again"
+    assert cli.main([command, str(run), *QUICK, "--encoder", "untrained"]) == 0
+    assert (run / f"{command}-untrained" / "last.pt").is_file()
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_encoder_is_exported_by_one_command(run, tmp_path, capsys, library):
+    out = tmp_path / "encoder.safetensors"
+    assert cli.main(["export", str(run), str(out), "--format", library]) == 0
+    assert library in capsys.readouterr().out
+    written, saved = load_file(out), checkpoint.load(run)["method"]
+    assert torch.equal(written["conv1.weight"], saved["teacher_backbone.conv1.weight"].contiguous())
+
+
+def test_the_untrained_encoder_has_the_weights_that_the_run_began_with(run):
+    _, config, saved = load_run(run)
+    first = encoder_of(config, saved, "untrained", torch.device("cpu")).state_dict()
+    again = encoder_of(config, saved, "untrained", torch.device("cpu")).state_dict()
+    trained = encoder_of(config, saved, "trained", torch.device("cpu")).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], trained["conv1.weight"])
+
+
+def test_a_histogram_counts_the_colours_wherever_they_are():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    encoder = ColourHistogram(mean, std)
+    image = torch.zeros(3, 4, 4)
+    image[0, :, :1] = 1.0  # a quarter red, the rest black
+    normalised = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    (found,) = encoder(normalised[None])
+    assert found.nonzero().flatten().tolist() == [0, 7 * 64]
+    assert found[[0, 448]].square().tolist() == pytest.approx([0.75, 0.25])
+    (turned,) = encoder(normalised.rot90(dims=(1, 2))[None])
+    assert torch.equal(found, turned)
+
+
+def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", str(run), "--encoder", "colours"])
+    assert "invalid choice: 'colours'" in capsys.readouterr().err
+    assert cli.main(["linear", str(tmp_path)]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert cli.main(["linear", str(run), "probe.epoch=3"]) == 2
+    assert "did you mean probe.epochs?" in capsys.readouterr().err
