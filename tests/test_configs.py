@@ -197,3 +197,12 @@ def test_the_readme_quotes_the_figure_of_the_first_line(name: str) -> None:
         assert published.startswith("none")
     else:
         assert figures(published)[0] == figures(first_line(name))[0]
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS.parent / "tests" / "bench" / "methods").glob("*.yaml")))
+def test_the_runs_of_the_results_page_have_one_budget(file: Path) -> None:
+    config = config_file.load(file)
+    assert config.model.backbone == "test_resnet"
+    assert isinstance(config.optim, cfg.AdamW)
+    assert (config.optim.batch, config.optim.lr) == (64, 1e-3)
+    assert config.run.epochs == (40 if "photographs" in file.name else 24)

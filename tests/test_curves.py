@@ -55,7 +55,7 @@ def configuration(name: str, data: dict[str, Any], out: Path) -> Path:
         },
         "data": data,
         "views": views,
-        "model": {"backbone": "resnet10"},
+        "model": {"backbone": "test_resnet"},  # timm's smallest
         "method": method,
         "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64, "threshold": 0.5},
         "optim": {"name": "sgd", "lr": rate, "lr_scaling": False, "batch": 16},
