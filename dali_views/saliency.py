@@ -1,4 +1,4 @@
-"""From feature maps to heatmaps and boxes, and between view and image coordinates.
+"""From feature maps to heatmaps and boxes.
 
 Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over samples or waits for the device.
 """
@@ -92,10 +92,8 @@ def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     )
 
 
-def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
-    """Sum over channels, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
-
-    A map that is constant or not finite becomes all ones, so that its box is the whole image.
+def channel_sum(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+    """Sum over channels, of maps or of a transformer's tokens.
 
     Args:
         features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order. Channels-last maps
@@ -104,7 +102,7 @@ def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, in
         grid: (h, w) of the tokens; without it they must form a square (tokens only).
 
     Returns:
-        float32 (B, h, w) in [0, 1], detached.
+        float32 (B, h, w), detached.
 
     Raises:
         ValueError: the shape or the number of tokens does not fit.
@@ -115,8 +113,8 @@ def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, in
             raise ValueError(
                 f"prefix_tokens and grid are for tokens (B, T, C), not for {tuple(features.shape)}."
             )
-        maps = features.float().sum(1)
-    elif features.ndim == 3:
+        return features.float().sum(1)
+    if features.ndim == 3:
         tokens = features.shape[1] - prefix_tokens
         side = math.isqrt(max(tokens, 0))
         height, width = grid or (side, side)
@@ -125,15 +123,39 @@ def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, in
                 f"{features.shape[1]} tokens with prefix_tokens={prefix_tokens} do not form a grid of "
                 f"{height} x {width}; set prefix_tokens (class and register tokens) or grid=(h, w)."
             )
-        maps = features[:, prefix_tokens:].float().sum(2).reshape(-1, height, width)
-    else:
-        raise ValueError(
-            f"features have shape {tuple(features.shape)}; give (B, C, h, w) or tokens (B, T, C)."
-        )
+        return features[:, prefix_tokens:].float().sum(2).reshape(-1, height, width)
+    raise ValueError(f"features have shape {tuple(features.shape)}; give (B, C, h, w) or tokens (B, T, C).")
+
+
+def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+    """Sum over channels, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
+
+    A map that is constant or not finite becomes all ones, so that its box is the whole image.
+
+    Args:
+        features, prefix_tokens, grid: see ``channel_sum``, which also raises its errors.
+
+    Returns:
+        float32 (B, h, w) in [0, 1], detached.
+    """
+    maps = channel_sum(features, prefix_tokens, grid)
     low = maps.amin((1, 2), keepdim=True)
     span = maps.amax((1, 2), keepdim=True) - low
     usable = (span > 0) & span.isfinite()
     return torch.where(usable, (maps - low) / torch.where(usable, span, 1), 1.0)
+
+
+def upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Maps (B, h, w) at another resolution, bilinear: float32 (B, H, W); without a size as they are.
+
+    Raises:
+        ValueError: the maps do not have three dimensions.
+    """
+    if maps.ndim != 3:
+        raise ValueError(f"maps have shape {tuple(maps.shape)}; give (B, h, w), as from activation_map.")
+    if size is None:
+        return maps.float()
+    return F.interpolate(maps.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def boxes_from_maps(maps: Tensor, threshold: float = 0.1, size: tuple[int, int] | None = None) -> Tensor:
@@ -153,10 +175,7 @@ def boxes_from_maps(maps: Tensor, threshold: float = 0.1, size: tuple[int, int] 
     Returns:
         float32 (B, 4).
     """
-    _expect(maps, "maps", 3)
-    if size is not None:
-        maps = F.interpolate(maps.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    hot = maps > threshold
+    hot = upsample(maps, size) > threshold
     y0, y1 = _extent(hot.any(2))
     x0, x1 = _extent(hot.any(1))
     return torch.stack([y0, x0, y1, x1], 1)
@@ -187,7 +206,7 @@ def heatmaps(
     Args:
         model: any module.
         images: (B, 3, H, W), normalised as in training.
-        layer, prefix_tokens, grid: see ``FeatureTap`` and ``activation_map``.
+        layer, prefix_tokens, grid: see ``FeatureTap`` and ``channel_sum``.
 
     Returns:
         float32 (B, h, w) in [0, 1].
@@ -208,123 +227,3 @@ def heatmaps(
     finally:
         for module, training in flags:
             module.training = training
-
-
-def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Boxes on the image to boxes on a view cut from it.
-
-    Args:
-        boxes: (B, 4), fractions of the image.
-        crops: (B, 4), the view's rectangle, fractions of the image.
-        flipped: bool (B,), whether the view was mirrored left to right.
-        clip: cut the boxes to the view; one that lies outside becomes empty.
-
-    Returns:
-        float32 (B, 4), fractions of the view; without ``clip`` they may lie outside [0, 1].
-    """
-    boxes, crops, flipped = _aligned(boxes, crops, flipped)
-    origin, extent = _split(crops)
-    view = _mirror((boxes - origin) / extent, flipped)
-    return view.clamp(0, 1) if clip else view
-
-
-def boxes_to_image(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Boxes on a view to boxes on the image; the inverse of ``boxes_to_view``, same arguments and units."""
-    boxes, crops, flipped = _aligned(boxes, crops, flipped)
-    origin, extent = _split(crops)
-    image = _mirror(boxes, flipped) * extent + origin
-    return image.clamp(0, 1) if clip else image
-
-
-def map_to_view(maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sample a map on the image at the cell centres of a view.
-
-    Bilinear between cell centres; within half a cell of the image's border, where there is no outer
-    neighbour, the border cell's value holds.
-
-    Args:
-        maps: (B, H, W) on the image.
-        crops, flipped: see ``boxes_to_view``.
-        size: (h, w) of the result.
-
-    Returns:
-        float32 (B, h, w).
-    """
-    maps, crops, flipped = _aligned(maps, crops, flipped, ndim=3)
-    y0, x0, y1, x1 = crops[:, :, None].unbind(1)
-    u = _centres(size[1], maps).expand(len(maps), -1)
-    u = torch.where(flipped[:, None], 1 - u, u)
-    return _sample(maps, y0 + _centres(size[0], maps) * (y1 - y0), x0 + u * (x1 - x0))
-
-
-def map_to_image(
-    view_maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Place a map on a view where the view was cut from the image.
-
-    Args:
-        view_maps: (B, h, w) on the view.
-        crops, flipped: see ``boxes_to_view``.
-        size: (H, W) of the result.
-
-    Returns:
-        float32 maps (B, H, W), sampled as in ``map_to_view``, and bool covered (B, H, W): whether the
-        cell's centre lies in the crop (y0 <= y < y1). Cells that are not covered hold 0.
-    """
-    maps, crops, flipped = _aligned(view_maps, crops, flipped, ndim=3)
-    y0, x0, y1, x1 = crops[:, :, None].unbind(1)
-    y, x = _centres(size[0], maps), _centres(size[1], maps)
-    covered = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
-    u = (x - x0) / (x1 - x0)
-    u = torch.where(flipped[:, None], 1 - u, u)
-    return torch.where(covered, _sample(maps, (y - y0) / (y1 - y0), u), 0.0), covered
-
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of box pairs (B, 4), (B, 4) -> float32 (B,); 0 where both are empty."""
-    a, b = a.float(), b.float().to(a.device)
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
-    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (a, b)]
-    union = areas[0] + areas[1] - overlap
-    return torch.where(union > 0, overlap / torch.where(union > 0, union, 1), 0.0)
-
-
-def _expect(values: Tensor, name: str, ndim: int) -> None:
-    if values.ndim != ndim:
-        raise ValueError(f"{name} have shape {tuple(values.shape)}; give {ndim} dimensions, the batch first.")
-
-
-def _aligned(values: Tensor, crops: Tensor, flipped: Tensor, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 values, crops and bool flips on the values' device, with matching shapes."""
-    _expect(values, "boxes" if ndim == 2 else "maps", ndim)
-    batch = len(values)
-    if crops.shape != (batch, 4) or flipped.shape != (batch,) or (ndim == 2 and values.shape[1] != 4):
-        raise ValueError(
-            f"Shapes {tuple(values.shape)}, crops {tuple(crops.shape)} and flipped {tuple(flipped.shape)} do "
-            "not match; take one view, as in crops[:, v] (B, 4) and flipped[:, v] (B,)."
-        )
-    return values.float(), crops.to(values.device, torch.float32), flipped.to(values.device, torch.bool)
-
-
-def _split(crops: Tensor) -> tuple[Tensor, Tensor]:
-    origin, end = crops[:, :2], crops[:, 2:]
-    return origin.repeat(1, 2), (end - origin).repeat(1, 2)
-
-
-def _mirror(boxes: Tensor, flipped: Tensor) -> Tensor:
-    y0, x0, y1, x1 = boxes.unbind(1)
-    return torch.where(flipped[:, None], torch.stack([y0, 1 - x1, y1, 1 - x0], 1), boxes)
-
-
-def _centres(n: int, like: Tensor) -> Tensor:
-    return (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n
-
-
-def _sample(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values of (B, H, W) maps at fractions y (B, h) and x (B, w)."""
-    shape = (len(maps), y.shape[1], x.shape[1])
-    points = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
-    grid = 2 * points - 1  # align_corners=False puts -1 and 1 on the outer edges, as fractions 0 and 1
-    return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[
-        :, 0
-    ]

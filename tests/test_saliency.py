@@ -1,4 +1,4 @@
-"""Feature taps, activation maps, the box rule of ContrastiveCrop, and view <-> image coordinates."""
+"""Feature taps, activation maps and the box rule of ContrastiveCrop."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from dali_views.saliency import (
-    FeatureTap,
-    activation_map,
-    boxes_from_maps,
-    boxes_to_image,
-    boxes_to_view,
-    heatmaps,
-    iou,
-    map_to_image,
-    map_to_view,
-)
+from dali_views.saliency import FeatureTap, activation_map, boxes_from_maps, channel_sum, heatmaps
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 
@@ -157,6 +147,14 @@ def test_an_activation_map_is_the_min_max_of_the_channel_sum() -> None:
     torch.testing.assert_close(maps[1], torch.arange(4.0).view(2, 2) / 3)
 
 
+def test_a_channel_sum_is_in_single_precision_and_the_same_for_maps_and_tokens() -> None:
+    maps = torch.full((1, 64, 2, 2), 6e4, dtype=torch.float16)
+    maps[:, :, 0, 1] = -0.5
+    expected = torch.tensor([[[64 * 6e4, -32.0], [64 * 6e4, 64 * 6e4]]])
+    assert torch.equal(channel_sum(maps), expected)
+    assert torch.equal(channel_sum(maps.flatten(2).transpose(1, 2)), expected)
+
+
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e4, float("nan"), float("inf")])
 def test_a_constant_or_broken_map_is_all_ones_and_its_box_the_whole_image(value: float) -> None:
     maps = activation_map(torch.full((2, 8, 3, 3), value, dtype=torch.bfloat16))
@@ -278,106 +276,3 @@ def test_heatmaps_and_taps_work_through_distributed_data_parallel(tmp_path: Path
         assert model.training
     finally:
         torch.distributed.destroy_process_group()
-
-
-# ---- coordinates
-
-
-def random_boxes(n: int, seed: int, least: float = 0.02) -> Tensor:
-    g = torch.Generator().manual_seed(seed)
-    size = least + (1 - least) * torch.rand(n, 2, generator=g)
-    origin = (1 - size) * torch.rand(n, 2, generator=g)
-    return torch.cat([origin, origin + size], 1)
-
-
-def flips(n: int) -> Tensor:
-    return torch.arange(n) % 2 == 1
-
-
-def test_known_boxes_land_where_they_should() -> None:
-    crop = torch.tensor([[0.5, 0.0, 1.0, 0.5]]).repeat(2, 1)
-    box = torch.tensor([[0.5, 0.25, 0.75, 0.5]]).repeat(2, 1)
-    assert boxes_to_view(box, crop, torch.tensor([False, True])).tolist() == [
-        [0, 0.5, 0.5, 1],
-        [0, 0, 0.5, 0.5],
-    ]
-
-
-def test_boxes_survive_the_round_trip_for_any_crop_and_flip() -> None:
-    boxes, crops = random_boxes(500, 3), random_boxes(500, 4)
-    there = boxes_to_view(boxes, crops, flips(500))
-    assert bool((there[:, 2:] > there[:, :2]).all())
-    torch.testing.assert_close(boxes_to_image(there, crops, flips(500)), boxes, atol=1e-6, rtol=0)
-
-
-def test_clipping_cuts_boxes_to_the_view() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.6, 0.6, 0.9, 0.9]])
-    crops = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(2, 1)
-    clipped = boxes_to_view(boxes, crops, flips(2), clip=True)
-    assert clipped[0].tolist() == WHOLE
-    assert float((clipped[1, 2:] - clipped[1, :2]).prod()) == 0
-    assert float(boxes_to_view(boxes, crops, flips(2)).max()) > 1
-    assert boxes_to_image(torch.tensor([[-9.0, -9, 9, 9]]), crops[:1], flips(1), clip=True).tolist() == [
-        WHOLE
-    ]
-
-
-def ramps(n: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Maps whose cells hold their own centre's y, and x."""
-    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-    return y[:, None].expand(n, height, width), x.expand(n, height, width)
-
-
-def test_a_view_of_a_position_ramp_holds_image_positions_for_any_crop_and_flip() -> None:
-    n, (height, width), (h, w) = 200, (20, 30), (9, 7)
-    crops, flipped = random_boxes(n, 5), flips(n)
-    y0, x0, y1, x1 = crops[:, :, None, None].unbind(1)
-    v, u = ramps(n, h, w)
-    u = torch.where(flipped[:, None, None], 1 - u, u)
-    y = (y0 + v * (y1 - y0)).clamp(0.5 / height, 1 - 0.5 / height)  # border cells hold
-    x = (x0 + u * (x1 - x0)).clamp(0.5 / width, 1 - 0.5 / width)
-    for ramp, expected in zip(ramps(n, height, width), (y, x), strict=True):
-        torch.testing.assert_close(map_to_view(ramp, crops, flipped, (h, w)), expected, atol=1e-5, rtol=0)
-
-
-def test_a_view_ramp_placed_in_the_image_holds_view_positions_where_covered_and_zero_elsewhere() -> None:
-    n, (height, width), (h, w) = 200, (20, 30), (9, 7)
-    crops, flipped = random_boxes(n, 6), flips(n)
-    y0, x0, y1, x1 = crops[:, :, None, None].unbind(1)
-    y, x = ramps(n, height, width)
-    inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
-    u = (x - x0) / (x1 - x0)
-    u = torch.where(flipped[:, None, None], 1 - u, u).clamp(0.5 / w, 1 - 0.5 / w)
-    v = ((y - y0) / (y1 - y0)).clamp(0.5 / h, 1 - 0.5 / h)
-    for ramp, expected in zip(ramps(n, h, w), (v, u), strict=True):
-        maps, covered = map_to_image(ramp, crops, flipped, (height, width))
-        assert torch.equal(covered, inside)
-        torch.testing.assert_close(maps, torch.where(inside, expected, 0), atol=1e-5, rtol=0)
-
-
-def test_a_crop_along_cell_edges_is_copied_cell_by_cell_and_mirrored_by_a_flip() -> None:
-    image = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(7))
-    crops = torch.tensor([[0.25, 0.5, 0.75, 1.0]]).repeat(2, 1)
-    flipped = torch.tensor([False, True])
-    cells = image[:, 2:6, 4:8]
-    view = map_to_view(image, crops, flipped, (4, 4))
-    torch.testing.assert_close(view, torch.stack([cells[0], cells[1].flip(1)]), atol=1e-5, rtol=0)
-    back, covered = map_to_image(view, crops, flipped, (8, 8))
-    assert int(covered.sum()) == 32
-    torch.testing.assert_close(back[:, 2:6, 4:8], cells, atol=1e-5, rtol=0)
-    assert float(back[~covered].abs().sum()) == 0
-
-
-def test_coordinates_of_mismatched_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match="take one view"):
-        boxes_to_view(torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"maps have shape \(2, 1, 4, 4\)"):
-        map_to_view(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4), torch.zeros(2), (4, 4))
-
-
-def test_iou_of_known_pairs() -> None:
-    a = torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 1], [0.2, 0.2, 0.2, 0.2], [0, 0, 0.2, 0.2]])
-    b = torch.tensor(
-        [[0, 0, 1, 1], [0.5, 0.5, 1, 1], [0.25, 0, 1, 1], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 1, 1]]
-    )
-    torch.testing.assert_close(iou(a, b), torch.tensor([1, 0, 0.25, 0, 0]))

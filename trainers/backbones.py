@@ -25,6 +25,8 @@ class Backbone(nn.Module):
     dim: int
     feature_layer: str
     """Dotted name of the last spatial module."""
+    prefix_tokens: int
+    """Class and register tokens in front of a transformer's other tokens; 0 for other networks."""
     stage_layers: tuple[str, ...]
     """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
     quarters and the end of its depth (our choice). Empty where we know of none."""
@@ -61,6 +63,8 @@ def build_backbone(
     if zero_init_residual:
         _zero_init_residual(net, name)
     net.stage_layers = _stages(net)
+    # timm's transformers count theirs; torchvision's have a class token.
+    net.prefix_tokens = int(getattr(net, "num_prefix_tokens", hasattr(net, "class_token")))
     return net
 
 

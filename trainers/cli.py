@@ -4,6 +4,7 @@ python -m trainers pretrain CONFIG [key=value ...] [--resume]
 python -m trainers knn RUN [key=value ...]
 python -m trainers linear RUN [key=value ...] [--resume]
 python -m trainers finetune RUN finetune.labels=0.01 [key=value ...] [--resume]
+python -m trainers compare CONFIG CONFIG ... --seeds 3 --out OUT [key=value ...]
 python -m trainers export RUN OUT [--format timm]
 python -m trainers demo OUT
 
@@ -31,7 +32,7 @@ from .evaluate.linear import linear_probe
 from .evaluate.semi_supervised import finetune
 from .evaluate.supervised import Result
 from .pretrain import pretrain
-from .report import table
+from .report import table as scores_table
 
 __all__ = ["main"]
 
@@ -92,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("run", type=Path, help="run folder, or its last.pt")
     out.add_argument("out", type=Path, help="safetensors file to write")
     out.add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
+    many = add("compare", "several configurations on one budget, in one table", _compare)
+    many.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and key=value for all of them")
+    many.add_argument("--seeds", type=int, default=3, help="runs of each (3)")
+    many.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
+    many.add_argument("--linear", action="store_true", help="a linear probe of each, too")
+    many.add_argument("--unequal", action="store_true", help="although their budgets differ")
+    many.set_defaults(overrides=[])
     show = add("demo", "pretrain on generated scenes, with and without guidance", _demo)
     show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
     return parser
@@ -108,7 +116,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     if not distributed.is_main():
         return
     if result.scores:
-        print(table(result.scores))
+        print(scores_table(result.scores))
     state = "finished" if result.finished else "stopped and saved; continue with --resume"
     print(f"{config.run.out}: {state} after {result.step} steps")
 
@@ -157,6 +165,22 @@ def _tell(
     line = {"evaluation": args.command, "encoder": args.encoder, "step": saved["step"], **scores}
     with (folder / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps({**line, "overrides": args.overrides}) + "\n")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from .compare import compare, table
+
+    words = [*args.words, *args.overrides]
+    configs = [Path(word) for word in words if "=" not in word]
+    rows = compare(
+        configs, args.seeds, args.out, [word for word in words if "=" in word],
+        ("knn", "linear") if args.linear else ("knn",), args.unequal,
+    )  # fmt: skip
+    if distributed.is_main():
+        print(table(rows))
+    failed = sum(bool(run.failure) for row in rows for run in row.runs)
+    if failed:
+        raise ValueError(f"{failed} runs did not come to their end; {args.out}/compare.csv says why")
 
 
 def _export(args: argparse.Namespace) -> None:

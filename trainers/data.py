@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,9 +160,12 @@ def training_views(config: cfg.Views) -> list[View]:
         if getattr(config, key) is not None:
             settings[key] = getattr(config, key)
     try:
-        return recipes.BY_NAME[config.name](config.size, **settings)
+        views = recipes.BY_NAME[config.name](config.size, **settings)
     except TypeError:
         raise ValueError(f"the recipe {config.name} does not take all of {', '.join(settings)}") from None
+    if config.partner:
+        views[1] = replace(views[1], source="partner")
+    return views
 
 
 def evaluation_views(config: cfg.Views) -> list[View]:

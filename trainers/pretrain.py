@@ -54,7 +54,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     device = distributed.init(device_kind(config))
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed)
-    regions = RegionTable(len(data.train))
+    regions = RegionTable(len(data.train), getattr(config.guide, "regions", 1))
     loader = training_loader(config, data.train, regions)
 
     torch.manual_seed(config.run.seed)
@@ -65,13 +65,14 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     network = wrap(method, config, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(config) is torch.float16)
-    guide = build_guide(config, method.encoder, data.train, device)
+    guide = build_guide(config, method, data.train, device)
     evaluator = Evaluator(config, data, method.encoder, regions, device)
 
     total = config.run.epochs * len(loader)
     warmup = round(config.optim.warmup_epochs * len(loader))
     last = min(total, config.run.max_steps or total)
-    keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader}
+    keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader,
+            "guide": guide}  # fmt: skip
     step = restore(saved, keep) if saved else 0
     report = Report(config, data, loader, steps=last, step=step)
     result = Result(finished=False, step=step)
@@ -93,8 +94,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                     optim.set_weight_decay(optimizer, decay)
                 method.before_step(clock)
                 with autocast(config, device):
-                    losses = network(batch.views)
-                loss = (losses * batch.weights).mean()
+                    losses = network(batch.views, guide.kin(batch))
+                loss = (losses * guide.weights(batch)).mean()
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
@@ -104,6 +105,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 scaler.step(optimizer)
                 scaler.update()
                 method.after_step(clock)
+                guide.after_step(batch)
                 step += 1
                 report.step(step, epoch, loss, lr, method.embedding)
                 stop = step == last or interrupt.seen(step)
@@ -114,7 +116,9 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
             if stop and step < total:
                 break  # what belongs after the epoch is done when the run is resumed
             distributed.broadcast_buffers(method)
-            guide.after_epoch(regions, epoch + 1, config.run.epochs)
+            before = regions.snapshot()
+            if guide.after_epoch(regions, epoch + 1, config.run.epochs):
+                report.guide(regions, before, epoch + 1, step)
             every, final = config.run.evaluate_every, epoch + 1 == config.run.epochs
             if every and (final or is_due(epoch + 1, every)):
                 moment = f"epoch {epoch + 1}"
@@ -174,6 +178,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
 def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     """Write a checkpoint of everything that the next step depends on. Called on all ranks."""
     distributed.broadcast_buffers(keep["method"])
+    keep["guide"].sync()
     if distributed.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
         checkpoint.save(config.run.out, {"config": config_file.dump(config), "step": step, **state})

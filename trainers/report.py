@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dali_views import ViewLoader, show
+from dali_views import RegionTable, ViewLoader, show
+from dali_views.regions import Regions
 
 from . import config as cfg
 from . import distributed
 from .collapse import Collapse
 from .data import DataSets
 from .evaluate import Evaluation
+from .guides.health import box_areas, health
 
 __all__ = ["Report", "table"]
 
@@ -94,6 +96,13 @@ class Report:
                 show.save(evaluation.picture, self.pictures / f"epoch-{epoch:04d}.png")
                 self.board.add_image("views", show.as_array(evaluation.picture), step, dataformats="HWC")
         return scores
+
+    def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
+        """Note the region table that a guide has just written after `epoch` epochs."""
+        if self.main:
+            found = {f"guide_{name}": value for name, value in health(regions, before).items()}
+            self._write({"step": step, "epoch": epoch, **found}, step)
+            self.board.add_histogram("guide_box_area", box_areas(regions), step)
 
     def close(self) -> None:
         """Finish the bar and the curves."""

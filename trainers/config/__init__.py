@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from .evaluations import FineTune, Probe
-from .guides import ContrastiveCrop, Guide, NoGuide, SimCCrop
+from .guides import ContrastiveCrop, Guide, NoGuide, OnlineCrop, Saliency, SemanticPairs, SimCCrop
 from .inputs import Data, Model, Run, Views
 from .methods import BYOL, DINO, SCFS, Method, MoCo, SimCLR, SimSiam
 from .optims import LARS, SGD, AdamW, Optim
@@ -27,10 +27,13 @@ __all__ = [
     "MoCo",
     "Model",
     "NoGuide",
+    "OnlineCrop",
     "Optim",
     "Probe",
     "Run",
+    "Saliency",
     "Section",
+    "SemanticPairs",
     "SimCCrop",
     "SimCLR",
     "SimSiam",
@@ -62,7 +65,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        if self.guide.name != "none" and self.views.crop not in ("contrastive", "inside"):
+        pairs = isinstance(self.guide, SemanticPairs)
+        if pairs != self.views.partner:
+            raise ValueError(
+                f"views.partner {str(self.views.partner).lower()} does not fit guide.name {self.guide.name}: "
+                "the guide semantic_pairs finds partners, and views.partner true shows them"
+            )
+        guided = not pairs and self.guide.name != "none"
+        if guided and self.views.crop not in ("contrastive", "inside"):
             raise ValueError(
                 f"guide.name {self.guide.name} writes boxes that views.crop {self.views.crop} ignores; "
                 "set views.crop to contrastive or inside, or guide.name to none"

@@ -81,6 +81,8 @@ class Views(Section):
     """Least and greatest crop area as shares of the image; absent: the recipe's own."""
     blur: Share | None = None
     """Probability of blur of every view (0 for small images); absent: the recipe's own."""
+    partner: bool = False
+    """Cut the second view from the image's semantic partner (guide semantic_pairs)."""
     locals: CountOrZero | None = None
     """Local views after the two global ones, in the recipe dino; absent: 8."""
     local_size: Count | None = None

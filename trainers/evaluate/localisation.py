@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dali_views.saliency import iou
+from dali_views.coordinates import iou
 
 __all__ = ["CENTRE", "WHOLE", "Truth", "localisation", "reference"]
 

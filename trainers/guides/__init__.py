@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from dali_views import RegionTable, SampleIndex
+import torch
+from torch import Tensor
+
+from dali_views import Batch, RegionTable, SampleIndex
 
 from .. import config as cfg
-from ..backbones import Backbone
+from ..methods import Method
 
 __all__ = ["Guide", "build_guide"]
 
@@ -18,22 +22,56 @@ class Guide:
     Every rank calls every method, so that a guide may share work and synchronise.
     """
 
+    passes: int = 0
+    """Passes over the training images that the guide has made beside training."""
+
     def begin(self, regions: RegionTable) -> None:
         """Called once, before the first epoch of a run; not after a resume, whose table is restored."""
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Weights (B,) of the losses, before the forward pass. By default those of the region table."""
+        return batch.weights
+
+    def kin(self, batch: Batch) -> Tensor | None:
+        """Number and partner (B, 2) of every sample, if partners are to be no negatives; see `Method`."""
+        return None
+
+    def after_step(self, batch: Batch) -> None:
+        """Called after every optimiser step. May not wait for the device."""
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         """Called after epoch number `epoch` (from 1) of `epochs`; says whether it wrote the table."""
         return False
 
+    def sync(self) -> None:
+        """Called on all ranks before the main one saves: make equal what `state_dict` holds."""
 
-def build_guide(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device) -> Guide:
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the region table."""
+        return {"passes": self.passes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict()`."""
+        self.passes = int(state["passes"])
+
+
+def build_guide(config: cfg.Config, method: Method, index: SampleIndex, device: torch.device) -> Guide:
     """The guide of a configuration."""
     from .contrastive_crop import ContrastiveCrop, SimCCrop
+    from .online_crop import OnlineCrop
+    from .saliency import Saliency
+    from .semantic_pairs import SemanticPairs
 
     match config.guide:
         case cfg.NoGuide():
             return Guide()
+        case cfg.SemanticPairs():
+            return SemanticPairs(config, config.guide, index, device)
+        case cfg.Saliency():
+            return Saliency(config, config.guide, method, index, device)
+        case cfg.OnlineCrop():
+            return OnlineCrop(config, config.guide, method, index, device)
         case cfg.ContrastiveCrop():
-            return ContrastiveCrop(config, config.guide, encoder, index, device)
+            return ContrastiveCrop(config, config.guide, method.encoder, index, device)
         case cfg.SimCCrop():
             return SimCCrop(config.guide)

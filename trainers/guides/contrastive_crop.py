@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
@@ -13,18 +11,16 @@ from .. import config as cfg
 from ..backbones import Backbone
 from ..localise import locate
 from . import Guide
+from .schedule import is_due, warn_if_wide
 
 __all__ = ["ContrastiveCrop", "SimCCrop"]
-
-WIDE = 0.9  # median share of the image above which boxes say nothing
 
 
 class ContrastiveCrop(Guide):
     """The published localisation pass and schedule (section 3.2 and the public code).
 
-    After epoch e, counted from 1, all training images are localised iff e >= warm-up, e is a multiple of
-    the interval and e is not the last. Until its first box is written a sample is cropped at random,
-    which is the published warm-up.
+    All training images are localised after the epochs that `is_due` names. Until its first box is written
+    a sample is cropped at random, which is the published warm-up.
     """
 
     def __init__(
@@ -37,23 +33,14 @@ class ContrastiveCrop(Guide):
         self.index = index
         self.device = device
 
-    def due(self, epoch: int, epochs: int) -> bool:
-        """Whether boxes are rewritten after `epoch`, counted from 1."""
-        return epoch >= self.guide.warmup and epoch % self.guide.interval == 0 and epoch != epochs
-
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        if not self.due(epoch, epochs):
+        if not is_due(epoch, epochs, self.guide.warmup, self.guide.interval):
             return False
+        self.passes += 1
         for found in locate(self.config, self.encoder, self.index, self.device):
             regions.update(found.rows, found.boxes)
         regions.sync()
-        areas = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)
-        if np.median(areas) > WIDE:
-            warnings.warn(
-                f"half of the boxes cover more than {WIDE:.0%} of their image, so they hardly guide; "
-                "raise guide.threshold or look at the heatmaps",
-                stacklevel=2,
-            )
+        warn_if_wide(regions)
         return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from trainers import config as cfg
@@ -32,8 +33,20 @@ class Method(nn.Module, ABC):
     """Submodules whose learning rate ignores the schedule."""
 
     @abstractmethod
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Losses per sample (B,), float32, of views (B, 3, S, S) of the same B samples."""
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
+        """Losses per sample (B,), float32, of views (B, 3, S, S) of the same B samples.
+
+        `kin` (B, 2), if given, holds every sample's own number and its semantic partner's: methods with
+        negatives leave those out that are the same image or a partner. The others have no use for it.
+        """
+
+    @abstractmethod
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        """How well (B,) images (B, 3, S, S) agree with another view of them, by what the method compares.
+
+        Greater is better; gradients flow through `images` and the encoder that learns alone. Where the
+        method has negatives, those are the other images of the batch (ContraCAM, arXiv 2108.00049).
+        """
 
     def before_step(self, clock: Clock) -> None:
         """Called before the forward pass: temperatures, shuffles."""
@@ -84,6 +97,23 @@ def build_method(config: cfg.Method, backbone: Backbone) -> Method:
             return SCFS(backbone, config)
         case cfg.DINO():
             return DINO(backbone, config)
+
+
+def are_kin(mine: Tensor, others: Tensor) -> Tensor:
+    """(B, N): whether samples (B, 2) and others (N, 2), both number and partner, are kin or the same."""
+    number, partner = mine[:, :1], mine[:, 1:]
+    return (number == others[:, 0]) | (partner == others[:, 0]) | (number == others[:, 1])
+
+
+def log_ratio(query: Tensor, key: Tensor) -> Tensor:
+    """ContraCAM's score (B,): q.k - log of the sum over the other rows m of exp(q.q_m), unit rows (B, D).
+
+    As in arXiv 2108.00049, equation 2, without a temperature; the other rows give no gradient (our choice).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        others = query @ query.detach().T
+        itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
+        return (query * key).sum(dim=1) - others.masked_fill(itself, -torch.inf).logsumexp(dim=1)
 
 
 def two_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -38,13 +38,17 @@ class BYOL(Method):
         self.momentum = config.momentum, config.final_momentum
         self.loss_scale = config.loss_scale
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         first, second = two_views(views)
         online = [self.projector(self.backbone(view)) for view in (first, second)]
         self.embedding = online[0].detach()
         one, two = (self.predictor(z) for z in online)
         target_one, target_two = self._targets(first), self._targets(second)
         return self.loss_scale * (squared_distance(one, target_two) + squared_distance(two, target_one))
+
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        guess = self.predictor(self.projector(self.backbone(images)))
+        return -squared_distance(guess, self._targets(other))
 
     def after_step(self, clock: Clock) -> None:
         momentum = cosine(clock.share, *self.momentum)

@@ -71,12 +71,17 @@ class DINO(Method):
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
         self.temperature.fill_(linear(clock.epoch, self.config.warmup_teacher_epochs, start, end))
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         first, *rest = global_and_local(views)
         teacher = self.teacher_logits(self.teacher_backbone(first))
         # One pass per resolution, one pass of the head over all of them.
         student = self.student_logits(torch.cat([self.backbone(images) for images in (first, *rest)]))
         return self.config.loss_scale * self.final_loss(teacher, student, len(views[0]))
+
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        teacher = self.teacher_logits(self.teacher_backbone(other)) - self.centre.value
+        student = self.student_logits(self.backbone(images)) / self.config.student_temperature
+        return -cross_entropy(teacher / self.temperature, student)
 
     def teacher_logits(self, features: Tensor) -> Tensor:
         """Pooled features of the teacher -> logits (N, prototypes)."""

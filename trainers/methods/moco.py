@@ -9,7 +9,7 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
-from trainers.methods import Method, two_views
+from trainers.methods import Method, are_kin, log_ratio, two_views
 from trainers.methods.heads import normalise, projector
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.methods.split_bn import split_batch_norm
@@ -18,20 +18,26 @@ from trainers.schedules import Clock
 __all__ = ["MoCo", "info_nce"]
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float, excluded: Tensor | None = None
+) -> Tensor:
     """InfoNCE per sample: -log( exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)) ).
 
     Args:
         query, key: rows of length 1 (B, D); gradients flow through the query.
         queue: negatives of length 1 (K, D).
         temperature: T.
+        excluded: bool (B, K), entries of the queue that are no negatives of a query.
 
     Returns:
         Losses (B,).
     """
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key).sum(dim=1, keepdim=True)
-        logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
+        negative = query @ queue.T
+        if excluded is not None:
+            negative = negative.masked_fill(excluded, -torch.inf)
+        logits = torch.cat([positive, negative], dim=1) / temperature
         answer = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         return F.cross_entropy(logits, answer, reduction="none")
 
@@ -46,6 +52,7 @@ class MoCo(Method):
 
     sync_bn = False  # shuffling works because each process has its own statistics
     queue: Tensor
+    queue_kin: Tensor
     pointer: Tensor
 
     def __init__(self, backbone: Backbone, config: cfg.MoCo) -> None:
@@ -64,45 +71,56 @@ class MoCo(Method):
         self.register_buffer("queue", normalise(torch.randn(config.queue, config.output_dim)))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.step = 0
-        self._fresh: list[Tensor] = []
+        # Whose keys they are: number and partner, -1 where nobody told.
+        self.register_buffer("queue_kin", torch.full((config.queue, 2), -1))
+        self._fresh: list[tuple[Tensor, Tensor]] = []
 
     def before_step(self, clock: Clock) -> None:
         self.step = clock.step  # on which the shuffles hang
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         first, second = two_views(views)
-        losses = self._direction(first, second, 0)
+        losses = self._direction(first, second, 0, kin)
         if self.symmetric:
-            losses = losses + self._direction(second, first, 1)
+            losses = losses + self._direction(second, first, 1, kin)
         return self.loss_scale * losses
+
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        with torch.no_grad():
+            key = normalise(self.key_projector(self.key_backbone(other)))
+        return log_ratio(normalise(self.projector(self.backbone(images))), key)
 
     def after_step(self, clock: Clock) -> None:
         """Move the key encoder and enqueue the step's keys (not sooner: backward needs the old queue)."""
         ema_update(self.key_backbone, self.backbone, self.momentum)
         ema_update(self.key_projector, self.projector, self.momentum)
         if self._fresh:
-            self.enqueue(torch.cat(self._fresh))
+            self.enqueue(*(torch.cat(parts) for parts in zip(*self._fresh, strict=True)))
             self._fresh.clear()
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
-        """Overwrite the oldest entries by `keys` (n, D) of all ranks; n need not divide the queue."""
+    def enqueue(self, keys: Tensor, kin: Tensor) -> None:
+        """Overwrite the oldest entries by `keys` (n, D) of all ranks, and whose they are by `kin` (n, 2);
+        n need not divide the queue."""
         size, kept = len(self.queue), keys[-len(self.queue) :]
         start = self.pointer + len(keys) - len(kept)
         # The place is computed on the device: reading the pointer would make the CPU wait for the GPU.
         place = (start + torch.arange(len(kept), device=keys.device)) % size
         self.queue[place] = kept
+        self.queue_kin[place] = kin[-size:]
         self.pointer.copy_((self.pointer + len(keys)) % size)
 
-    def _direction(self, query_view: Tensor, key_view: Tensor, direction: int) -> Tensor:
+    def _direction(self, query_view: Tensor, key_view: Tensor, direction: int, kin: Tensor | None) -> Tensor:
         query = normalise(self.projector(self.backbone(query_view)))
         if direction == 0:
             self.embedding = query.detach()
         keys = self._keys(key_view, 2 * self.step + direction)
         if self.training:
-            self._fresh.append(keys)
+            unknown = torch.full((len(keys), 2), -1, device=keys.device)
+            self._fresh.append((keys, unknown if kin is None else distributed.gather(kin)))
         start = distributed.rank() * len(query)
-        return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature)
+        excluded = None if kin is None else are_kin(kin, self.queue_kin)
+        return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature, excluded)
 
     @torch.no_grad()
     def _keys(self, images: Tensor, seed: int) -> Tensor:

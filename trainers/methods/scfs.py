@@ -92,7 +92,7 @@ class SCFS(DINO):
             Centre(config.layer_output, config.centre_momentum) for _ in self.layer_heads
         )
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         batches = global_and_local(views)
         if len(batches) == 1:
             raise ValueError("SCFS searches with local views, and there is none; set views.locals above 0")

@@ -9,13 +9,13 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
-from trainers.methods import Method, two_views
+from trainers.methods import Method, are_kin, log_ratio, two_views
 from trainers.methods.heads import normalise, projector
 
 __all__ = ["SimCLR", "nt_xent"]
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float, kin: Tensor | None = None) -> Tensor:
     """NT-Xent per sample: mean of the losses of its two views, with all 2N - 1 others in the denominator.
 
         l(i) = -log( exp(cos(z_i, z_j) / T) / sum over k != i of exp(cos(z_i, z_k) / T) ),  j the other view
@@ -25,6 +25,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Args:
         first, second: embeddings (B, D) of the two views; B equal on all ranks.
         temperature: T.
+        kin: (B, 2) number and partner of every sample; those of one image or its partner are no negatives
+            of each other. Absent: all are.
 
     Returns:
         Losses (B,) of this rank's samples; their mean over ranks is the loss of the joined batch.
@@ -36,7 +38,12 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         row = torch.arange(len(logits), device=logits.device)
         column = row + distributed.rank() * len(logits)
         itself = column[:, None] == torch.arange(len(others), device=logits.device)
-        losses = F.cross_entropy(logits.masked_fill(itself, -torch.inf), column ^ 1, reduction="none")
+        logits = logits.masked_fill(itself, -torch.inf)
+        if kin is not None:
+            related = are_kin(kin, distributed.gather(kin)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+            own_pair = column[:, None] // 2 == torch.arange(len(others), device=logits.device) // 2
+            logits = logits.masked_fill(related & ~own_pair, -torch.inf)
+        losses = F.cross_entropy(logits, column ^ 1, reduction="none")
         return losses.view(-1, 2).mean(dim=1)
 
 
@@ -50,8 +57,12 @@ class SimCLR(Method):
         self.temperature = config.temperature
         self.loss_scale = config.loss_scale
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         # One pass over both views, so that batch norm sees them together.
         first, second = self.projector(self.backbone(torch.cat(two_views(views)))).chunk(2)
         self.embedding = first.detach()
-        return self.loss_scale * nt_xent(first, second, self.temperature)
+        return self.loss_scale * nt_xent(first, second, self.temperature, kin)
+
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        key, query = (normalise(self.projector(self.backbone(view))) for view in (other, images))
+        return log_ratio(query, key.detach())

@@ -34,12 +34,16 @@ class SimSiam(Method):
         self.predictor = projector(config.output_dim, config.predictor_dim, config.output_dim, bn=True)
         self.loss_scale = config.loss_scale
 
-    def forward(self, views: list[Tensor]) -> Tensor:
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         z1, z2 = (self.projector(self.backbone(view)) for view in two_views(views))
         self.embedding = z1.detach()
         p1, p2 = self.predictor(z1), self.predictor(z2)
         there, back = negative_cosine(p1, self.target(z2)), negative_cosine(p2, self.target(z1))
         return self.loss_scale * (there + back) / 2
+
+    def alignment(self, images: Tensor, other: Tensor) -> Tensor:
+        target, z = (self.projector(self.backbone(view)) for view in (other, images))
+        return -negative_cosine(self.predictor(z), target.detach())
 
     def target(self, z: Tensor) -> Tensor:
         """What a prediction is compared with: the projection without gradient, or all would collapse."""

@@ -32,8 +32,7 @@ class Stages:
     def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
         self.backbone = backbone
         self.taps = [FeatureTap(backbone, layer) for layer in layers]
-        has_class_token = hasattr(backbone, "class_token")  # torchvision's; timm counts by itself
-        self.prefix = int(getattr(backbone, "num_prefix_tokens", has_class_token))
+        self.prefix = backbone.prefix_tokens
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 3, S, S) -> pooled features (B, dim) and a map (B, C, h, w) per layer."""

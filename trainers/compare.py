@@ -1,0 +1,395 @@
+"""Several configurations on one budget, with the same seeds: one table, so that a claim is one command.
+
+python -m trainers compare configs/cifar10/simclr.yaml configs/cifar10/simclr_ccrop.yaml --seeds 3 --out OUT
+
+Every run lies in OUT/NAME/seed-N, like any other run. Given again, the command continues what was interrupted
+and repeats nothing. OUT/compare.csv has the raw numbers, a line per run, and OUT/compare.md the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import math
+import os
+import statistics
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from dali_views import RegionTable
+from dali_views.atomic import atomic_write
+from dali_views.bench import machine
+from dali_views.pipeline import default_threads
+
+from . import checkpoint, config_file, distributed
+from . import config as cfg
+from .amp import device_kind
+from .data import open_data
+from .evaluate import Evaluator
+from .evaluate.encoders import encoder_of
+from .evaluate.linear import linear_probe, probe_settings
+from .localise import guide_of
+from .pretrain import pretrain
+
+__all__ = ["Row", "Run", "compare", "difference", "extra_passes", "mean_and_deviation", "table"]
+
+UNTRAINED = "untrained"
+RECORD = "compare.json"  # in a run's folder: for how long it trained, and on what
+_BUDGET = (
+    *("data.", "model.", "probe.", "optim.batch", "run.epochs", "run.max_steps", "run.evaluate_every"),
+    *("views.size", "views.mean", "views.std"),
+)
+_SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
+_COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
+_COLUMNS = {**_SCORES, "box_area": "box area", **_COSTS}
+_LOCALISED = ("iou", "corloc", "box_area")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration with one seed: a line of compare.csv. None is what was not measured."""
+
+    config: str
+    """Its name in the table."""
+    seed: int
+    step: int | None = None
+    """Optimiser steps taken."""
+    knn_top1: float | None = None
+    """A share in [0, 1] after the last step, as are all scores."""
+    knn_top5: float | None = None
+    linear_top1: float | None = None
+    linear_top5: float | None = None
+    iou: float | None = None
+    corloc: float | None = None
+    box_area: float | None = None
+    """Median share of the image that the encoder's box covers."""
+    seconds: float | None = None
+    """Wall clock of pretraining, its start and its evaluations included, up to the last checkpoint."""
+    images_per_second: float | None = None
+    """Median of what the log says."""
+    extra_passes: int | None = None
+    """Passes over the training images that the guide made beside training."""
+    localisation: str = ""
+    """What boxes are read off; only scores of equal reading are compared."""
+    budget: str = ""
+    device: str = ""
+    threads: int | None = None
+    """Per process, that decode and augment."""
+    processes: int | None = None
+    machine: str = ""
+    """Cores, processor, GPU and versions where the run was trained last."""
+    stopped: bool = False
+    """A signal ended it; the same command continues it."""
+    failure: str = ""
+    """Why it did not come to its end, or not to all of its numbers."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration over its seeds: a row of the table."""
+
+    name: str
+    runs: tuple[Run, ...]
+    reference: bool = False
+    """Whether this is the untrained encoder."""
+
+    def values(self, measure: str) -> dict[int, float]:
+        """By seed, what the runs that have it have of a measure (a field of `Run`)."""
+        return {run.seed: v for run in self.runs if (v := getattr(run, measure)) is not None}
+
+
+def compare(
+    configs: Sequence[Path],
+    seeds: int,
+    out: Path,
+    overrides: Sequence[str] = (),
+    evaluations: Sequence[Literal["knn", "linear"]] = ("knn",),
+    unequal: bool = False,
+) -> list[Row]:
+    """Pretrain and evaluate every configuration with seeds 0, 1, ..., and save the table after every run.
+
+    Configurations take turns, seed by seed, so that a comparison that is cut short is even. A run that fails
+    is noted with the reason and the others go on. On several processes all take part and the main one writes;
+    there only a loss that is no number is survived: other errors may leave processes waiting for each other.
+
+    Args:
+        configs: YAML files, named in the table by stem, and by folders above where stems are equal.
+        seeds: how many.
+        out: folder for the runs and the table.
+        overrides: "section.key=value", for all of them.
+        evaluations: "knn": as during pretraining, hence localisation too; "linear": a linear probe.
+        unequal: compare although data, encoder, batch, length or evaluation differ.
+
+    Returns:
+        A row of the untrained encoder, if it was evaluated, and one per configuration; `table` prints them.
+        `Run.failure` tells whether all went well. After a signal the remaining runs are missing.
+
+    Raises:
+        ValueError: budgets differ (configuration and keys are named), or the arguments make no sense.
+        FileNotFoundError: there is no such configuration.
+    """
+    if seeds < 1 or not configs:
+        raise ValueError(
+            f"{len(configs)} configurations with {seeds} seeds are no comparison; give some of both"
+        )
+    if any(word.partition("=")[0].strip() in ("run.seed", "run.out") for word in overrides):
+        raise ValueError("run.seed and run.out are set run by run here; give a number of seeds and a folder")
+    files = dict(zip(_names(configs), configs, strict=True))
+    order = list(product(range(seeds), files))
+    # All are read before one trains: a misspelt key should not be found out after hours.
+    arms = {
+        (seed, name): config_file.load(
+            files[name],
+            [*overrides, f"run.seed={seed}", f"run.out={json.dumps(str(out / name / f'seed-{seed}'))}"],
+        )
+        for seed, name in order
+    }
+    if not unequal:
+        _check_budgets({name: arms[0, name] for name in files}, "linear" in evaluations)
+    distributed.init(device_kind(arms[order[0]]))
+    runs: list[Run] = []
+    for seed, name in order:
+        runs.append(_run(name, arms[seed, name], evaluations))
+        gc.collect()  # loader and graph refer to each other, so that only this frees their memory
+        rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
+        _save(out, rows, last=len(runs) == len(order))
+        if runs[-1].stopped:
+            break
+    return rows
+
+
+def extra_passes(saved: Mapping[str, Any]) -> int:
+    """Passes over the training images that a checkpoint's guide had made beside training."""
+    return int(saved["guide"]["passes"])
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and sample deviation (n - 1), which a single value does not have."""
+    known = list(values)
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float | None] | None:
+    """Mean of `one` less `other` over the seeds that both have, and its standard error; None: no such seed.
+
+    Paired: a seed gives both the same held-out images and first weights, and that noise cancels.
+    """
+    pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
+    if not pairs:
+        return None
+    mean, deviation = mean_and_deviation(pairs)
+    return mean, None if deviation is None else deviation / math.sqrt(len(pairs))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows, differences from the first configuration, and the budget, as Markdown aligned for a terminal."""
+    first, *others = trained = [row for row in rows if not row.reference]
+    runs = [run for row in trained for run in row.runs]
+    alike = len({run.localisation for run in runs}) == 1
+    columns = [measure for measure in _COLUMNS if any(row.values(measure) for row in rows)]
+    judged = [measure for measure in columns if measure in _SCORES and (alike or measure not in _LOCALISED)]
+    means = {m: [statistics.fmean(v.values()) for row in trained if (v := row.values(m))] for m in judged}
+    best = {measure: max(found) for measure, found in means.items() if len(found) > 1}
+    grid = [["", "seeds", *(_COLUMNS[measure] for measure in columns), "note"]]
+    for row in rows:
+        failed = [f"seed {run.seed}: {run.failure}" for run in row.runs if run.failure]
+        seeds = f"{len(row.runs) - len(failed)} of {len(row.runs)}" if failed else f"{len(row.runs)}"
+        note = "; ".join(failed).replace("|", "\\|")
+        grid.append([row.name, seeds, *(_cell(measure, row, best) for measure in columns), note])
+    for row in others:
+        pairs = {measure: difference(row.values(measure), first.values(measure)) for measure in judged}
+        cells = [_score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
+        if any(cells):
+            grid.append([f"{row.name} - {first.name}", "", *cells, ""])
+
+    noted = any(line[-1] for line in grid[1:])
+    grid = grid if noted else [line[:-1] for line in grid]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    if noted:
+        widths[-1] = 4  # sentences are not padded to the longest
+    grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
+    lines = [f"| {' | '.join(line)} |" for line in padded]
+    legend = ["±: deviation over seeds; of a difference its standard error, paired by seed. *: the best."]
+    if not alike and not set(columns).isdisjoint(_LOCALISED):
+        told = "; ".join(dict.fromkeys(f"{run.config} {run.localisation}" for run in runs))
+        legend.append(f"Boxes are read off differently, so that their scores do not compare: {told}.")
+    budgets = {run.budget for run in runs}
+    legend.append(f"Budget: {budgets.pop()}." if len(budgets) == 1 else "Budgets differ, see compare.csv.")
+    return "\n".join([*lines, "", *legend])
+
+
+def _cell(measure: str, row: Row, best: Mapping[str, float]) -> str:
+    values = row.values(measure).values()
+    if not values:
+        return "-"
+    mean, deviation = mean_and_deviation(values)
+    if measure in _COSTS:
+        return f"{mean:.0f}"
+    return _score(measure, mean, deviation) + "*" * (not row.reference and mean == best.get(measure))
+
+
+def _score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
+    """A score with its deviation or error; accuracies in percent."""
+    factor, digits = (1, 3) if measure in ("iou", "box_area") else (100, 2)
+    text = f"{factor * mean:{sign}.{digits}f}"
+    return text if spread is None else f"{text} ± {factor * spread:.{digits}f}"
+
+
+def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
+    """One run, continued if it was begun, with its numbers or the reason why some are missing."""
+    folder = Path(config.run.out)
+    run = Run(name, config.run.seed, localisation=_reading(config), budget=_budget(config))
+    try:
+        run = _pretrained(run, config)
+        if run.stopped:
+            return run
+        device, saved = distributed.init(device_kind(config)), checkpoint.load(folder)
+        data = open_data(config.data, config.run.seed)
+        encoder = encoder_of(config, saved, "trained", device)
+        run = replace(run, extra_passes=extra_passes(saved))
+        # A run that is shorter than run.log_every has never read its loss.
+        if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+            raise FloatingPointError("weights of the trained encoder are no numbers; lower optim.lr")
+        if "knn" in evaluations:
+            found = [scores for step, scores in _evaluations(folder) if step == run.step]
+            # None if run.evaluate_every is 0 or run.max_steps cut an epoch short.
+            if distributed.any_rank(not found):
+                evaluator = Evaluator(config, data, encoder, RegionTable(len(data.train)), device)
+                line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
+                found = [_scores(line)]
+                if distributed.is_main():
+                    with (folder / "metrics.jsonl").open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+            run = replace(run, **found[-1])
+        if "linear" in evaluations:
+            result = linear_probe(config, encoder, data, device, folder / "linear", resume=True)
+            run = replace(run, linear_top1=result.top1, linear_top5=result.top5)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if distributed.world() > 1 and not isinstance(error, FloatingPointError):
+            raise
+        run = replace(run, failure=textwrap.shorten(f"{type(error).__name__}: {error}", 500))
+    return run
+
+
+def _pretrained(run: Run, config: cfg.Config) -> Run:
+    folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config)
+    threads = config.run.threads or default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    where = {"threads": threads, "processes": distributed.world(), "machine": machine(device)}
+    _clock(folder, {"at": time.time(), "device": device, **where})
+    result = pretrain(config, resume=True)
+    distributed.barrier()  # the main process may still be writing what all read now
+    run = replace(run, step=result.step, **_clock(folder))
+    if limit is not None and result.step > limit:
+        raise ValueError(f"{folder} took {result.step} steps, more than run.max_steps; name another folder")
+    if not result.finished and result.step != limit:
+        stopped = f"stopped after {result.step} steps; the same command continues it"
+        return replace(run, stopped=True, failure=stopped)
+    rates = [line["images_per_second"] for line in _log(folder) if "loss" in line]
+    return replace(run, images_per_second=statistics.median(rates) if rates else None)
+
+
+def _clock(folder: Path, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Seconds of training so far and where it was, from the run's record, in which `begun` opens a stretch.
+
+    A stretch counts up to the newest checkpoint, for what a killed process did after it is done again.
+    """
+    file, last = folder / RECORD, folder / checkpoint.LAST
+    record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    before = record.pop("begun", None)
+    if before and last.is_file() and (spent := last.stat().st_mtime - before.pop("at")) > 0:
+        record |= {**before, "seconds": record.get("seconds", 0.0) + spent}
+    if distributed.is_main():
+        with atomic_write(file) as draft:
+            draft.write(json.dumps({**record, "begun": begun} if begun else record).encode())
+    return record
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _evaluations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Step and scores of every evaluation of a run."""
+    return [(line["step"], scores) for line in _log(folder) if (scores := _scores(line))]
+
+
+def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: line[name] for name in ("knn_top1", "knn_top5", *_LOCALISED) if name in line}
+
+
+def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
+    """All rows; the untrained encoder's from the first configuration's runs, whose folders are given."""
+    names = dict.fromkeys(run.config for run in runs)
+    rows = [Row(name, tuple(run for run in runs if run.config == name)) for name in names]
+    untrained = [
+        replace(Run(UNTRAINED, seed, 0, localisation=runs[0].localisation), **scores)
+        for seed, folder in enumerate(folders)
+        for step, scores in _evaluations(folder)
+        if step == 0
+    ]
+    return [Row(UNTRAINED, tuple(untrained), reference=True), *rows] if untrained else rows
+
+
+def _save(out: Path, rows: Sequence[Row], last: bool) -> None:
+    """Write both files, on the main process."""
+    runs, file = [asdict(run) for row in rows for run in row.runs], out / "compare.csv"
+    # Until an interrupted comparison has come as far again, it keeps what was saved then.
+    behind = not last and file.is_file() and file.read_text().count("\n") > 1 + len(runs)
+    if behind or not distributed.is_main():
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Run)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(runs)
+    for path, content in ((file, text.getvalue()), (out / "compare.md", table(rows) + "\n")):
+        with atomic_write(path) as draft:
+            draft.write(content.encode())
+
+
+def _names(configs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, without suffix, that tell the files apart."""
+    ways = [Path(os.path.abspath(path)).with_suffix("").parts for path in configs]
+    if len(set(ways)) < len(ways):
+        raise ValueError(f"a configuration is named twice in {', '.join(map(str, configs))}; leave one out")
+    names = []
+    for way in ways:
+        depth = 1
+        while sum(other[-depth:] == way[-depth:] for other in ways) > 1:
+            depth += 1
+        names.append("/".join(way[-depth:]))
+    return names
+
+
+def _check_budgets(configs: Mapping[str, cfg.Config], probed: bool) -> None:
+    (first, model), *others = configs.items()
+    for name, config in others:
+        unlike = [key for key in config_file.differences(model, config) if key.startswith(_BUDGET)]
+        if probed and not unlike and probe_settings(config) != probe_settings(model):
+            unlike = ["probe.recipe (auto follows the method)"]
+        if unlike:
+            raise ValueError(
+                f"{name} has another {', '.join(unlike)} than {first}, which makes budgets or evaluations "
+                "unequal; make them equal or give --unequal"
+            )
+
+
+def _budget(config: cfg.Config) -> str:
+    steps = f" cut at {config.run.max_steps} steps" if config.run.max_steps else ""
+    return (
+        f"{config.run.epochs} epochs{steps}, batch {config.optim.batch}, {config.model.backbone} "
+        f"at {config.views.size} pixels, {config.data.kind} {config.data.path}"
+    )
+
+
+def _reading(config: cfg.Config) -> str:
+    guide = guide_of(config)
+    return f"{guide.layer or 'last stage'} over {guide.threshold} at {guide.size or config.views.size} pixels"

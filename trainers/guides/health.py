@@ -1,0 +1,57 @@
+"""What a region table looks like once a guide has written it: numbers that tell whether it still guides."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dali_views import RegionTable
+from dali_views.coordinates import iou
+from dali_views.regions import Regions
+
+__all__ = ["box_areas", "health"]
+
+
+def box_areas(regions: RegionTable) -> npt.NDArray[np.float32]:
+    """(N,) share of the image that the box of greatest weight covers."""
+    best = regions.boxes[np.arange(len(regions)), regions.weights.argmax(1)]
+    return np.asarray(np.prod(best[:, 2:] - best[:, :2], axis=1), np.float32)
+
+
+def health(regions: RegionTable, before: Regions) -> dict[str, float]:
+    """Measures of a table that has just been written, beside what it was before.
+
+    Returns:
+        area_low, area_median, area_high: quantiles (0.1, 0.5, 0.9) of the boxes' shares of their images;
+            a median above 0.9 hardly guides.
+        moved: mean of 1 - IoU of old and new boxes, over rows that had boxes; left out if none had.
+        whole: share of boxes that are the whole image, which is what a map without contrast gives.
+        weight_entropy: mean entropy of a row's weights over log K; 1 is all regions alike, 0 only one in use.
+        stale: mean number of epochs since a row was last written, over the rows that ever were.
+        paired: share of samples with a partner other than themselves.
+    """
+    areas = box_areas(regions)
+    low, median, high = np.quantile(areas, [0.1, 0.5, 0.9])
+    old = before.written
+    moved = 1 - iou(torch.from_numpy(regions.boxes[old, 0]), torch.from_numpy(before.boxes[old, 0]))
+    written = regions.written_epoch >= 0
+    found = {
+        "area_low": low,
+        "area_median": median,
+        "area_high": high,
+        "moved": float(moved.mean()) if old.any() else np.nan,
+        "whole": float((areas > 1 - 1e-6).mean()),
+        "weight_entropy": _entropy(regions.weights),
+        "stale": float((regions.epoch - regions.written_epoch[written]).mean()) if written.any() else np.nan,
+        "paired": float((regions.partner != np.arange(len(regions))).mean()),
+    }
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def _entropy(weights: npt.NDArray[np.float32]) -> float:
+    if weights.shape[1] == 1:
+        return 0.0
+    shares = weights / weights.sum(1, keepdims=True)
+    terms = np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1)), 0)
+    return float(-terms.sum(1).mean() / np.log(weights.shape[1]))

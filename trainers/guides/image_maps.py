@@ -1,0 +1,137 @@
+"""A small heatmap per image, put together from the views that training looks at anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dali_views.coordinates import map_to_image
+from dali_views.saliency import channel_sum
+
+from .. import distributed
+
+__all__ = ["ImageMaps", "ViewMaps"]
+
+_ROWS = 1 << 16  # rows that travel between ranks at a time; bounds the memory of `sync`
+
+
+class ViewMaps:
+    """Collects the channel sums of one layer while the encoder trains, call by call.
+
+    All methods show their views to the backbone in order, one after the other or several as one batch,
+    so that the rows that come out belong to view 0, view 1 and so on.
+
+    Args:
+        backbone: the encoder that learns; its calls in eval mode are not collected.
+        layer: dotted name; a map (B, C, h, w), or tokens of a transformer.
+        prefix_tokens: class and register tokens in front.
+    """
+
+    def __init__(self, backbone: nn.Module, layer: str, prefix_tokens: int = 0) -> None:
+        self.prefix = prefix_tokens
+        self.sums: list[Tensor] = []
+        module = backbone.get_submodule(layer)
+        self._backbone = backbone
+        module.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._backbone.training:
+            self.sums.append(channel_sum(output, self.prefix))
+
+    def take(self, samples: int) -> list[Tensor]:
+        """One (samples, h, w) map per view seen since the last call, in the order of the views.
+
+        Standardised by mean and deviation of the views of a size, so that steps can be averaged although
+        features grow, and a crop of background is not stretched to the contrast of an object.
+        """
+        views = []
+        for sums in self.sums:
+            deviation, mean = torch.std_mean(sums)
+            views += list(((sums - mean) / deviation.clamp(min=1e-6)).view(-1, samples, *sums.shape[1:]))
+        self.sums = []
+        return views
+
+
+class ImageMaps:
+    """Maps (N, size, size), half precision, on the device: per cell an exponential average over the views.
+
+    A cell that no view has shown yet is NaN. 1.28 million maps of 14 x 14 take 502 MB. The average, its
+    rate and the standardisation are our choice; no paper has maps without a pass.
+
+    Args:
+        rate: weight of a new view against the average so far.
+    """
+
+    def __init__(self, length: int, size: int, rate: float, device: torch.device) -> None:
+        self.rate = rate
+        self.maps = torch.full((length, size, size), torch.nan, dtype=torch.float16, device=device)
+        self.fresh = torch.zeros(length, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def add(self, index: Tensor, views: Tensor, crops: Tensor, flipped: Tensor) -> None:
+        """Average one view's maps into those of its images. Does not wait for the device.
+
+        Args:
+            index: (B,) rows, each at most once.
+            views: (B, h, w) on the view; crops (B, 4) and flipped (B,) say where it was cut.
+        """
+        size = self.maps.shape[1:]
+        placed, covered = map_to_image(views.clamp(-100, 100), crops, flipped, (size[0], size[1]))
+        old = self.maps[index].float()
+        mixed = torch.where(old.isnan(), placed, old.lerp(placed, self.rate))
+        self.maps[index] = torch.where(covered, mixed, old).half()
+        self.fresh[index] = True
+
+    @torch.no_grad()
+    def put(self, index: Tensor, maps: Tensor) -> None:
+        """Replace maps by those of whole images, (B, h, w)."""
+        size = self.maps.shape[1:]
+        small = F.interpolate(maps[:, None].float(), size=(size[0], size[1]), mode="area")[:, 0]
+        self.maps[index] = small.half()
+        self.fresh[index] = True
+
+    def normalised(self, rows: Tensor | slice) -> Tensor:
+        """Maps (B, size, size), float32 in [0, 1] by each map's own least and greatest value.
+
+        Cells never seen count as the least; a map without contrast is all ones, as in `activation_map`.
+        """
+        maps = self.maps[rows].float()
+        seen = ~maps.isnan()
+        low = torch.where(seen, maps, torch.inf).amin((1, 2), keepdim=True)
+        span = torch.where(seen, maps, -torch.inf).amax((1, 2), keepdim=True) - low
+        usable = (span > 0) & span.isfinite()
+        scaled = torch.where(seen, maps - low, 0.0) / torch.where(usable, span, 1.0)
+        return torch.where(usable, scaled, 1.0)
+
+    def sync(self) -> None:
+        """Give all ranks the maps of the rows that any of them has added to since the last call."""
+        rows = self.fresh.nonzero().flatten()
+        if distributed.world() > 1:
+            most = int(distributed.gather(torch.tensor([len(rows)], device=rows.device)).max())
+            for start in range(0, most, _ROWS):
+                mine = rows[start : start + _ROWS]
+                everyone = distributed.gather_rows(mine)
+                self.maps[everyone] = distributed.gather_rows(self.maps[mine])
+        self.fresh.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The maps, and which rows other ranks do not know; for a checkpoint."""
+        return {"maps": self.maps, "fresh": self.fresh}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict()`.
+
+        Raises:
+            ValueError: it has another number or size of maps.
+        """
+        if state["maps"].shape != self.maps.shape:
+            raise ValueError(
+                f"the stored maps have shape {tuple(state['maps'].shape)}, not {tuple(self.maps.shape)}; "
+                "resume with the data and the guide that the run was begun with"
+            )
+        self.maps.copy_(state["maps"])
+        self.fresh.copy_(state["fresh"])

@@ -1,0 +1,89 @@
+"""Semantic positive pairs (arXiv 2306.16122): another image of the same content as the second view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dali_views import Batch, RegionTable, SampleIndex
+
+from .. import config as cfg
+from .. import distributed
+from ..partners import embed, find_partners, frozen_encoder, label_partners, precision, random_partners
+from . import Guide
+
+__all__ = ["SemanticPairs"]
+
+
+class SemanticPairs(Guide):
+    """Finds a partner for each anchor once, before training, and pairs a share of them anew every epoch.
+
+    The paper's abstract tells of a pre-trained encoder and a similarity; which anchors, the band and how
+    pairs mix with ordinary views are our choice. An image without a partner, or not drawn in an epoch, is
+    its own partner, which is the ordinary pair.
+    """
+
+    def __init__(
+        self, config: cfg.Config, guide: cfg.SemanticPairs, index: SampleIndex, device: torch.device
+    ) -> None:
+        self.config = config
+        self.guide = guide
+        self.index = index
+        self.device = device
+        self.partner = torch.arange(len(index))
+
+    def begin(self, regions: RegionTable) -> None:
+        seed, labels = self.config.run.seed, torch.from_numpy(self.index.labels.astype(np.int64))
+        drawn = np.random.default_rng([seed, 1]).permutation(len(self.index))
+        anchors = torch.from_numpy(np.sort(drawn[: max(1, round(self.guide.anchors * len(drawn)))]))
+        cosine = None
+        match self.guide.control:
+            case "random":
+                self.partner = random_partners(len(self.index), seed, anchors)
+            case "label":
+                self.partner = label_partners(labels, seed, anchors)
+            case "none" if self.guide.encoder is not None:
+                encoder, like = frozen_encoder(self.config, self.guide.encoder, self.device)
+                found = find_partners(
+                    embed(like, encoder, self.index, self.device), band=self.guide.band,
+                    kind=self.guide.band_kind, anchors=anchors,
+                )  # fmt: skip
+                self.partner, cosine = found.partner.cpu(), found.cosine.cpu()
+                self.passes += 1
+        if distributed.is_main():
+            tqdm.write(self._told(precision(self.partner, labels, cosine)))
+        self._pair(regions, 0)
+
+    def kin(self, batch: Batch) -> Tensor | None:
+        return torch.stack([batch.index, batch.partner], dim=1) if self.guide.mask else None
+
+    def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
+        if self.guide.share == 1 or epoch == epochs:
+            return False
+        self._pair(regions, epoch)
+        return True
+
+    def _pair(self, regions: RegionTable, epoch: int) -> None:
+        """Write the partners of a share of the images, drawn by seed and epoch, into the table."""
+        rows = np.arange(len(self.index))
+        draw = np.random.default_rng([self.config.run.seed, 2, epoch])
+        paired = draw.random(len(rows)) < self.guide.share
+        regions.update(rows, partner=np.where(paired, self.partner.numpy(), rows))
+
+    def _told(self, found: Mapping[str, Any]) -> str:
+        told = f"{found['pairs']} semantic pairs"
+        if found["pairs"] and np.isfinite(found["precision"]):
+            told += f", {found['precision']:.1%} of them of one class (by chance {found['chance']:.1%})"
+        return told
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "partner": self.partner}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.partner = state["partner"].clone()
