@@ -205,4 +205,4 @@ def test_the_runs_of_the_results_page_have_one_budget(file: Path) -> None:
     assert config.model.backbone == "test_resnet"
     assert isinstance(config.optim, cfg.AdamW)
     assert (config.optim.batch, config.optim.lr) == (64, 1e-3)
-    assert config.run.epochs == (40 if "photographs" in file.name else 24)
+    assert config.run.epochs == (20 if "photographs" in file.name else 24)

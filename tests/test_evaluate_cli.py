@@ -41,7 +41,7 @@ def noted(run: Path) -> list[dict]:
 
 
 def test_knn_of_several_k_and_of_the_baselines(run, capsys):
-    assert cli.main(["knn", str(run), "-k", "1", "5"]) == 0
+    assert cli.main(["knn", str(run), "-k", "1", "5", "run.threads=1"]) == 0
     assert cli.main(["knn", str(run / "last.pt"), "-k", "5", "--encoder", "colours"]) == 0
     assert cli.main(["knn", str(run), "-k", "5", "--encoder", "untrained"]) == 0
     told = capsys.readouterr().out
@@ -105,6 +105,9 @@ def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tm
     with pytest.raises(SystemExit):
         cli.main(["finetune", str(run), "--encoder", "colours"])
     assert "invalid choice: 'colours'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(run), str(tmp_path / "out"), "run.threads=1"])
+    assert "unrecognized arguments: run.threads=1" in capsys.readouterr().err
     assert cli.main(["linear", str(tmp_path)]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
     assert cli.main(["linear", str(run), "probe.epoch=3"]) == 2

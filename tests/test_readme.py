@@ -47,3 +47,15 @@ def test_the_table_of_speeds_is_the_committed_files(readme):
 def test_every_file_the_readme_points_to_exists(readme):
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
+
+
+def test_the_results_page_quotes_the_committed_numbers() -> None:
+    with (ROOT / "tests/bench/results/cpu_methods_cifar10.csv").open() as file:
+        committed = [
+            [f"{100 * float(row[key]):.1f}" for key in ("knn20_top1", "knn200_top1", "linear_top1")]
+            for row in csv.DictReader(file)
+        ]
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("## DINO against")[0]
+    told = [[cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if "|" in line]
+    quoted = [cells for cells in told if cells[0].replace(".", "").isdigit() and cells[0] != "10.0"]
+    assert quoted == committed

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,16 +37,20 @@ from .report import table as scores_table
 
 __all__ = ["main"]
 
+_CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit code 0, or 2 with one sentence for a user's mistake."""
     parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
-    if rest:
-        # argparse gives up on key=value after an option; we take it wherever it stands.
-        if not hasattr(args, "overrides") or any("=" not in word or word.startswith("-") for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.overrides += rest
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out first: argparse would give them to an option before them, or not know them after one.
+    changes = [word for word in words if _CHANGE.match(word)]
+    args = parser.parse_args([word for word in words if word not in changes])
+    if changes and not hasattr(args, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(changes)}")
+    if changes:
+        args.overrides = [*args.overrides, *changes]
     warnings.showwarning = _show_warning
     command: Callable[[argparse.Namespace], None] = args.run_command
     try:
