@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from trainers.methods import are_kin, log_ratio
 from trainers.methods.byol import squared_distance
 from trainers.methods.dino import across_views, cross_entropy
 from trainers.methods.heads import PrototypeHead
@@ -53,6 +54,40 @@ def test_nt_xent_compares_each_view_with_all_others_of_the_batch(draw: Any, temp
         expected[i % 5] += -math.log(positive / sum(others)) / 2
     assert nt_xent(first, second, temperature).tolist() == pytest.approx(expected, abs=1e-12)
     assert nt_xent(first.float(), second.float(), temperature).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_and_its_partner_are_no_negatives_of_each_other(draw: Any) -> None:
+    first, second = draw(2, 4, 6)
+    z = [*first, *second]
+    kin = torch.tensor([[10, 11], [11, 11], [12, 13], [10, 10]])  # 0 has 1 for a partner; 3 is 0 again
+    apart = {0: {2}, 1: {2, 3}, 2: {0, 1, 3}, 3: {1, 2}}
+    expected = [0.0] * 4
+    for i in range(8):
+        positive = math.exp(cosine(z[i], z[(i + 4) % 8]) / 0.5)
+        others = [math.exp(cosine(z[i], z[k]) / 0.5) for k in range(8) if k % 4 in apart[i % 4]]
+        expected[i % 4] += -math.log(positive / (positive + sum(others))) / 2
+    assert nt_xent(first, second, 0.5, kin).tolist() == pytest.approx(expected, abs=1e-12)
+    alone = torch.stack([torch.arange(4), torch.arange(4)], dim=1)
+    assert torch.equal(nt_xent(first, second, 0.5, alone), nt_xent(first, second, 0.5))
+
+
+def test_entries_of_the_queue_that_are_kin_are_left_out(draw: Any) -> None:
+    query, key, queue = (normalize(draw(n, 6), dim=1) for n in (2, 2, 3))
+    kin, owners = torch.tensor([[5, 6], [7, 7]]), torch.tensor([[6, 9], [8, 5], [-1, -1]])
+    excluded = are_kin(kin, owners)
+    assert excluded.tolist() == [[True, True, False], [False, False, False]]
+    whole, part = info_nce(query, key, queue, 0.2), info_nce(query, key, queue[2:], 0.2)
+    found = info_nce(query, key, queue, 0.2, excluded)
+    assert found.tolist() == pytest.approx([float(part[0]), float(whole[1])], abs=1e-12)
+
+
+def test_the_alignment_score_is_the_log_ratio_against_the_other_images(draw: Any) -> None:
+    query, key = (normalize(draw(4, 6), dim=1) for _ in range(2))
+    expected = []
+    for n in range(4):
+        others = sum(math.exp(cosine(query[n], query[m])) for m in range(4) if m != n)
+        expected.append(math.log(math.exp(cosine(query[n], key[n])) / others))
+    assert log_ratio(query, key).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_info_nce_compares_the_query_with_its_key_and_the_queue(draw: Any) -> None:

@@ -73,6 +73,18 @@ def test_the_embedding_to_tell_a_collapse_by_is_the_first_views(name: str) -> No
     torch.testing.assert_close(method.embedding, kept.flip(0))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_alignment_is_greatest_for_the_same_image_and_reaches_its_pixels_by_gradient(name: str) -> None:
+    method, views = small_method(name).eval(), views_for(name, 4)
+    images = views[0].clone().requires_grad_()
+    score = method.alignment(images, views[0])
+    assert score.shape == (4,)
+    (gradient,) = torch.autograd.grad(score.sum(), images)
+    assert gradient.abs().sum(dim=(1, 2, 3)).gt(0).all()
+    if name in ("simclr", "moco"):  # the others compare across a predictor or a centre
+        assert (score > method.alignment(views[0], views[1])).all()
+
+
 def test_numbers_and_sizes_of_views_that_do_not_fit_are_refused() -> None:
     first, second = views_for("simclr", 2)
     local = first[:, :, 2:, 2:]

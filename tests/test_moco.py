@@ -60,6 +60,18 @@ def test_a_step_enqueues_the_keys_after_backward_and_moves_the_key_encoder() -> 
     assert all(p.grad is None and not p.requires_grad for p in method.key_backbone.parameters())
 
 
+def test_the_queue_knows_whose_its_keys_are_and_leaves_kin_out() -> None:
+    method, views = moco(queue=4), views_for("moco", 2)
+    kin = torch.tensor([[3, 4], [5, 5]])
+    method(views, kin)
+    method.after_step(Clock(0, 2, 1))
+    assert method.queue_kin.tolist() == [[3, 4], [5, 5], [-1, -1], [-1, -1]]
+    told, untold = method(views, kin), method(views)
+    assert (told < untold).all(), "every query's own older key was among the negatives"
+    strangers = torch.tensor([[8, 8], [9, 9]])
+    torch.testing.assert_close(method(views, strangers), untold)
+
+
 def test_symmetric_moco_adds_the_two_directions() -> None:
     views = views_for("moco", 3)
     both, one = moco(symmetric=True), moco()

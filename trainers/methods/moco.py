@@ -99,15 +99,15 @@ class MoCo(Method):
             self._fresh.clear()
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, kin: Tensor) -> None:
-        """Overwrite the oldest entries by `keys` (n, D) of all ranks, and whose they are by `kin` (n, 2);
+    def enqueue(self, keys: Tensor, kin: Tensor | None = None) -> None:
+        """Overwrite the oldest entries by `keys` (n, D) of all ranks, note whose they are by `kin` (n, 2);
         n need not divide the queue."""
         size, kept = len(self.queue), keys[-len(self.queue) :]
         start = self.pointer + len(keys) - len(kept)
         # The place is computed on the device: reading the pointer would make the CPU wait for the GPU.
         place = (start + torch.arange(len(kept), device=keys.device)) % size
         self.queue[place] = kept
-        self.queue_kin[place] = kin[-size:]
+        self.queue_kin[place] = -1 if kin is None else kin[-size:]
         self.pointer.copy_((self.pointer + len(keys)) % size)
 
     def _direction(self, query_view: Tensor, key_view: Tensor, direction: int, kin: Tensor | None) -> Tensor:
