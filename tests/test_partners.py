@@ -1,9 +1,8 @@
-"""Partners against loops in float64, on one rank and two; their controls, their precision, their encoders."""
+"""Partners against loops in float64, on one rank and two."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torchvision
-from safetensors.torch import save_file
-from scipy.stats import chisquare
+from test_frozen import config_of
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from dali_views import SampleIndex
 from dali_views.scenes import make_scenes
-from trainers import checkpoint, config_file, partners
-from trainers import config as cfg
-from trainers.backbones import Backbone, build_backbone
-from trainers.data import evaluation_views, plain_loader
-from trainers.methods import method_of
-from trainers.partners import (
-    embed,
-    find_partners,
-    frozen_encoder,
-    label_partners,
-    precision,
-    random_partners,
-)
+from trainers import partners
+from trainers.backbones import build_backbone
+from trainers.frozen import embed
+from trainers.partners import find_partners
 
-CPU = torch.device("cpu")
 BANDS: list[tuple[Any, tuple[float, float]]] = [
     ("absolute", (0.2, 0.9)), ("absolute", (-1, 1)), ("quantile", (0.5, 0.9)), ("quantile", (0.9, 1)),
 ]  # fmt: skip
@@ -217,230 +204,12 @@ def test_a_tile_of_the_default_size_fits_its_budget_and_a_small_one_is_still_a_t
     assert found.partner.tolist() == plain_search(features_of(5), "absolute", (-1, 1), list(range(5)))[0]
 
 
-# -- controls and precision -------------------------------------------------------------------------
-
-
-def test_random_partners_are_all_others_with_equal_probability():
-    n, seeds = 8, 1400
-    drawn = torch.stack([random_partners(n, seed) for seed in range(seeds)])
-    assert not (drawn == torch.arange(n)).any()
-    for row in range(n):
-        counts = torch.bincount(drawn[:, row], minlength=n)
-        others = counts[torch.arange(n) != row]
-        assert counts[row] == 0
-        assert chisquare(others.numpy()).pvalue > 1e-4
-    assert random_partners(2, 5).tolist() == [1, 0]
-
-
-def test_partners_of_the_same_label_are_all_of_them_with_equal_probability():
-    labels = torch.tensor([3, 7, 3, -1, 3, 9, 7, 3, -1, 3])
-    drawn = torch.stack([label_partners(labels, seed) for seed in range(1400)])
-    assert (labels[drawn] == labels).all()
-    assert (drawn[:, [3, 5, 8]] == torch.tensor([3, 5, 8])).all()  # unknown, or the only one
-    assert drawn[0, [1, 6]].tolist() == [6, 1]
-    for row in (0, 2, 4, 7, 9):
-        counts = torch.bincount(drawn[:, row], minlength=10)
-        others = [i for i in (0, 2, 4, 7, 9) if i != row]
-        assert counts.sum() == counts[others].sum()
-        assert chisquare(counts[others].numpy()).pvalue > 1e-4
-
-
-def test_controls_are_functions_of_the_seed_and_the_same_for_an_anchor_whoever_else_is_one():
-    labels = np.arange(500, dtype=np.int32) % 9
-    anchors = torch.tensor([8, 499, 3])
-    rest = torch.ones(500, dtype=torch.bool).index_fill(0, anchors, False)
-    for control in (lambda *a: random_partners(500, *a), lambda *a: label_partners(labels, *a)):
-        whole, some = control(11), control(11, anchors)
-        assert torch.equal(whole, control(11))
-        assert (whole != control(12)).float().mean() > 0.9
-        assert torch.equal(some[anchors], whole[anchors])
-        assert torch.equal(some[rest], torch.arange(500)[rest])
-    with pytest.raises(ValueError, match="at least 2"):
-        random_partners(1, 0)
-    with pytest.raises(ValueError, match="rows of 500"):
-        label_partners(labels, 0, torch.tensor([500]))
-
-
-def test_precision_as_worked_by_hand():
-    labels = torch.tensor([0, 0, 0, 1, 1, -1, 2])
-    partner = torch.tensor([1, 3, 2, 4, 3, 0, 5])  # 2 is alone, 5 and the partner of 6 are unknown
-    cosines = torch.tensor([0.9, 0.2, math.nan, 0.7, 0.8, 0.5, 0.6])
-    found = precision(partner, labels, cosines, bands=2)
-    assert found["pairs"] == 4
-    assert found["precision"] == pytest.approx(3 / 4)  # all but 1 -> 3
-    # Of the 5 others whose label is known, 2 share that of 0 and of 1; 1 shares that of 3 and of 4.
-    assert found["chance"] == pytest.approx((2 / 5 + 2 / 5 + 1 / 5 + 1 / 5) / 4)
-    low, high = found["bands"]
-    assert low == {
-        "low": pytest.approx(0.2), "high": pytest.approx(0.7), "precision": 0.5, "pairs": 2,
-    }  # fmt: skip
-    assert high == {"low": pytest.approx(0.8), "high": pytest.approx(0.9), "precision": 1.0, "pairs": 2}
-    assert "bands" not in precision(partner, labels)
-    deciles = precision(partner, labels, cosines)["bands"]
-    assert [band["pairs"] for band in deciles] == [1] * 4 + [0] * 6
-    assert math.isnan(deciles[-1]["precision"])
-
-
-def test_precision_of_nothing_is_no_number_and_random_partners_are_at_chance():
-    alone = precision(torch.arange(3), torch.tensor([0, 0, 1]), torch.full((3,), math.nan))
-    assert alone["pairs"] == 0
-    assert math.isnan(alone["precision"])
-    assert math.isnan(alone["chance"])
-    assert len(alone["bands"]) == 10
-    assert precision(torch.tensor([1, 0]), np.full(2, -1))["pairs"] == 0
-    labels = torch.arange(20_000) % 4
-    found = precision(random_partners(20_000, 0), labels)
-    assert found["chance"] == pytest.approx(4999 / 19_999)
-    assert found["precision"] == pytest.approx(found["chance"], abs=5 * math.sqrt(0.25 * 0.75 / 20_000))
-    assert precision(label_partners(labels, 0), labels)["precision"] == 1
-    with pytest.raises(ValueError, match="same images"):
-        precision(torch.arange(3), torch.zeros(2))
-
-
-# -- encoders and features ----------------------------------------------------------------------------
-
-
-def config_of(folder: Path, size: int = 32, **views: Any) -> cfg.Config:
-    return cfg.Config(
-        run=cfg.Run(out=str(folder), device="cpu", threads=1),
-        data=cfg.Data(kind="folder", path=str(folder)),
-        views=cfg.Views(size=size, **views),
-        model=cfg.Model(backbone="resnet10"),
-        method=cfg.SimCLR(),
-    )
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_scenes(tmp_path_factory.mktemp("scenes"), 24, size=48)
-
-
-@pytest.fixture(scope="module")
-def index(scenes: tuple[Path, Path]) -> SampleIndex:
-    return SampleIndex.from_coco(*scenes, cache=False, progress=False)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Backbone:
-    torch.manual_seed(0)
-    return build_backbone("resnet10")
-
-
-def test_features_are_the_encoders_own_as_unit_rows_in_the_order_of_the_index(index, encoder, tmp_path):
-    config = config_of(tmp_path)
-    encoder.train()
-    found = embed(config, encoder, index, CPU)
-    assert encoder.training
-    encoder.eval()
-    with torch.no_grad():
-        views = [b.views[0] for b in plain_loader(config, index, evaluation_views(config.views))]
-        direct = torch.nn.functional.normalize(encoder(torch.cat(views)), dim=1)
-    assert found.dtype == torch.float16
-    assert found.shape == (24, encoder.dim)
-    torch.testing.assert_close(found, direct.half(), atol=1e-3, rtol=1e-2)
-    torch.testing.assert_close(found.float().norm(dim=1), torch.ones(24), atol=1e-3, rtol=0)
-    order = np.random.default_rng(0).permutation(24)
-    shuffled = embed(config, encoder, index.subset(order), CPU)
-    torch.testing.assert_close(shuffled, found[torch.from_numpy(order)], atol=1e-3, rtol=1e-2)
-    assert not torch.allclose(shuffled, found, atol=1e-3, rtol=1e-2)
-
-
-def test_features_come_in_parts_and_are_the_same(encoder, tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
-    index = SampleIndex.from_arrays(pixels)
-    config = config_of(tmp_path, size=16)
-    whole = embed(config, encoder, index, CPU)
-    monkeypatch.setattr(partners, "_PART", 256)  # three parts of one batch instead of one of three
-    assert torch.equal(embed(config, encoder, index, CPU), whole)
-    assert (whole.float().norm(dim=1) > 0.99).all()
-
-
-def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(scenes, encoder, tmp_path):
-    images = Path(shutil.copytree(scenes[0], tmp_path / "images"))
-    index = SampleIndex.from_folder(images, cache=False, progress=False)
-    Path(index.path(5)).unlink()
-    with pytest.warns(UserWarning, match="000005"):
-        features = embed(config_of(tmp_path), encoder, index, CPU)
-    assert (features[5] == 0).all()
-    assert (features[torch.arange(24) != 5].float().norm(dim=1) > 0.99).all()
-    found = find_partners(features, band=(-1, 1), progress=False).partner
-    assert (found == 5).nonzero().flatten().tolist() == [5]
-
-
-def test_the_encoder_of_a_run_is_frozen_and_embeds_with_the_views_of_that_run(index, tmp_path):
-    past = config_of(tmp_path / "past", size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
-    torch.manual_seed(3)
-    method = method_of(past)
-    state = {"config": config_file.dump(past), "step": 0, "method": method.state_dict()}
-    checkpoint.save(tmp_path / "past", state)
-    now = config_of(tmp_path / "now", size=32, blur=0.0)
-    torch.manual_seed(4)
-    before = torch.get_rng_state()
-    found, like = frozen_encoder(now, str(tmp_path / "past"), CPU)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not found.training
-    assert not any(parameter.requires_grad for parameter in found.parameters())
-    changed = {"size": 24, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
-    assert like == now.model_copy(update={"views": now.views.model_copy(update=changed)})
-    torch.testing.assert_close(
-        embed(like, found, index, CPU), embed(past, method.encoder, index, CPU), atol=1e-3, rtol=1e-2
-    )
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        frozen_encoder(now, tmp_path / "nowhere", CPU)
-
-
-def test_torchvisions_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = config_of(tmp_path, mean=(0.1, 0.2, 0.3))
-    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*get_model"):
-        frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
-    assert list(tmp_path.iterdir()) == []
-    model = torchvision.models.get_model("shufflenet_v2_x0_5").eval()
-    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(model.state_dict(), folder / url.rpartition("/")[2])
-    found, like = frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.views.size, like.views.mean) == (224, (0.485, 0.456, 0.406))
-    with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
-        frozen_encoder(config, "torchvision:resnet10", CPU)
-
-
-def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
-    timm = pytest.importorskip("timm")
-    constants = pytest.importorskip("huggingface_hub").constants
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = config_of(tmp_path)
-    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*create_model"):
-        frozen_encoder(config, "timm:test_resnet", CPU)
-    with pytest.raises(ValueError, match="not on this machine"):
-        frozen_encoder(config, "timm:legacy_seresnet18.in1k", CPU)
-    model = timm.create_model("test_resnet").eval()
-    cached = tmp_path / "models--timm--test_resnet.r160_in1k"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0" * 40)
-    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
-    found, like = frozen_encoder(config, "timm:test_resnet", CPU)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.views.size, like.views.mean, like.views.std) == (160, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
-        frozen_encoder(config, "timm:nothing", CPU)
-
-
-# -- two ranks -----------------------------------------------------------------------------------------
-
-
 def searches(images: Path, instances: Path, folder: Path) -> dict[str, Any]:
     """What all ranks must agree on, each time in another way of sharing out."""
     torch.manual_seed(0)
     encoder = build_backbone("resnet10")
     index = SampleIndex.from_coco(images, instances, cache=False, progress=False)
-    found: dict[str, Any] = {"embed": embed(config_of(folder), encoder, index, CPU)}
+    found: dict[str, Any] = {"embed": embed(config_of(folder), encoder, index, torch.device("cpu"))}
     for number, (kind, band) in enumerate(BANDS):
         found[f"all {number}"] = find_partners(features_of(31), band=band, kind=kind, progress=False)
     for name, anchors in (("some", [30, 2, 17]), ("one", [9]), ("none", [])):
@@ -459,7 +228,8 @@ def search_on_one_rank(rank: int, images: Path, instances: Path, folder: Path) -
     dist.destroy_process_group()
 
 
-def test_two_ranks_find_the_same_as_one_and_as_each_other(scenes, tmp_path):
+def test_two_ranks_find_the_same_as_one_and_as_each_other(tmp_path):
+    scenes = make_scenes(tmp_path / "scenes", 24, size=48)
     spawn(search_on_one_rank, args=(*scenes, tmp_path), nprocs=2)
     alone = searches(*scenes, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""Semantic partners: for each image another one of similar content (arXiv 2306.16122), and controls.
+"""Semantic partners: for each image another one of similar content (arXiv 2306.16122).
 
 Of the paper's search only this is known to us: a pre-trained encoder and a measure of similarity choose the
 pairs, without labels. The band of cosines, the single best partner and all numbers here are our choice.
@@ -7,43 +7,20 @@ pairs, without labels. The band of cosines, the single best partner and all numb
 from __future__ import annotations
 
 import math
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import torchvision
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dali_views import SampleIndex, rng
-
-from . import config as cfg
 from . import distributed
-from .amp import autocast
-from .backbones import Backbone, build_backbone
-from .data import evaluation_views, plain_loader
-from .evaluate.encoders import encoder_of, load_run
-from .evaluate.knn import extract
 
-__all__ = [
-    "Partners",
-    "embed",
-    "find_partners",
-    "frozen_encoder",
-    "label_partners",
-    "precision",
-    "random_partners",
-]
+__all__ = ["Partners", "anchor_rows", "find_partners"]
 
 PAIRS = 10_000_000
 """Random pairs that quantiles of the cosine are estimated from."""
 _BEYOND = 10  # of them that must lie beyond a quantile: its share is then known to about a third
-_PART = 16384  # images whose features are held in float32 at a time
-_STREAM = 0x7061  # sets these random numbers apart from those of the loader
 
 
 class Partners(NamedTuple):
@@ -55,127 +32,6 @@ class Partners(NamedTuple):
     """(N,) float32, of the two; NaN where there is no partner."""
     band: tuple[float, float]
     """Least and greatest cosine that was asked for, as absolute values."""
-
-
-def frozen_encoder(
-    config: cfg.Config, source: str | Path, device: torch.device
-) -> tuple[Backbone, cfg.Config]:
-    """An encoder to measure similarity with, and the configuration to `embed` with.
-
-    Nothing is downloaded: pretrained weights are those in the library's cache, and torch's random numbers
-    go on as if nothing had been built. The paper's encoder learnt without labels; torchvision's learnt from
-    ImageNet's, and so did most of timm's.
-
-    Args:
-        config: of the run that wants partners.
-        source: a run folder or its last.pt, "torchvision:NAME" (its default weights), or "timm:NAME".
-
-    Returns:
-        The encoder in eval mode, without gradients, on `device`; and `config` with the size and
-        normalisation of views that this encoder was trained with.
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the library has no such model, or its weights are not on this machine.
-    """
-    library, _, name = str(source).partition(":")
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if library == "torchvision":
-            encoder, views = _from_torchvision(name)
-        elif library == "timm":
-            encoder, views = _from_timm(name)
-        else:
-            _, run, saved = load_run(Path(source))
-            encoder = encoder_of(run, saved, "trained", device)
-            views = {key: getattr(run.views, key) for key in ("size", "mean", "std")}
-    encoder.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return encoder, config.model_copy(update={"views": config.views.model_copy(update=views)})
-
-
-def _from_torchvision(name: str) -> tuple[Backbone, dict[str, Any]]:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(f"torchvision has no pretrained encoder {name!r}; choose one such as resnet50")
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    fetch = f"torchvision.models.get_model({name!r}, weights='DEFAULT')"
-    _in_cache(_hub_file(weights.url), f"torchvision:{name}", fetch)
-    learnt = torchvision.models.get_model(name, weights=weights).state_dict()
-    encoder = build_backbone(name)
-    encoder.load_state_dict({key: learnt[key] for key in encoder.state_dict()})
-    preset = weights.transforms()
-    return encoder, {"size": preset.crop_size[0], "mean": tuple(preset.mean), "std": tuple(preset.std)}
-
-
-def _from_timm(name: str) -> tuple[Backbone, dict[str, Any]]:
-    try:
-        import timm
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        raise ValueError(f"timm:{name} needs timm, which is not installed; pip install timm") from None
-    if not timm.models.is_model_pretrained(name):
-        raise ValueError(f"timm has no pretrained encoder {name!r}; choose one of timm.list_pretrained()")
-    learnt = timm.models.get_pretrained_cfg(name)
-    files = [_hub_file(learnt.url)] if learnt.url else []
-    if learnt.hf_hub_id:
-        names = ("model.safetensors", "pytorch_model.bin")
-        files = [try_to_load_from_cache(learnt.hf_hub_id, each) for each in names]
-    file = next((file for file in files if isinstance(file, str)), None)
-    _in_cache(file, f"timm:{name}", f"timm.create_model({name!r}, pretrained=True)")
-    encoder = timm.create_model(
-        name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)}
-    )
-    encoder.dim = encoder.num_features
-    like = {"size": learnt.input_size[-1], "mean": tuple(learnt.mean), "std": tuple(learnt.std)}
-    return cast(Backbone, encoder), like
-
-
-def _hub_file(url: str) -> str | None:
-    """Where torch keeps what it fetched from an address, if it did."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    return str(file) if file.is_file() else None
-
-
-def _in_cache(file: str | None, source: str, fetch: str) -> None:
-    if file is None:
-        raise ValueError(
-            f"the weights of {source} are not on this machine; fetch them once, where there is a network, "
-            f"with {fetch}, or name a run folder"
-        )
-
-
-@torch.no_grad()
-def embed(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device) -> Tensor:
-    """Features of the plain central view of every image, in the order of the index, equal on all ranks.
-
-    Peak memory on the device, beside the network and a batch of 256 images, is 2 N D + 16 P D bytes, where
-    P = min(N, 16384), or 256 times the ranks if that is more: 5.2 GB + 0.5 GB for ImageNet's N = 1,281,167
-    and D = 2048.
-
-    Args:
-        config: how to decode, resize and normalise; see `frozen_encoder`.
-        encoder: on `device`; evaluated in eval mode.
-
-    Returns:
-        (N, D) float16 on `device`, rows of length 1. An image that cannot be read has a row of zeros.
-    """
-
-    def unit(images: Tensor) -> Tensor:
-        with autocast(config, device):
-            features = encoder(images)
-        return F.normalize(features.float(), dim=1)
-
-    loader = plain_loader(config, index, evaluation_views(config.views))
-    batches, at_a_time = iter(loader), max(1, _PART // loader.global_batch)
-    training = encoder.training
-    encoder.eval()
-    whole = torch.zeros(0, dtype=torch.float16, device=device)
-    for _ in range(0, len(loader), at_a_time):
-        features, _, rows = extract(unit, islice(batches, at_a_time), device)
-        if not len(whole):
-            whole = whole.new_zeros(len(index), features.shape[1])
-        whole[rows] = features.half()
-    encoder.train(training)
-    return whole
 
 
 @torch.no_grad()
@@ -221,7 +77,7 @@ def find_partners(
         raise ValueError(
             f"features should be floats (N, D) of at least 2 images, not {tuple(features.shape)}"
         )
-    wanted = _rows(anchors, n).to(device)
+    wanted = anchor_rows(anchors, n).to(device)
     chunk = min(n, chunk or _tile(budget, features.shape[1]))
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, chunk)):
         raise ValueError("some features are not finite; look for the images or the layer that they come from")
@@ -269,7 +125,8 @@ def _tile(budget: int, dim: int) -> int:
     return max(1, int((math.sqrt((16 * dim) ** 2 + 28 * budget) - 16 * dim) / 14))
 
 
-def _rows(anchors: Tensor | None, n: int) -> Tensor:
+def anchor_rows(anchors: Tensor | None, n: int) -> Tensor:
+    """(A,) int64 rows to find partners for, all N if none are given; a ValueError if they are not rows."""
     if anchors is None:
         return torch.arange(n)
     if anchors.ndim != 1 or anchors.is_floating_point() or anchors.dtype == torch.bool:
@@ -321,97 +178,3 @@ def _absolute(
         raise ValueError("all features are zeros, so their cosines have no quantiles; look at the encoder")
     quantiles = np.quantile(known, (low, high)).clip(-1, 1).tolist()
     return quantiles[0] if low > 0 else -1.0, quantiles[1] if high < 1 else 1.0
-
-
-def random_partners(n: int, seed: int, anchors: Tensor | None = None) -> Tensor:
-    """The control that must hurt: any other image, all equally likely.
-
-    Args:
-        anchors: (A,) rows that get a partner, each the same whoever else does; default all.
-
-    Returns:
-        (N,) int64 on the CPU; a pure function of the arguments.
-
-    Raises:
-        ValueError: fewer than two images, or anchors that are not rows.
-    """
-    if n < 2:
-        raise ValueError(f"partners need at least 2 images, not {n}")
-    return label_partners(torch.zeros(n, dtype=torch.long), seed, anchors)
-
-
-def label_partners(
-    labels: Tensor | NDArray[np.integer[Any]], seed: int, anchors: Tensor | None = None
-) -> Tensor:
-    """The control that knows the answer: any other image of the same label, all equally likely.
-
-    Args:
-        labels: (N,), -1 where unknown.
-        anchors: (A,) rows that get a partner, each the same whoever else does; default all.
-
-    Returns:
-        (N,) int64 on the CPU; itself if no other has the label, or it is unknown. A pure function of the
-        arguments.
-
-    Raises:
-        ValueError: anchors that are not rows.
-    """
-    label = torch.as_tensor(labels).cpu().numpy()
-    _, group, sizes = np.unique(label, return_inverse=True, return_counts=True)
-    members = np.argsort(group, kind="stable")  # group by group
-    place = np.empty(len(label), np.int64)
-    place[members] = np.arange(len(label))
-    start, others = (np.cumsum(sizes) - sizes)[group], sizes[group] - 1
-    rows = _rows(anchors, len(label)).cpu().numpy()
-    rows = rows[(label[rows] >= 0) & (others[rows] > 0)]
-    step = 1 + (rng.uniform(rng.keys(seed, _STREAM, rows), 0) * others[rows]).astype(np.int64)
-    partner = np.arange(len(label))
-    partner[rows] = members[start[rows] + (place[rows] - start[rows] + step) % (others[rows] + 1)]
-    return torch.from_numpy(partner)
-
-
-def precision(
-    partner: Tensor,
-    labels: Tensor | NDArray[np.integer[Any]],
-    cosine: Tensor | None = None,
-    bands: int = 10,
-) -> dict[str, Any]:
-    """How many partners are of the same class: to look at a search, never to train.
-
-    Pairs are images with another one as their partner, where the labels of both are known.
-
-    Args:
-        partner: (N,), as `find_partners` returns it.
-        labels: (N,), -1 where unknown.
-        cosine: (N,) similarity of the pairs.
-        bands: into how many equal parts the pairs are sorted by similarity: 10, deciles.
-
-    Returns:
-        "precision", the share of pairs of equal labels; "pairs", their number; "chance", that share for
-        random partners of the same images; and with `cosine` "bands", a list of {"low", "high",
-        "precision", "pairs"} by ascending similarity. What nothing is known of is NaN.
-
-    Raises:
-        ValueError: the arguments have different lengths, or there are no bands.
-    """
-    who, label = partner.cpu(), torch.as_tensor(labels).long().cpu()
-    if bands < 1 or len({len(each) for each in (who, label, cosine) if each is not None}) > 1:
-        raise ValueError("partners, labels and cosines should be of the same images, and bands at least 1")
-    asked = (who != torch.arange(len(who))) & (label >= 0) & (label[who] >= 0)
-    right = (label[who] == label)[asked].double()
-    known = label[label >= 0]
-    alike = (torch.bincount(known)[label[asked]] - 1).double()
-    found: dict[str, Any] = {"precision": float(right.mean()), "pairs": len(right)}
-    found["chance"] = float(alike.mean() / (len(known) - 1)) if len(right) else math.nan
-    if cosine is not None:
-        similarity = cosine.cpu()[asked].double()
-        found["bands"] = [
-            {
-                "low": float(similarity[part[0]]) if len(part) else math.nan,
-                "high": float(similarity[part[-1]]) if len(part) else math.nan,
-                "precision": float(right[part].mean()),
-                "pairs": len(part),
-            }
-            for part in similarity.argsort(stable=True).tensor_split(bands)
-        ]
-    return found

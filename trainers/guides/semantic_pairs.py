@@ -14,7 +14,9 @@ from dali_views import Batch, RegionTable, SampleIndex
 
 from .. import config as cfg
 from .. import distributed
-from ..partners import embed, find_partners, frozen_encoder, label_partners, precision, random_partners
+from ..frozen import embed, frozen_encoder
+from ..partner_checks import label_partners, precision, random_partners
+from ..partners import find_partners
 from . import Guide
 
 __all__ = ["SemanticPairs"]

@@ -1,0 +1,157 @@
+"""Frozen encoders of runs and libraries, and the features that they give of images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from dali_views import SampleIndex
+from dali_views.scenes import make_scenes
+from trainers import checkpoint, config_file, frozen
+from trainers import config as cfg
+from trainers.backbones import Backbone, build_backbone
+from trainers.data import evaluation_views, plain_loader
+from trainers.frozen import embed, frozen_encoder
+from trainers.methods import method_of
+from trainers.partners import find_partners
+
+CPU = torch.device("cpu")
+
+
+def config_of(folder: Path, size: int = 32, **views: Any) -> cfg.Config:
+    return cfg.Config(
+        run=cfg.Run(out=str(folder), device="cpu", threads=1),
+        data=cfg.Data(kind="folder", path=str(folder)),
+        views=cfg.Views(size=size, **views),
+        model=cfg.Model(backbone="resnet10"),
+        method=cfg.SimCLR(),
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_scenes(tmp_path_factory.mktemp("scenes"), 24, size=48)
+
+
+@pytest.fixture(scope="module")
+def index(scenes: tuple[Path, Path]) -> SampleIndex:
+    return SampleIndex.from_coco(*scenes, cache=False, progress=False)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Backbone:
+    torch.manual_seed(0)
+    return build_backbone("resnet10")
+
+
+def test_features_are_the_encoders_own_as_unit_rows_in_the_order_of_the_index(index, encoder, tmp_path):
+    config = config_of(tmp_path)
+    encoder.train()
+    found = embed(config, encoder, index, CPU)
+    assert encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        views = [b.views[0] for b in plain_loader(config, index, evaluation_views(config.views))]
+        direct = torch.nn.functional.normalize(encoder(torch.cat(views)), dim=1)
+    assert found.dtype == torch.float16
+    assert found.shape == (24, encoder.dim)
+    torch.testing.assert_close(found, direct.half(), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(found.float().norm(dim=1), torch.ones(24), atol=1e-3, rtol=0)
+    order = np.random.default_rng(0).permutation(24)
+    shuffled = embed(config, encoder, index.subset(order), CPU)
+    torch.testing.assert_close(shuffled, found[torch.from_numpy(order)], atol=1e-3, rtol=1e-2)
+    assert not torch.allclose(shuffled, found, atol=1e-3, rtol=1e-2)
+
+
+def test_features_come_in_parts_and_are_the_same(encoder, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
+    index = SampleIndex.from_arrays(pixels)
+    config = config_of(tmp_path, size=16)
+    whole = embed(config, encoder, index, CPU)
+    monkeypatch.setattr(frozen, "_PART", 256)  # three parts of one batch instead of one of three
+    assert torch.equal(embed(config, encoder, index, CPU), whole)
+    assert (whole.float().norm(dim=1) > 0.99).all()
+
+
+def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(scenes, encoder, tmp_path):
+    images = Path(shutil.copytree(scenes[0], tmp_path / "images"))
+    index = SampleIndex.from_folder(images, cache=False, progress=False)
+    Path(index.path(5)).unlink()
+    with pytest.warns(UserWarning, match="000005"):
+        features = embed(config_of(tmp_path), encoder, index, CPU)
+    assert (features[5] == 0).all()
+    assert (features[torch.arange(24) != 5].float().norm(dim=1) > 0.99).all()
+    found = find_partners(features, band=(-1, 1), progress=False).partner
+    assert (found == 5).nonzero().flatten().tolist() == [5]
+
+
+def test_the_encoder_of_a_run_is_frozen_and_embeds_with_the_views_of_that_run(index, tmp_path):
+    past = config_of(tmp_path / "past", size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    torch.manual_seed(3)
+    method = method_of(past)
+    state = {"config": config_file.dump(past), "step": 0, "method": method.state_dict()}
+    checkpoint.save(tmp_path / "past", state)
+    now = config_of(tmp_path / "now", size=32, blur=0.0)
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    found, like = frozen_encoder(now, str(tmp_path / "past"), CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    changed = {"size": 24, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    assert like == now.model_copy(update={"views": now.views.model_copy(update=changed)})
+    torch.testing.assert_close(
+        embed(like, found, index, CPU), embed(past, method.encoder, index, CPU), atol=1e-3, rtol=1e-2
+    )
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        frozen_encoder(now, tmp_path / "nowhere", CPU)
+
+
+def test_torchvisions_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = config_of(tmp_path, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*get_model"):
+        frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
+    assert list(tmp_path.iterdir()) == []
+    model = torchvision.models.get_model("shufflenet_v2_x0_5").eval()
+    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(model.state_dict(), folder / url.rpartition("/")[2])
+    found, like = frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.fc(found(images)), model(images))
+    assert (like.views.size, like.views.mean) == (224, (0.485, 0.456, 0.406))
+    with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
+        frozen_encoder(config, "torchvision:resnet10", CPU)
+
+
+def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = config_of(tmp_path)
+    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*create_model"):
+        frozen_encoder(config, "timm:test_resnet", CPU)
+    with pytest.raises(ValueError, match="not on this machine"):
+        frozen_encoder(config, "timm:legacy_seresnet18.in1k", CPU)
+    model = timm.create_model("test_resnet").eval()
+    cached = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
+    found, like = frozen_encoder(config, "timm:test_resnet", CPU)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.fc(found(images)), model(images))
+    assert (like.views.size, like.views.mean, like.views.std) == (160, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
+        frozen_encoder(config, "timm:nothing", CPU)
