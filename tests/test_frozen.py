@@ -155,3 +155,93 @@ def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monk
     assert (like.views.size, like.views.mean, like.views.std) == (160, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
         frozen_encoder(config, "timm:nothing", CPU)
+
+
+LIBRARIES = {"torchvision": "shufflenet_v2_x0_5", "timm": "test_resnet"}
+
+
+def library_model(library: str, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(7)
+    if library == "torchvision":
+        return torchvision.models.get_model(LIBRARIES[library], **options).eval()
+    return pytest.importorskip("timm").create_model(LIBRARIES[library], **options).eval()
+
+
+def store(state: Any, file: Path) -> Path:
+    save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_weights_come_from_a_file_whatever_head_it_holds_and_views_from_the_library(
+    library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    config, images = config_of(tmp_path), torch.randn(2, 3, 64, 64)
+    for number, classes in enumerate((1000, 7)):
+        model = library_model(library, num_classes=classes)
+        state = model.state_dict()
+        file = store(state, tmp_path / f"{number}-{name}")
+        found, like = frozen_encoder(config, f"{library}:{LIBRARIES[library]}:{file}", CPU)
+        torch.testing.assert_close(model.fc(found(images)), model(images))
+        assert not found.training
+        headless = {key: each for key, each in state.items() if not key.startswith("fc.")}
+        store({k: v for k, v in headless.items() if not k.endswith("num_batches_tracked")}, file)
+        found, _ = frozen_encoder(config, f"{library}:{LIBRARIES[library]}:{file}", CPU)
+        torch.testing.assert_close(model.fc(found(images)), model(images))
+    expected = (224, (0.485, 0.456, 0.406)) if library == "torchvision" else (160, (0.5, 0.5, 0.5))
+    assert (like.views.size, like.views.mean) == expected
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
+    library: str, tmp_path: Path
+) -> None:
+    state = library_model(library).state_dict()
+    first, second, *_ = state
+    rest = {key: each for key, each in state.items() if key not in (first, second)}
+    wrong = {
+        rf"does not fit .* 2 missing \({first}, {second}\)$": rest,
+        r"does not fit .* 4 unexpected \(more0, more1, more2, \.\.\.\)$":
+            {**state, **{f"more{i}": torch.zeros(1) for i in range(4)}},
+        rf"does not fit .* 1 of another shape \({first}\)$": {**state, first: torch.zeros(5)},
+        r"1 missing .*, 1 unexpected": {**rest, first: state[first], "more": torch.zeros(1)},
+    }  # fmt: skip
+    for message, each in wrong.items():
+        file = store(each, tmp_path / "weights.safetensors")
+        with pytest.raises(ValueError, match=message):
+            frozen_encoder(config_of(tmp_path), f"{library}:{LIBRARIES[library]}:{file}", CPU)
+    with pytest.raises(FileNotFoundError, match=r"no file of weights .*absent"):
+        frozen_encoder(config_of(tmp_path), f"{library}:{LIBRARIES[library]}:{tmp_path}/absent.pth", CPU)
+    with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
+        frozen_encoder(config_of(tmp_path), f"{library}:nothing:{file}", CPU)
+
+
+class Executed:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path: Path) -> None:
+    state, trap = library_model("torchvision").state_dict(), tmp_path / "executed"
+    contents = {
+        "no state dict but state_dict, epoch; ": {"state_dict": state, "epoch": 3},
+        "no state dict but list; ": [1, 2],
+        "cannot be read as weights alone": {**state, "more": Executed(trap)},
+    }
+    for message, content in contents.items():
+        file = store(content, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=message):
+            frozen_encoder(config_of(tmp_path), f"torchvision:shufflenet_v2_x0_5:{file}", CPU)
+    assert not trap.exists()
+    for name in ("weights.pth", "weights.safetensors"):
+        for content in (b"", b"<html>not found</html>", bytes(100), b"PK\x03\x04 cut short"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match="cannot be read as weights alone"):
+                frozen_encoder(config_of(tmp_path), f"torchvision:shufflenet_v2_x0_5:{tmp_path / name}", CPU)

@@ -19,6 +19,7 @@ from .backbones import Backbone, build_backbone
 from .data import evaluation_views, plain_loader
 from .evaluate.encoders import encoder_of, load_run
 from .evaluate.knn import extract
+from .weights_file import load_weights
 
 __all__ = ["embed", "frozen_encoder"]
 
@@ -30,28 +31,33 @@ def frozen_encoder(
 ) -> tuple[Backbone, cfg.Config]:
     """An encoder to measure similarity with, and the configuration to `embed` with.
 
-    Nothing is downloaded: pretrained weights are those in the library's cache, and torch's random numbers
-    go on as if nothing had been built. The paper's encoder learnt without labels; torchvision's learnt from
-    ImageNet's, and so did most of timm's.
+    Nothing is downloaded: pretrained weights are those of a file or of the library's cache, and torch's
+    random numbers go on as if nothing had been built. The paper's encoder learnt without labels;
+    torchvision's learnt from ImageNet's, and so did most of timm's.
 
     Args:
         config: of the run that wants partners.
-        source: a run folder or its last.pt, "torchvision:NAME" (its default weights), or "timm:NAME".
+        source: a run folder or its last.pt; "torchvision:NAME" (its default weights) or "timm:NAME", from the
+            cache; or "torchvision:NAME:FILE" or "timm:NAME:FILE", where the file holds a state dict of that
+            model, see `load_weights`.
 
     Returns:
         The encoder in eval mode, without gradients, on `device`; and `config` with the size and
-        normalisation of views that this encoder was trained with.
+        normalisation of views that this encoder was trained with: for a library's those of its own weights
+        of this name, whatever the file.
 
     Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the library has no such model, or its weights are not on this machine.
+        FileNotFoundError: the folder holds no checkpoint, or there is no such file.
+        ValueError: the library has no such model, its weights are not on this machine, or the file does not
+            hold them.
     """
-    library, _, name = str(source).partition(":")
+    library, _, rest = str(source).partition(":")
+    name, _, file = rest.partition(":")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if library == "torchvision":
-            encoder, views = _from_torchvision(name)
+            encoder, views = _from_torchvision(name, file)
         elif library == "timm":
-            encoder, views = _from_timm(name)
+            encoder, views = _from_timm(name, file)
         else:
             _, run, saved = load_run(Path(source))
             encoder = encoder_of(run, saved, "trained", device)
@@ -60,21 +66,24 @@ def frozen_encoder(
     return encoder, config.model_copy(update={"views": config.views.model_copy(update=views)})
 
 
-def _from_torchvision(name: str) -> tuple[Backbone, dict[str, Any]]:
+def _from_torchvision(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(f"torchvision has no pretrained encoder {name!r}; choose one such as resnet50")
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    fetch = f"torchvision.models.get_model({name!r}, weights='DEFAULT')"
-    _in_cache(_hub_file(weights.url), f"torchvision:{name}", fetch)
-    learnt = torchvision.models.get_model(name, weights=weights).state_dict()
     encoder = build_backbone(name)
-    encoder.load_state_dict({key: learnt[key] for key in encoder.state_dict()})
+    if file:
+        load_weights(encoder, torchvision.models.get_model(name, weights=None), Path(file))
+    else:
+        fetch = f"torchvision.models.get_model({name!r}, weights='DEFAULT')"
+        _in_cache(_hub_file(weights.url), f"torchvision:{name}", fetch)
+        learnt = torchvision.models.get_model(name, weights=weights).state_dict()
+        encoder.load_state_dict({key: learnt[key] for key in encoder.state_dict()})
     preset = weights.transforms()
     return encoder, {"size": preset.crop_size[0], "mean": tuple(preset.mean), "std": tuple(preset.std)}
 
 
-def _from_timm(name: str) -> tuple[Backbone, dict[str, Any]]:
+def _from_timm(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
     try:
         import timm
         from huggingface_hub import try_to_load_from_cache
@@ -83,15 +92,19 @@ def _from_timm(name: str) -> tuple[Backbone, dict[str, Any]]:
     if not timm.models.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained encoder {name!r}; choose one of timm.list_pretrained()")
     learnt = timm.models.get_pretrained_cfg(name)
-    files = [_hub_file(learnt.url)] if learnt.url else []
-    if learnt.hf_hub_id:
-        names = ("model.safetensors", "pytorch_model.bin")
-        files = [try_to_load_from_cache(learnt.hf_hub_id, each) for each in names]
-    file = next((file for file in files if isinstance(file, str)), None)
-    _in_cache(file, f"timm:{name}", f"timm.create_model({name!r}, pretrained=True)")
-    encoder = timm.create_model(
-        name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)}
-    )
+    if file:
+        encoder = timm.create_model(name, num_classes=0)
+        load_weights(encoder, timm.create_model(name, num_classes=1), Path(file))
+    else:
+        files = [_hub_file(learnt.url)] if learnt.url else []
+        if learnt.hf_hub_id:
+            names = ("model.safetensors", "pytorch_model.bin")
+            files = [try_to_load_from_cache(learnt.hf_hub_id, each) for each in names]
+        cached = next((each for each in files if isinstance(each, str)), None)
+        _in_cache(cached, f"timm:{name}", f"timm.create_model({name!r}, pretrained=True)")
+        encoder = timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(cached)}
+        )
     encoder.dim = encoder.num_features
     like = {"size": learnt.input_size[-1], "mean": tuple(learnt.mean), "std": tuple(learnt.std)}
     return cast(Backbone, encoder), like
@@ -107,7 +120,7 @@ def _in_cache(file: str | None, source: str, fetch: str) -> None:
     if file is None:
         raise ValueError(
             f"the weights of {source} are not on this machine; fetch them once, where there is a network, "
-            f"with {fetch}, or name a run folder"
+            f"with {fetch}, or name a file that holds them, {source}:FILE, or a run folder"
         )
 
 

@@ -67,7 +67,7 @@ class SemanticPairs(Section):
 
     name: Literal["semantic_pairs"] = "semantic_pairs"
     encoder: str | None = None
-    """What similarity is measured by: a run folder, or timm:NAME or torchvision:NAME with its weights."""
+    """What measures similarity: a run folder, or timm:NAME[:FILE] or torchvision:NAME[:FILE] (of weights)."""
     band: tuple[float, float] = (0.97, 0.99)
     """Least and greatest similarity of a pair; the upper end leaves near-duplicates out."""
     band_kind: Literal["absolute", "quantile"] = "absolute"
