@@ -173,7 +173,8 @@ def _tell(
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from .compare import compare, table
+    from .compare import compare
+    from .compare_table import table
 
     words = [*args.words, *args.overrides]
     configs = [Path(word) for word in words if "=" not in word]

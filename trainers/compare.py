@@ -12,13 +12,12 @@ import csv
 import gc
 import io
 import json
-import math
 import os
 import statistics
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from dali_views.pipeline import default_threads
 from . import checkpoint, config_file, distributed
 from . import config as cfg
 from .amp import device_kind
+from .compare_table import LOCALISED, Row, Run, table
 from .data import open_data
 from .evaluate import Evaluator
 from .evaluate.encoders import encoder_of
@@ -38,7 +38,7 @@ from .evaluate.linear import linear_probe, probe_settings
 from .localise import guide_of
 from .pretrain import pretrain
 
-__all__ = ["Row", "Run", "compare", "difference", "extra_passes", "mean_and_deviation", "table"]
+__all__ = ["compare", "extra_passes"]
 
 UNTRAINED = "untrained"
 RECORD = "compare.json"  # in a run's folder: for how long it trained, and on what
@@ -46,63 +46,6 @@ _BUDGET = (
     *("data.", "model.", "probe.", "optim.batch", "run.epochs", "run.max_steps", "run.evaluate_every"),
     *("views.size", "views.mean", "views.std"),
 )
-_SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
-_COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
-_COLUMNS = {**_SCORES, "box_area": "box area", **_COSTS}
-_LOCALISED = ("iou", "corloc", "box_area")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One configuration with one seed: a line of compare.csv. None is what was not measured."""
-
-    config: str
-    """Its name in the table."""
-    seed: int
-    step: int | None = None
-    """Optimiser steps taken."""
-    knn_top1: float | None = None
-    """A share in [0, 1] after the last step, as are all scores."""
-    knn_top5: float | None = None
-    linear_top1: float | None = None
-    linear_top5: float | None = None
-    iou: float | None = None
-    corloc: float | None = None
-    box_area: float | None = None
-    """Median share of the image that the encoder's box covers."""
-    seconds: float | None = None
-    """Wall clock of pretraining, its start and its evaluations included, up to the last checkpoint."""
-    images_per_second: float | None = None
-    """Median of what the log says."""
-    extra_passes: int | None = None
-    """Passes over the training images that the guide made beside training."""
-    localisation: str = ""
-    """What boxes are read off; only scores of equal reading are compared."""
-    budget: str = ""
-    device: str = ""
-    threads: int | None = None
-    """Per process, that decode and augment."""
-    processes: int | None = None
-    machine: str = ""
-    """Cores, processor, GPU and versions where the run was trained last."""
-    stopped: bool = False
-    """A signal ended it; the same command continues it."""
-    failure: str = ""
-    """Why it did not come to its end, or not to all of its numbers."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One configuration over its seeds: a row of the table."""
-
-    name: str
-    runs: tuple[Run, ...]
-    reference: bool = False
-    """Whether this is the untrained encoder."""
-
-    def values(self, measure: str) -> dict[int, float]:
-        """By seed, what the runs that have it have of a measure (a field of `Run`)."""
-        return {run.seed: v for run in self.runs if (v := getattr(run, measure)) is not None}
 
 
 def compare(
@@ -168,79 +111,6 @@ def compare(
 def extra_passes(saved: Mapping[str, Any]) -> int:
     """Passes over the training images that a checkpoint's guide had made beside training."""
     return int(saved["guide"]["passes"])
-
-
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and sample deviation (n - 1), which a single value does not have."""
-    known = list(values)
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float | None] | None:
-    """Mean of `one` less `other` over the seeds that both have, and its standard error; None: no such seed.
-
-    Paired: a seed gives both the same held-out images and first weights, and that noise cancels.
-    """
-    pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
-    if not pairs:
-        return None
-    mean, deviation = mean_and_deviation(pairs)
-    return mean, None if deviation is None else deviation / math.sqrt(len(pairs))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Rows, differences from the first configuration, and the budget, as Markdown aligned for a terminal."""
-    first, *others = trained = [row for row in rows if not row.reference]
-    runs = [run for row in trained for run in row.runs]
-    alike = len({run.localisation for run in runs}) == 1
-    columns = [measure for measure in _COLUMNS if any(row.values(measure) for row in rows)]
-    judged = [measure for measure in columns if measure in _SCORES and (alike or measure not in _LOCALISED)]
-    means = {m: [statistics.fmean(v.values()) for row in trained if (v := row.values(m))] for m in judged}
-    best = {measure: max(found) for measure, found in means.items() if len(found) > 1}
-    grid = [["", "seeds", *(_COLUMNS[measure] for measure in columns), "note"]]
-    for row in rows:
-        failed = [f"seed {run.seed}: {run.failure}" for run in row.runs if run.failure]
-        seeds = f"{len(row.runs) - len(failed)} of {len(row.runs)}" if failed else f"{len(row.runs)}"
-        note = "; ".join(failed).replace("|", "\\|")
-        grid.append([row.name, seeds, *(_cell(measure, row, best) for measure in columns), note])
-    for row in others:
-        pairs = {measure: difference(row.values(measure), first.values(measure)) for measure in judged}
-        cells = [_score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
-        if any(cells):
-            grid.append([f"{row.name} - {first.name}", "", *cells, ""])
-
-    noted = any(line[-1] for line in grid[1:])
-    grid = grid if noted else [line[:-1] for line in grid]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    if noted:
-        widths[-1] = 4  # sentences are not padded to the longest
-    grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
-    lines = [f"| {' | '.join(line)} |" for line in padded]
-    legend = ["±: deviation over seeds; of a difference its standard error, paired by seed. *: the best."]
-    if not alike and not set(columns).isdisjoint(_LOCALISED):
-        told = "; ".join(dict.fromkeys(f"{run.config} {run.localisation}" for run in runs))
-        legend.append(f"Boxes are read off differently, so that their scores do not compare: {told}.")
-    budgets = {run.budget for run in runs}
-    legend.append(f"Budget: {budgets.pop()}." if len(budgets) == 1 else "Budgets differ, see compare.csv.")
-    return "\n".join([*lines, "", *legend])
-
-
-def _cell(measure: str, row: Row, best: Mapping[str, float]) -> str:
-    values = row.values(measure).values()
-    if not values:
-        return "-"
-    mean, deviation = mean_and_deviation(values)
-    if measure in _COSTS:
-        return f"{mean:.0f}"
-    return _score(measure, mean, deviation) + "*" * (not row.reference and mean == best.get(measure))
-
-
-def _score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
-    """A score with its deviation or error; accuracies in percent."""
-    factor, digits = (1, 3) if measure in ("iou", "box_area") else (100, 2)
-    text = f"{factor * mean:{sign}.{digits}f}"
-    return text if spread is None else f"{text} ± {factor * spread:.{digits}f}"
 
 
 def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
@@ -323,7 +193,7 @@ def _evaluations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: line[name] for name in ("knn_top1", "knn_top5", *_LOCALISED) if name in line}
+    return {name: line[name] for name in ("knn_top1", "knn_top5", *LOCALISED) if name in line}
 
 
 def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
