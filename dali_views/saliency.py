@@ -5,95 +5,32 @@ Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over samp
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.compile put before a name
+from .feature_tap import FeatureTap
+
+__all__ = [
+    "FeatureTap",
+    "activation_map",
+    "activations",
+    "boxes_from_maps",
+    "feature_grid",
+    "heatmaps",
+    "principal_map",
+    "thresholds",
+    "upsample",
+]
+
+_ROUNDS = 50  # of power iteration; a second component of 0.9 of the first is then down to half a percent
 
 
-class FeatureTap:
-    """Keep the last output of one layer of any model, by a forward hook.
-
-    Of a tuple, list or mapping the first tensor is kept, with its graph. Put the tap on before the first
-    call of a compiled model: torch.compile does not look for hooks added to a finished graph.
-
-    Args:
-        model: any module, also wrapped by DistributedDataParallel or torch.compile.
-        layer: dotted name as in ``model.named_modules()``; wrapper prefixes may be left out.
-
-    Raises:
-        ValueError: the model has no such layer; names the nearest ones.
-    """
-
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        self.layer = layer
-        self._features: Tensor | None = None
-        self._handle = _find_layer(model, layer).register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            parts = output.values() if isinstance(output, Mapping) else output
-            output = next((part for part in parts if isinstance(part, Tensor)), None)
-        if output is None:
-            raise TypeError(f"Layer '{self.layer}' returned no tensor; tap a layer that does.")
-        self._features = output
-
-    @property
-    def features(self) -> Tensor:
-        """Last output of the layer.
-
-        Raises:
-            RuntimeError: the layer has not run since the tap was put on.
-        """
-        if self._features is None:
-            raise RuntimeError(
-                f"Layer '{self.layer}' has not run since it was tapped; call the model first, and tap a "
-                "compiled model before its first call."
-            )
-        return self._features
-
-    def remove(self) -> None:
-        """Take the hook off; ``features`` stays."""
-        self._handle.remove()
-
-    def __enter__(self) -> FeatureTap:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _find_layer(model: nn.Module, layer: str) -> nn.Module:
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if layer in modules:
-        return modules[layer]
-    plain: dict[str, nn.Module] = {}
-    for name, module in modules.items():
-        plain.setdefault(_plain_name(name), module)
-    if _plain_name(layer) in plain:
-        return plain[_plain_name(layer)]
-    names = [name for name in plain if name]
-    near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or [n for n in names if "." not in n][:5]
-    raise ValueError(
-        f"{type(model).__name__} has no layer '{layer}'; the nearest names are {', '.join(near)}."
-    )
-
-
-def channel_sum(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
-    """Sum over channels, of maps or of a transformer's tokens.
+def feature_grid(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+    """Feature maps as they are, a transformer's tokens at their places in the image.
 
     Args:
         features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order. Channels-last maps
@@ -102,18 +39,17 @@ def channel_sum(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] 
         grid: (h, w) of the tokens; without it they must form a square (tokens only).
 
     Returns:
-        float32 (B, h, w), detached.
+        (B, C, h, w), with its graph.
 
     Raises:
         ValueError: the shape or the number of tokens does not fit.
     """
-    features = features.detach()
     if features.ndim == 4:
         if prefix_tokens or grid is not None:
             raise ValueError(
                 f"prefix_tokens and grid are for tokens (B, T, C), not for {tuple(features.shape)}."
             )
-        return features.float().sum(1)
+        return features
     if features.ndim == 3:
         tokens = features.shape[1] - prefix_tokens
         side = math.isqrt(max(tokens, 0))
@@ -123,22 +59,74 @@ def channel_sum(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] 
                 f"{features.shape[1]} tokens with prefix_tokens={prefix_tokens} do not form a grid of "
                 f"{height} x {width}; set prefix_tokens (class and register tokens) or grid=(h, w)."
             )
-        return features[:, prefix_tokens:].float().sum(2).reshape(-1, height, width)
+        return features[:, prefix_tokens:].transpose(1, 2).reshape(len(features), -1, height, width)
     raise ValueError(f"features have shape {tuple(features.shape)}; give (B, C, h, w) or tokens (B, T, C).")
 
 
+def activations(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+    """How strongly each position of each image responds.
+
+    The sum over channels (ContrastiveCrop, arXiv 2202.03278) of features that are nowhere negative, as after
+    a ReLU. Of signed features, as of transformers and ConvNeXt, the sum says nothing, for their channels
+    cancel; there it is the length of the position's vector (our choice).
+
+    Args:
+        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors.
+
+    Returns:
+        float32 (B, h, w), detached.
+    """
+    maps = feature_grid(features.detach(), prefix_tokens, grid).float()
+    signed = (maps < 0).flatten(1).any(1)
+    return torch.where(signed[:, None, None], maps.norm(dim=1), maps.sum(1))
+
+
 def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
-    """Sum over channels, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
+    """``activations``, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
 
     A map that is constant or not finite becomes all ones, so that its box is the whole image.
 
     Args:
-        features, prefix_tokens, grid: see ``channel_sum``, which also raises its errors.
+        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors.
 
     Returns:
         float32 (B, h, w) in [0, 1], detached.
     """
-    maps = channel_sum(features, prefix_tokens, grid)
+    return _min_max(activations(features, prefix_tokens, grid))
+
+
+def principal_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+    """What most tells the positions of an image apart: their first principal component, then min-max (ours).
+
+    Needs no ReLU and no strong response, so that it works with transformers and networks that have learnt
+    little. The component has no sign by itself: the object is taken to lie away from the border, and on a map
+    without inner cells to be the smaller part.
+
+    Args:
+        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors; of whole images,
+            for a crop may have its object at the border.
+
+    Returns:
+        float32 (B, h, w) in [0, 1], detached; all ones where all positions are equal.
+    """
+    maps = feature_grid(features.detach(), prefix_tokens, grid).float()
+    height, width = maps.shape[2:]
+    points = maps.flatten(2)
+    points = points - points.mean(2, keepdim=True)
+    points = points / points.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    axis = points @ points.norm(dim=1)[:, :, None]
+    for _ in range(_ROUNDS):
+        axis = F.normalize(points @ (points.transpose(1, 2) @ axis), dim=1)
+    places = (points.transpose(1, 2) @ axis).view(-1, height, width)
+    if min(height, width) > 2:
+        inner = places[:, 1:-1, 1:-1].mean((1, 2))
+        object_side = inner - places.mean((1, 2))
+    else:
+        object_side = places.pow(3).mean((1, 2))
+    return _min_max(torch.where((object_side < 0)[:, None, None], -places, places))
+
+
+def _min_max(maps: Tensor) -> Tensor:
     low = maps.amin((1, 2), keepdim=True)
     span = maps.amax((1, 2), keepdim=True) - low
     usable = (span > 0) & span.isfinite()
@@ -158,24 +146,51 @@ def upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     return F.interpolate(maps.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def boxes_from_maps(maps: Tensor, threshold: float = 0.1, size: tuple[int, int] | None = None) -> Tensor:
+def thresholds(maps: Tensor, threshold: float | Literal["otsu"]) -> Tensor:
+    """The level of each map that tells the object from the rest, (B, 1, 1).
+
+    "otsu" chooses it per map so that the values above and below differ most (Otsu 1979): maps whose values
+    all lie high, as a transformer's, then still have a box. A map of one value has nothing above.
+
+    Args:
+        maps: (B, h, w).
+        threshold: k, the same for all, or "otsu".
+    """
+    if threshold != "otsu":
+        return torch.full((len(maps), 1, 1), threshold, device=maps.device)
+    values = maps.flatten(1).double().sort(1).values
+    count = values.shape[1]
+    if count < 2:
+        return maps
+    below = torch.arange(1, count, device=maps.device)
+    sums = values.cumsum(1)
+    means = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / (count - below)
+    cut = (below * (count - below) * (means[1] - means[0]) ** 2).argmax(1, keepdim=True)
+    # The value below the cut, not the middle, so that equal values never fall on both sides.
+    return values.gather(1, cut)[:, :, None].float()
+
+
+def boxes_from_maps(
+    maps: Tensor, threshold: float | Literal["otsu"] = 0.1, size: tuple[int, int] | None = None
+) -> Tensor:
     """One tight box per map: rows and columns whose maximum exceeds the threshold.
 
     As the authors' code does (ContrastiveCrop, arXiv 2202.03278, ``update_box``), with one deliberate
     difference: the box ends at the far edge of its last row and column, (last + 1) / H; theirs ends at
     last / H and loses that cell. A map with nothing above the threshold gives the whole image. Their 0.1
-    suits post-ReLU convolutions; maps of transformers have a higher floor and need a higher threshold,
-    or every box is the whole image.
+    suits well-trained networks that end in a ReLU; maps of others have a higher floor, and a threshold that
+    does not follow it makes every box the whole image: give "otsu".
 
     Args:
         maps: (B, h, w) in [0, 1], as from ``activation_map``.
-        threshold: k.
+        threshold: k, or "otsu", see ``thresholds``.
         size: (H, W) to upsample to first, bilinear; the authors use the network's input size.
 
     Returns:
         float32 (B, 4).
     """
-    hot = upsample(maps, size) > threshold
+    maps = upsample(maps, size)
+    hot = maps > thresholds(maps, threshold)
     y0, y1 = _extent(hot.any(2))
     x0, x1 = _extent(hot.any(1))
     return torch.stack([y0, x0, y1, x1], 1)
@@ -197,8 +212,9 @@ def heatmaps(
     layer: str,
     prefix_tokens: int = 0,
     grid: tuple[int, int] | None = None,
+    kind: Literal["activation", "principal"] = "activation",
 ) -> Tensor:
-    """Activation maps of a batch in eval mode without gradient; every module's training flag is restored.
+    """Maps of a batch in eval mode without gradient; every module's training flag is restored.
 
     DistributedDataParallel and torch.compile are bypassed: the former would exchange buffers, which
     waits for ranks that may not be here, the latter may not see the hook.
@@ -206,7 +222,8 @@ def heatmaps(
     Args:
         model: any module.
         images: (B, 3, H, W), normalised as in training.
-        layer, prefix_tokens, grid: see ``FeatureTap`` and ``channel_sum``.
+        layer, prefix_tokens, grid: see ``FeatureTap`` and ``feature_grid``.
+        kind: "activation", see ``activation_map``, or "principal", see ``principal_map``.
 
     Returns:
         float32 (B, h, w) in [0, 1].
@@ -223,7 +240,8 @@ def heatmaps(
     try:
         with FeatureTap(model, layer) as tap, torch.no_grad():
             model(images)
-            return activation_map(tap.features, prefix_tokens, grid)
+            read = principal_map if kind == "principal" else activation_map
+            return read(tap.features, prefix_tokens, grid)
     finally:
         for module, training in flags:
             module.training = training

@@ -9,6 +9,7 @@ ContraCAM (arXiv 2108.00049) where the docstrings say so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .coordinates import map_to_view
-from .saliency import activation_map, upsample
+from .saliency import activation_map, thresholds, upsample
 
 __all__ = ["LOWEST_TEMPERATURE", "crop_saliency", "gradient_map", "pair_weights", "regions_from_maps"]
 
@@ -35,7 +36,7 @@ _NEIGHBOURS[1] = ndimage.generate_binary_structure(2, 1)
 def regions_from_maps(
     maps: Tensor,
     k: int,
-    threshold: float,
+    threshold: float | Literal["otsu"],
     min_area: float = 0.01,
     expand: float = 0.0,
     size: tuple[int, int] | None = None,
@@ -54,7 +55,7 @@ def regions_from_maps(
     Args:
         maps: (B, h, w) in [0, 1], as from ``activation_map``.
         k: number of slots K.
-        threshold: least value, exclusive, of a part's cells; 0 or more.
+        threshold: least value, exclusive, of a part's cells; 0 or more, or "otsu", see ``thresholds``.
         min_area: least share of the image's cells that a part must have.
         expand: share of the box's height and width by which each of its four sides moves out, up to the
             image's border. It does not change the weight.
@@ -66,14 +67,15 @@ def regions_from_maps(
     Raises:
         ValueError: maps that are not (B, h, w), k < 1, or a negative threshold or expand.
     """
-    if k < 1 or threshold < 0 or expand < 0:
+    if k < 1 or (threshold != "otsu" and threshold < 0) or expand < 0:
         raise ValueError(
             f"Regions cannot be made with k={k}, threshold={threshold} and expand={expand}; give k of at "
             "least 1 and the others of at least 0."
         )
-    values: NDArray[np.float32] = upsample(maps.detach().cpu(), size).numpy()
+    whole = upsample(maps.detach().cpu(), size)
+    values: NDArray[np.float32] = whole.numpy()
     batch, height, width = values.shape
-    labels, count = ndimage.label(values > threshold, _NEIGHBOURS)
+    labels, count = ndimage.label((whole > thresholds(whole, threshold)).numpy(), _NEIGHBOURS)
     shares = np.bincount(labels.ravel(), minlength=count + 1)[1:] / (height * width)
     places = ndimage.find_objects(labels) if count else []  # SciPy's fails on an empty batch
     found: list[list[tuple[float, tuple[float, float, float, float]]]] = [[] for _ in range(batch)]

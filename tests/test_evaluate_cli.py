@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from conftest import noise_images
+from safetensors.torch import load_file, save_file
 
 from dali_views.scenes import make_scenes
 from trainers import checkpoint, cli
@@ -112,3 +114,32 @@ def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tm
     assert "there is no checkpoint" in capsys.readouterr().err
     assert cli.main(["linear", str(run), "probe.epoch=3"]) == 2
     assert "did you mean probe.epochs?" in capsys.readouterr().err
+
+
+def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run, capsys):
+    assert cli.main(["localise", str(run), "localise.layer=layer2", "localise.size=48"]) == 0
+    told = capsys.readouterr().out
+    assert "trained encoder, layer2 at 48 pixels, 36 images with true boxes" in told
+    lines = {line["boxes"]: line for line in noted(run) if line["evaluation"] == "localise"}
+    kinds = ("activation", "principal", "gradient")
+    assert set(lines) == {*kinds, *(f"{kind}, otsu" for kind in kinds), "centre", "whole", "random"}
+    assert all(0 <= line["iou_best"] <= 1 for line in lines.values())
+    assert lines["principal"]["iou_best"] > lines["whole"]["iou_best"]
+    assert lines["activation, otsu"]["area"] < 1
+
+
+def test_localise_takes_an_encoder_of_a_library_with_weights_from_a_file(run, capsys, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), file)
+    words = ["localise", str(run), "--encoder", f"timm:test_vit:{file}"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert "at 160 pixels" in told  # what timm's weights of this name were trained with
+    assert "gradient" not in told, "an encoder alone has no alignment score"
+
+
+def test_localise_without_true_boxes_says_what_to_name(run, capsys, tmp_path):
+    noise_images(tmp_path / "photos", 40)
+    words = ["data.kind=folder", f"data.path={tmp_path / 'photos'}", "data.instances=null"]
+    assert cli.main(["localise", str(run), *words]) == 2
+    assert "name them by data.boxes or data.instances" in capsys.readouterr().err

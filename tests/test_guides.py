@@ -10,19 +10,40 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import noise_images
 from test_curves import METHODS, STEPS, configuration, curve, scenes_of
 
+from dali_views import Batch, SampleIndex
 from trainers import checkpoint, config_file
+from trainers import config as cfg
+from trainers.guides.fixed_boxes import TrueBoxes
+from trainers.guides.saliency import Saliency
+from trainers.methods import method_of
 from trainers.pretrain import pretrain
 
 TIMES = {"warmup": 1, "interval": 1, "size": 64}
+# fmt: off
 GUIDES: dict[str, dict[str, Any]] = {
     "online_crop": {"name": "online_crop", **TIMES, "threshold": 0.5, "layer": "layer2"},
     "simccrop": {"name": "simccrop"},
+    "true_boxes": {"name": "true_boxes"},
+    "principal": {
+        "name": "contrastive_crop",
+        **TIMES,
+        "map": "principal",
+        "threshold": "otsu",
+        "layer": "layer2",
+    },
     "saliency": {"name": "saliency", **TIMES, "map": "gradient", "layer": "layer3", "regions": 2},
     "semantic_pairs": {"name": "semantic_pairs", "control": "label"},
 }
+# fmt: on
+ONLINE_PAIRS = {**GUIDES["semantic_pairs"], "boxes": GUIDES["online_crop"]}
+SALIENT_PAIRS = {**GUIDES["semantic_pairs"], "boxes": GUIDES["saliency"]}
 PAIRS = list(product(GUIDES, METHODS))
+# Two guides at once, with one method of each kind: all images of a step in one batch, and apart.
+GUIDES |= {"pairs, online": ONLINE_PAIRS, "pairs, salient": SALIENT_PAIRS}
+PAIRS += product(("pairs, online", "pairs, salient"), ("simclr", "byol"))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +53,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def file_of(guide: str, method: str, scenes: dict[str, Any], out: Path) -> Path:
     out.mkdir()
-    partner = guide == "semantic_pairs"
-    more = {"partner": True, "crop": "random"} if partner else {}
+    more: dict[str, Any] = {}
+    if "pairs" in guide:
+        more = {"partner": True, "crop": "contrastive" if "," in guide else "random"}
     return configuration(method, scenes, out, GUIDES[guide], **more)
 
 
@@ -55,9 +77,9 @@ def test_any_guide_works_with_any_method_and_resumes_in_mid_epoch_to_the_very_sa
     for column in ("boxes", "weights", "partner"):
         assert torch.equal(one["regions"][column], other["regions"][column])
     regions = one["regions"]
-    if guide == "semantic_pairs":
+    if "pairs" in guide:
         assert (regions["partner"] != torch.arange(80)).any()
-    else:
+    if guide != "semantic_pairs":
         assert regions["written"].all()
         assert (regions["boxes"] != torch.tensor([0.0, 0.0, 1.0, 1.0])).any()
 
@@ -86,3 +108,44 @@ def test_infinite_temperature_is_the_unweighted_run_bit_for_bit(
     # The same boxes without weights: one region per image and no map but for its boxes.
     assert curves["alike"][:5] == curves["weighted"][:5], "before the first map all weights are 1"
     assert curves["alike"][5:] != curves["weighted"][5:]
+
+
+def test_true_boxes_are_the_largest_of_each_image_and_score_so_in_the_log(
+    scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    pretrain(config_file.load(file_of("true_boxes", "simclr", scenes, tmp_path / "out"), ["run.max_steps=1"]))
+    regions = checkpoint.load(tmp_path / "out" / "run")["regions"]
+    index = SampleIndex.from_coco(scenes["path"], scenes["instances"], progress=False)
+    for row in range(80):
+        true = torch.from_numpy(index.truth(row))
+        areas = (true[:, 2:] - true[:, :2]).prod(1)
+        torch.testing.assert_close(regions["boxes"][row, 0], true[areas.argmax()])
+    first = (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first)["guide_iou"] == 1.0
+
+
+def test_true_boxes_of_data_without_any_are_refused_with_the_key_to_set(tmp_path: Path) -> None:
+    index = SampleIndex.from_folder(noise_images(tmp_path / "photos", 4), progress=False, cache=False)
+    with pytest.raises(ValueError, match=r"needs true boxes; name them by data\.boxes"):
+        TrueBoxes(index)
+
+
+def test_a_pair_is_scored_by_the_map_of_each_image_that_a_view_was_cut_from(
+    scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = config_file.load(file_of("pairs, salient", "simclr", scenes, tmp_path / "out"))
+    index = SampleIndex.from_coco(scenes["path"], scenes["instances"], progress=False)
+    assert isinstance(config.box_guide, cfg.Saliency)
+    guide = Saliency(config, config.box_guide, method_of(config), index, torch.device("cpu"))
+    guide.maps.maps[:] = 1.0
+    guide.maps.maps[1, :, :7] = 0.0  # half of image 1 is salient, all of the others
+    guide.passes = 1
+    rows = torch.tensor([0, 2])
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 2, 4)
+    batch = Batch(
+        views=[], index=rows, label=rows, crops=whole, flipped=torch.zeros(2, 2, dtype=torch.bool),
+        boxes=whole[:, 0], weights=torch.ones(2), partner=torch.tensor([1, 2]),
+    )  # fmt: skip
+    # Scores 1 x 0.5 and 1 x 1 at temperature 0.5: exp(1) and exp(2) over their mean.
+    expected = torch.tensor([1.0, 2.0]).exp()
+    torch.testing.assert_close(guide.weights(batch), expected / expected.mean())

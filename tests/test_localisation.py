@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainers.evaluate.localisation import CENTRE, localisation, reference
+from trainers.evaluate.localisation import CENTRE, best_threshold, localisation, reference
 
 
 class Boxes:
@@ -55,3 +55,22 @@ def test_without_any_true_box_the_scores_are_not_numbers() -> None:
 def test_boxes_that_do_not_match_the_index_are_refused() -> None:
     with pytest.raises(ValueError, match=r"should have shape \(2, 4\)"):
         localisation(np.zeros((3, 4)), Boxes([], []))
+
+
+def test_the_best_threshold_is_that_of_the_greatest_mean_iou_and_its_area_the_median() -> None:
+    index = Boxes([[0, 0, 0.5, 0.5]], [[0, 0, 1, 1]], [[0, 0, 0.5, 1]])
+    whole = [[0.0, 0, 1, 1]] * 3  # 0.25, 1, 0.5
+    better = [[0.0, 0, 0.5, 1], [0, 0, 1, 1], [0, 0, 0.5, 1]]  # 0.5, 1, 1
+    worse = [[0.0, 0, 0.1, 0.1]] * 3
+    scores = best_threshold(np.array([whole, better, worse]), index, (0.1, 0.5, 0.9))
+    assert scores["threshold"] == 0.5
+    assert scores["iou_best"] == pytest.approx(2.5 / 3)
+    assert scores["area"] == 0.5
+
+
+def test_random_reference_boxes_are_crops_inside_the_image_and_the_same_every_time() -> None:
+    index = Boxes(*[[[0, 0, 1, 1]]] * 2000)
+    scores = reference(index)["random"]
+    # The IoU with the whole image is the area: 0.6 on average, less what does not fit at wide ratios.
+    assert 0.55 < scores["iou_best"] < 0.6
+    assert reference(index)["random"] == scores

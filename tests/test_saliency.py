@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from dali_views.saliency import FeatureTap, activation_map, boxes_from_maps, channel_sum, heatmaps
+from dali_views.feature_tap import FeatureTap
+from dali_views.saliency import (
+    activation_map,
+    activations,
+    boxes_from_maps,
+    heatmaps,
+    principal_map,
+    thresholds,
+)
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 
@@ -142,26 +150,93 @@ def test_an_activation_map_is_the_min_max_of_the_channel_sum() -> None:
     features = torch.zeros(2, 3, 2, 2)
     features[0, :, 0, 1] = torch.tensor([1.0, 2, 3])
     features[0, 1, 1, 0] = 3
-    features[1] = torch.arange(4.0).view(2, 2) - 7
+    features[1] = torch.arange(4.0).view(2, 2) + 7
     maps = activation_map(features)
     assert maps[0].tolist() == [[0, 1], [0.5, 0]]
     torch.testing.assert_close(maps[1], torch.arange(4.0).view(2, 2) / 3)
 
 
-def test_a_channel_sum_is_in_single_precision_and_the_same_for_maps_and_tokens() -> None:
-    maps = torch.full((1, 64, 2, 2), 6e4, dtype=torch.float16)
-    maps[:, :, 0, 1] = -0.5
-    expected = torch.tensor([[[64 * 6e4, -32.0], [64 * 6e4, 64 * 6e4]]])
-    assert torch.equal(channel_sum(maps), expected)
-    assert torch.equal(channel_sum(maps.flatten(2).transpose(1, 2)), expected)
+def test_activations_are_in_single_precision_and_the_same_for_maps_and_tokens() -> None:
+    maps = torch.full((2, 64, 2, 2), 6e4, dtype=torch.float16)
+    maps[0, :, 0, 1] = 0.5
+    maps[1, :, 0, 1] = -0.5
+    summed = [[64 * 6e4, 32.0], [64 * 6e4, 64 * 6e4]]
+    lengths = [[8 * 6e4, 4.0], [8 * 6e4, 8 * 6e4]]
+    expected = torch.tensor([summed, lengths])  # each image by itself: sum if nothing is negative
+    for features in (maps, maps.flatten(2).transpose(1, 2)):
+        torch.testing.assert_close(activations(features), expected, rtol=1e-6, atol=0)
+
+
+def test_channels_that_cancel_do_not_hide_an_object_of_signed_features() -> None:
+    direction = F.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
+    direction -= direction.mean()  # as after a layer norm
+    features = 0.1 * torch.randn(1, 32, 6, 6, generator=torch.Generator().manual_seed(1))
+    features -= features.mean(1, keepdim=True)
+    features[:, :, 2:4, 1:5] += 5 * direction[:, None, None]
+    assert features.sum(1).abs().max() < 1e-4
+    expected = torch.tensor([[2 / 6, 1 / 6, 4 / 6, 5 / 6]])
+    for read in (activation_map, principal_map):
+        torch.testing.assert_close(boxes_from_maps(read(features), 0.5), expected)
+
+
+def test_a_principal_map_is_the_first_component_of_the_singular_values_towards_the_middle() -> None:
+    draw = torch.Generator().manual_seed(2)
+    features = torch.randn(5, 7, 4, 5, generator=draw) + 4 * torch.rand(5, 1, 4, 5, generator=draw)
+    maps = principal_map(features)
+    points = features.flatten(2).double() - features.flatten(2).double().mean(2, keepdim=True)
+    _, values, right = torch.linalg.svd(points, full_matrices=False)
+    assert (values[:, 1] / values[:, 0]).max() < 0.8
+    for row, component in enumerate(right[:, 0].view(5, 4, 5).float()):
+        inner = component[1:-1, 1:-1].mean()
+        component = component if inner > component.mean() else -component
+        scaled = (component - component.min()) / (component.max() - component.min())
+        torch.testing.assert_close(maps[row], scaled, atol=1e-3, rtol=0)
+        torch.testing.assert_close(principal_map(features[row : row + 1])[0], maps[row])
+
+
+def test_on_a_map_without_inner_cells_the_smaller_part_is_the_object() -> None:
+    features = torch.ones(1, 3, 2, 2)
+    features[:, 0, 1, 0] = -2.0
+    assert principal_map(features)[0].round(decimals=4).tolist() == [[0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1.0, 1e20])
+def test_a_principal_map_does_not_depend_on_the_scale_of_the_features(factor: float) -> None:
+    features = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(principal_map(features * factor), principal_map(features), atol=1e-3, rtol=0)
+
+
+def looped_otsu(values: list[float]) -> float:
+    """The value at or below which a cut leaves the greatest variance between its two sides."""
+    best, level = -1.0, 0.0
+    for cut in sorted(set(values))[:-1]:
+        low, high = [v for v in values if v <= cut], [v for v in values if v > cut]
+        gap = sum(high) / len(high) - sum(low) / len(low)
+        if (between := len(low) * len(high) * gap**2) > best:
+            best, level = between, cut
+    return level
+
+
+def test_otsus_level_is_that_of_a_loop_and_follows_a_high_floor() -> None:
+    maps = torch.rand(20, 4, 5, generator=torch.Generator().manual_seed(4)).mul(8).round().div(8)
+    levels = thresholds(maps, "otsu").flatten()
+    expected = [looped_otsu(values) for values in maps.flatten(1).tolist()]
+    torch.testing.assert_close(levels, torch.tensor(expected))
+    floor = torch.full((1, 6, 6), 0.8)
+    floor[0, 1:3, 2:5] = 1.0
+    assert boxes_from_maps(floor, 0.1).tolist() == [WHOLE]
+    torch.testing.assert_close(boxes_from_maps(floor, "otsu"), torch.tensor([[1 / 6, 2 / 6, 3 / 6, 5 / 6]]))
+    assert boxes_from_maps(torch.ones(2, 4, 4), "otsu").tolist() == [WHOLE] * 2
 
 
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e4, float("nan"), float("inf")])
 def test_a_constant_or_broken_map_is_all_ones_and_its_box_the_whole_image(value: float) -> None:
-    maps = activation_map(torch.full((2, 8, 3, 3), value, dtype=torch.bfloat16))
-    assert maps.dtype == torch.float32
-    assert bool((maps == 1).all())
-    assert boxes_from_maps(maps, size=(48, 48)).tolist() == [WHOLE] * 2
+    for read in (activation_map, principal_map):
+        maps = read(torch.full((2, 8, 3, 3), value, dtype=torch.bfloat16))
+        assert maps.dtype == torch.float32
+        assert bool((maps == 1).all())
+        for threshold in (0.1, "otsu"):
+            assert boxes_from_maps(maps, threshold, (48, 48)).tolist() == [WHOLE] * 2
 
 
 def test_half_precision_sums_do_not_overflow() -> None:

@@ -2,6 +2,7 @@
 
 python -m trainers pretrain CONFIG [key=value ...] [--resume]
 python -m trainers knn RUN [key=value ...]
+python -m trainers localise RUN [--encoder timm:NAME] [key=value ...]
 python -m trainers linear RUN [key=value ...] [--resume]
 python -m trainers finetune RUN finetune.labels=0.01 [key=value ...] [--resume]
 python -m trainers compare CONFIG CONFIG ... --seeds 3 --out OUT [key=value ...]
@@ -26,12 +27,18 @@ from tqdm import tqdm
 
 from . import config_file, distributed
 from .amp import device_kind
+from .backbones import Backbone
 from .data import open_data
 from .evaluate import knn
-from .evaluate.encoders import KINDS, encoder_of, load_run
+from .evaluate.encoders import KINDS, encoder_of, load_run, method_with
 from .evaluate.linear import linear_probe
+from .evaluate.map_scores import map_scores, seen_maps
+from .evaluate.map_scores import table as map_table
 from .evaluate.semi_supervised import finetune
 from .evaluate.supervised import Result
+from .frozen import frozen_encoder
+from .localise import input_size
+from .methods import Method
 from .pretrain import pretrain
 from .report import table as scores_table
 
@@ -82,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     knn.add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
     probe = add("linear", "a linear classifier on a checkpoint's frozen encoder", _linear)
     tune = add("finetune", "encoder and classifier on few labels", _finetune)
+    find = add("localise", "how well a checkpoint's maps find the true objects", _localise)
+    find.add_argument("run", type=Path, help="run folder, or its last.pt")
+    find.add_argument("--encoder", default="trained", metavar="WHICH", help="trained, untrained, or another "
+                      "one on the run's data: timm:NAME or torchvision:NAME, with its weights")  # fmt: skip
     for scored in (knn, probe, tune):
         scored.add_argument("run", type=Path, help="run folder, or its last.pt")
         which = KINDS if scored is not tune else [kind for kind in KINDS if kind != "colours"]
@@ -92,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         taught.add_argument("--name", help="folder below the run for its checkpoints (that of the command)")
     for stopped in (train, probe, tune):
         stopped.add_argument("--resume", action="store_true", help="continue what was begun, if it was")
-    for configured in (train, knn, probe, tune):
+    for configured in (train, knn, find, probe, tune):
         configured.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
     out = add("export", "the encoder's weights as torchvision or timm names them", _export)
     out.add_argument("run", type=Path, help="run folder, or its last.pt")
@@ -139,6 +150,29 @@ def _knn(args: argparse.Namespace) -> None:
               f"top-5 {scores['top5']:.2%}")  # fmt: skip
 
 
+def _localise(args: argparse.Namespace) -> None:
+    folder, config, saved = load_run(args.run, args.overrides)
+    device = distributed.init(device_kind(config))
+    data = open_data(config.data, config.run.seed)
+    network: Method | Backbone
+    seen = None
+    if args.encoder in ("trained", "untrained"):
+        network = method_with(config, saved if args.encoder == "trained" else None, device)
+        seen = seen_maps(config, saved, len(data.train)) if args.encoder == "trained" else None
+    else:
+        network, config = frozen_encoder(config, args.encoder, device)
+    if not len(data.train.boxes):
+        raise ValueError("localisation needs true boxes; name them by data.boxes or data.instances")
+    scores = map_scores(config, network, data.train, device, seen)
+    if distributed.is_main():
+        how = config.localise
+        layer = how.layer or "the last stage"
+        print(f"{args.encoder} encoder, {layer} at {input_size(config, how)} pixels, "
+              f"{scores['whole']['images']} images with true boxes\n{map_table(scores)}")  # fmt: skip
+    for name, row in scores.items():
+        _record(folder, args, saved, {"boxes": name, **row})
+
+
 def _linear(args: argparse.Namespace) -> None:
     _learn(args, linear_probe, "linear probe")
 
@@ -167,6 +201,15 @@ def _tell(
     if not distributed.is_main():
         return
     print(f"{args.encoder} encoder, {saved['step']} steps: {text}")
+    _record(folder, args, saved, scores)
+
+
+def _record(
+    folder: Path, args: argparse.Namespace, saved: Mapping[str, Any], scores: Mapping[str, Any]
+) -> None:
+    """Add scores to the run's evaluations.jsonl, on the main rank."""
+    if not distributed.is_main():
+        return
     line = {"evaluation": args.command, "encoder": args.encoder, "step": saved["step"], **scores}
     with (folder / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps({**line, "overrides": args.overrides}) + "\n")

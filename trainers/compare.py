@@ -35,7 +35,7 @@ from .data import open_data
 from .evaluate import Evaluator
 from .evaluate.encoders import encoder_of
 from .evaluate.linear import linear_probe, probe_settings
-from .localise import guide_of
+from .localise import input_size
 from .pretrain import pretrain
 
 __all__ = ["compare", "extra_passes"]
@@ -43,8 +43,8 @@ __all__ = ["compare", "extra_passes"]
 UNTRAINED = "untrained"
 RECORD = "compare.json"  # in a run's folder: for how long it trained, and on what
 _BUDGET = (
-    *("data.", "model.", "probe.", "optim.batch", "run.epochs", "run.max_steps", "run.evaluate_every"),
-    *("views.size", "views.mean", "views.std"),
+    *("data.", "model.", "probe.", "localise.", "optim.batch"),
+    *("run.epochs", "run.max_steps", "run.evaluate_every", "views.size", "views.mean", "views.std"),
 )
 
 
@@ -124,7 +124,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
         device, saved = distributed.init(device_kind(config)), checkpoint.load(folder)
         data = open_data(config.data, config.run.seed)
         encoder = encoder_of(config, saved, "trained", device)
-        run = replace(run, extra_passes=extra_passes(saved))
+        run = replace(run, extra_passes=extra_passes(saved), **_guide(folder))
         # A run that is shorter than run.log_every has never read its loss.
         if not all(value.isfinite().all() for value in encoder.state_dict().values()):
             raise FloatingPointError("weights of the trained encoder are no numbers; lower optim.lr")
@@ -196,6 +196,13 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: line[name] for name in ("knn_top1", "knn_top5", *LOCALISED) if name in line}
 
 
+def _guide(folder: Path) -> dict[str, Any]:
+    """What the region table was last like: the boxes that crops were drawn from."""
+    lines = [line for line in _log(folder) if "guide_area_median" in line]
+    names = {"guide_iou": "guide_iou", "guide_area": "guide_area_median"}
+    return {ours: lines[-1][name] for ours, name in names.items() if lines and name in lines[-1]}
+
+
 def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
     """All rows; the untrained encoder's from the first configuration's runs, whose folders are given."""
     names = dict.fromkeys(run.config for run in runs)
@@ -261,5 +268,5 @@ def _budget(config: cfg.Config) -> str:
 
 
 def _reading(config: cfg.Config) -> str:
-    guide = guide_of(config)
-    return f"{guide.layer or 'last stage'} over {guide.threshold} at {guide.size or config.views.size} pixels"
+    how = config.localise
+    return f"{how.map} of {how.layer or 'the last stage'} at {input_size(config, how)} pixels"

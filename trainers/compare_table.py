@@ -11,7 +11,8 @@ __all__ = ["LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "table
 
 _SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
 _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
-_COLUMNS = {**_SCORES, "box_area": "box area", **_COSTS}
+_GUIDE = {"guide_iou": "guide's IoU", "guide_area": "guide's area"}
+_COLUMNS = {**_SCORES, "box_area": "box area", **_GUIDE, **_COSTS}
 LOCALISED = ("iou", "corloc", "box_area")
 """Measures that hang on how boxes are read off."""
 
@@ -31,9 +32,14 @@ class Run:
     linear_top1: float | None = None
     linear_top5: float | None = None
     iou: float | None = None
+    """Of the encoder's box with the best true one, at the threshold that suits it best."""
     corloc: float | None = None
     box_area: float | None = None
     """Median share of the image that the encoder's box covers."""
+    guide_iou: float | None = None
+    """Of the boxes that the guide wrote last, the best region of each image: what crops were drawn from."""
+    guide_area: float | None = None
+    """Median share of the image that they cover."""
     seconds: float | None = None
     """Wall clock of pretraining, its start and its evaluations included, up to the last checkpoint."""
     images_per_second: float | None = None
@@ -137,6 +143,6 @@ def _cell(measure: str, row: Row, best: Mapping[str, float]) -> str:
 
 def _score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
     """A score with its deviation or error; accuracies in percent."""
-    factor, digits = (1, 3) if measure in ("iou", "box_area") else (100, 2)
+    factor, digits = (1, 3) if measure.endswith(("iou", "area")) else (100, 2)
     text = f"{factor * mean:{sign}.{digits}f}"
     return text if spread is None else f"{text} ± {factor * spread:.{digits}f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,8 +92,8 @@ def _from_timm(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
     if not timm.models.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained encoder {name!r}; choose one of timm.list_pretrained()")
     learnt = timm.models.get_pretrained_cfg(name)
+    encoder = build_backbone(name)
     if file:
-        encoder = timm.create_model(name, num_classes=0)
         load_weights(encoder, timm.create_model(name, num_classes=1), Path(file))
     else:
         files = [_hub_file(learnt.url)] if learnt.url else []
@@ -102,12 +102,12 @@ def _from_timm(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
             files = [try_to_load_from_cache(learnt.hf_hub_id, each) for each in names]
         cached = next((each for each in files if isinstance(each, str)), None)
         _in_cache(cached, f"timm:{name}", f"timm.create_model({name!r}, pretrained=True)")
-        encoder = timm.create_model(
+        pretrained = timm.create_model(
             name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(cached)}
         )
-    encoder.dim = encoder.num_features
+        encoder.load_state_dict(pretrained.state_dict())
     like = {"size": learnt.input_size[-1], "mean": tuple(learnt.mean), "std": tuple(learnt.std)}
-    return cast(Backbone, encoder), like
+    return encoder, like
 
 
 def _hub_file(url: str) -> str | None:

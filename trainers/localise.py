@@ -1,9 +1,9 @@
-"""Where the encoder looks: boxes and heatmaps of whole images, as in ContrastiveCrop (arXiv 2202.03278)."""
+"""Where the encoder looks: heatmaps of whole images, as in ContrastiveCrop (arXiv 2202.03278)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import SampleIndex, recipes
-from dali_views.saliency import FeatureTap, boxes_from_maps, heatmaps
+from dali_views.saliency import FeatureTap, boxes_from_maps, feature_grid, heatmaps
 from dali_views.salient_regions import gradient_map
 
 from . import config as cfg
@@ -21,7 +21,7 @@ from .backbones import Backbone
 from .data import plain_loader
 from .methods import Method
 
-__all__ = ["Located", "boxes_of", "guide_of", "locate", "locate_by_gradient"]
+__all__ = ["Located", "boxes_of", "input_size", "locate"]
 
 
 class Located(NamedTuple):
@@ -29,65 +29,82 @@ class Located(NamedTuple):
 
     rows: Tensor
     """(B,) rows of the index."""
-    boxes: Tensor
-    """(B, 4) y0, x0, y1, x1 as fractions of the image."""
     maps: Tensor
     """(B, h, w) heatmaps in [0, 1] on the whole image."""
 
 
 def locate(
-    config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device, alone: bool = False
+    config: cfg.Config,
+    network: Method | Backbone,
+    index: SampleIndex,
+    device: torch.device,
+    maps: cfg.Maps,
+    kind: cfg.MapKind = "activation",
+    alone: bool = False,
 ) -> Iterator[Located]:
     """Localise this rank's share of an index, or all of it if `alone`.
 
-    As published: eval mode, no gradient, un-augmented whole images squashed to a square; the activation sum
-    of the last stage is min-max normalised, upsampled to the input and thresholded. Size, layer and threshold
-    are the guide's if the run has ContrastiveCrop, else that guide's defaults at the size of the views.
+    As published: eval mode, no gradient to parameters, un-augmented whole images squashed to a square.
+
+    Args:
+        network: an encoder; or a method, of which its `encoder` is asked. Maps of kind "gradient" need the
+            method: there the backbone that learns is asked by the method's own alignment score, with the
+            horizontal mirror image as the other view (ContraCAM, arXiv 2108.00049; the mirror is our choice).
+        maps: layer and size of the input; the encoder's last spatial layer and the size of views if absent.
+        kind: see `dali_views.saliency` for "activation" and "principal".
+
+    Raises:
+        ValueError: as by `FeatureTap` and `feature_grid`: no such layer, or its output is no map.
     """
-    guide = guide_of(config)
-    size = guide.size or config.views.size
-    layer = guide.layer or encoder.feature_layer
+    size = input_size(config, maps)
     for batch in plain_loader(config, index, recipes.localisation(size), alone=alone):
-        with autocast(config, device):
-            maps = heatmaps(encoder, batch.views[0].to(device), layer)
-        yield Located(batch.index, boxes_from_maps(maps, guide.threshold, (size, size)), maps)
-
-
-def locate_by_gradient(
-    config: cfg.Config, method: Method, index: SampleIndex, device: torch.device
-) -> Iterator[Located]:
-    """As `locate`, but the map weighs channels by the gradient of the method's own alignment score.
-
-    ContraCAM's form (arXiv 2108.00049), with the horizontal mirror image as the other view (our choice).
-    Parameters get no gradient.
-    """
-    guide = guide_of(config)
-    size = guide.size or config.views.size
-    layer = guide.layer or method.backbone.feature_layer
-    training = method.training
-    for batch in plain_loader(config, index, recipes.localisation(size)):
         images = batch.views[0].to(device)
-        method.eval()
-        with autocast(config, device), FeatureTap(method.backbone, layer) as tap, torch.enable_grad():
-            score = method.alignment(images, images.flip(3))
-            (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
-            maps = gradient_map(tap.features.detach(), gradient)
-        method.train(training)
-        yield Located(batch.index, boxes_from_maps(maps, guide.threshold, (size, size)), maps)
+        with autocast(config, device):
+            if kind == "gradient":
+                found = _gradient_maps(network, images, maps.layer)
+            else:
+                encoder = network.encoder if isinstance(network, Method) else network
+                layer = maps.layer or encoder.feature_layer
+                found = heatmaps(encoder, images, layer, encoder.prefix_tokens, kind=kind)
+        yield Located(batch.index, found)
 
 
-def guide_of(config: cfg.Config) -> cfg.ContrastiveCrop:
-    """Size, layer and threshold of localisation: the run's guide's, or the defaults."""
-    return config.guide if isinstance(config.guide, cfg.ContrastiveCrop) else cfg.ContrastiveCrop()
+def _gradient_maps(network: Method | Backbone, images: Tensor, layer: str | None) -> Tensor:
+    if not isinstance(network, Method):
+        raise ValueError("maps by gradient need a method with its alignment score, not an encoder alone")
+    backbone, training = network.backbone, network.training
+    network.eval()
+    with FeatureTap(backbone, layer or backbone.feature_layer) as tap, torch.enable_grad():
+        score = network.alignment(images, images.flip(3))
+        (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
+    network.train(training)
+    features, gradient = (feature_grid(each, backbone.prefix_tokens) for each in (tap.features, gradient))
+    return gradient_map(features, gradient)
+
+
+def input_size(config: cfg.Config, maps: cfg.Maps) -> int:
+    """Pixels to which whole images are squashed before they are localised."""
+    return maps.size or config.views.size
 
 
 def boxes_of(
-    config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device
+    config: cfg.Config,
+    network: Method | Backbone,
+    index: SampleIndex,
+    device: torch.device,
+    maps: cfg.Maps,
+    kind: cfg.MapKind,
+    thresholds: Sequence[float | Literal["otsu"]],
 ) -> NDArray[np.float32]:
-    """(N, 4) boxes of a whole index, equal on all ranks."""
-    found = list(locate(config, encoder, index, device))
-    rows = distributed.gather_rows(torch.cat([part.rows for part in found]))
-    boxes = distributed.gather_rows(torch.cat([part.boxes for part in found]))
-    result = np.empty((len(index), 4), np.float32)
-    result[rows.cpu().numpy()] = boxes.float().cpu().numpy()
+    """(T, N, 4) boxes of a whole index at each threshold, equal on all ranks. Arguments as of `locate`."""
+    size = input_size(config, maps)
+    rows, boxes = [], []
+    for part in locate(config, network, index, device, maps, kind):
+        rows.append(part.rows)
+        at = [boxes_from_maps(part.maps, threshold, (size, size)) for threshold in thresholds]
+        boxes.append(torch.stack(at, dim=1))
+    everyone = distributed.gather_rows(torch.cat(rows)).cpu().numpy()
+    found = distributed.gather_rows(torch.cat(boxes)).float().cpu().numpy()
+    result = np.empty((len(thresholds), len(index), 4), np.float32)
+    result[:, everyone] = found.transpose(1, 0, 2)
     return result

@@ -54,7 +54,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     device = distributed.init(device_kind(config))
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed)
-    regions = RegionTable(len(data.train), getattr(config.guide, "regions", 1))
+    regions = RegionTable(len(data.train), getattr(config.box_guide, "regions", 1))
     loader = training_loader(config, data.train, regions)
 
     torch.manual_seed(config.run.seed)
@@ -77,7 +77,10 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     report = Report(config, data, loader, steps=last, step=step)
     result = Result(finished=False, step=step)
     if not saved:
+        empty = regions.snapshot()
         guide.begin(regions)
+        if regions.writes.any():
+            report.guide(regions, empty, 0, step)
         if config.run.evaluate_every:
             result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
 

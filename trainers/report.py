@@ -41,6 +41,7 @@ class Report:
     def __init__(self, config: cfg.Config, data: DataSets, loader: ViewLoader, steps: int, step: int) -> None:
         self.every = config.run.log_every
         self.loader = loader
+        self.index = data.train
         self.main = distributed.is_main()
         self._latest: torch.Tensor | None = None
         if not self.main:
@@ -100,7 +101,7 @@ class Report:
     def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
         """Note the region table that a guide has just written after `epoch` epochs."""
         if self.main:
-            found = {f"guide_{name}": value for name, value in health(regions, before).items()}
+            found = {f"guide_{name}": value for name, value in health(regions, before, self.index).items()}
             self._write({"step": step, "epoch": epoch, **found}, step)
             self.board.add_histogram("guide_box_area", box_areas(regions), step)
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from .evaluations import FineTune, Probe
-from .guides import ContrastiveCrop, Guide, NoGuide, OnlineCrop, Saliency, SemanticPairs, SimCCrop
+from .guides import (
+    BoxGuide,
+    ContrastiveCrop,
+    Guide,
+    Localised,
+    NoGuide,
+    OnlineCrop,
+    Saliency,
+    SemanticPairs,
+    SimCCrop,
+    TrueBoxes,
+)
 from .inputs import Data, Model, Run, Views
+from .maps import Localise, MapKind, Maps
 from .methods import BYOL, DINO, SCFS, Method, MoCo, SimCLR, SimSiam
 from .optims import LARS, SGD, AdamW, Optim
 from .section import Section
@@ -18,11 +30,16 @@ __all__ = [
     "SCFS",
     "SGD",
     "AdamW",
+    "BoxGuide",
     "Config",
     "ContrastiveCrop",
     "Data",
     "FineTune",
     "Guide",
+    "Localise",
+    "Localised",
+    "MapKind",
+    "Maps",
     "Method",
     "MoCo",
     "Model",
@@ -37,6 +54,7 @@ __all__ = [
     "SimCCrop",
     "SimCLR",
     "SimSiam",
+    "TrueBoxes",
     "Views",
 ]
 
@@ -58,6 +76,8 @@ class Config(Section):
     """Who writes the region table, chosen by `name`."""
     optim: Optim = SGD()
     """The optimiser and its schedule, chosen by `name`."""
+    localise: Localise = Localise()
+    """How evaluations ask the encoder where the object is."""
     probe: Probe = Probe()
     """How a linear classifier is trained on the frozen encoder afterwards."""
     finetune: FineTune = FineTune()
@@ -71,10 +91,9 @@ class Config(Section):
                 f"views.partner {str(self.views.partner).lower()} does not fit guide.name {self.guide.name}: "
                 "the guide semantic_pairs finds partners, and views.partner true shows them"
             )
-        guided = not pairs and self.guide.name != "none"
-        if guided and self.views.crop not in ("contrastive", "inside"):
+        if self.box_guide.name != "none" and self.views.crop not in ("contrastive", "inside"):
             raise ValueError(
-                f"guide.name {self.guide.name} writes boxes that views.crop {self.views.crop} ignores; "
+                f"guide.name {self.box_guide.name} writes boxes that views.crop {self.views.crop} ignores; "
                 "set views.crop to contrastive or inside, or guide.name to none"
             )
         if isinstance(self.method, MoCo) and self.method.split_bn and self.optim.batch % self.method.split_bn:
@@ -83,3 +102,8 @@ class Config(Section):
                 "choose a divisor"
             )
         return self
+
+    @property
+    def box_guide(self) -> BoxGuide:
+        """The guide that writes boxes, be it by itself or beside semantic pairs."""
+        return self.guide.boxes if isinstance(self.guide, SemanticPairs) else self.guide

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from .maps import MapKind, Maps
 from .section import Count, CountOrZero, Section, Share
 
 
@@ -15,26 +16,32 @@ class NoGuide(Section):
     name: Literal["none"] = "none"
 
 
-class ContrastiveCrop(Section):
-    """Boxes from the encoder's own activation maps, arXiv 2202.03278."""
+class Localised(Maps):
+    """What all guides have that read boxes off maps of the encoder that learns."""
 
-    name: Literal["contrastive_crop"] = "contrastive_crop"
     warmup: CountOrZero = 20
     """Epochs before the first boxes."""
     interval: Count = 20
     """Epochs between box updates."""
-    threshold: Share = 0.1
-    """Share of the min-max normalised map above which a pixel belongs to the object."""
-    layer: str | None = None
-    """Dotted name of the module whose output is the map; absent: the backbone's last spatial one."""
-    size: Count | None = None
-    """Pixels to which the whole image is squashed before it is localised; absent: the size of the views."""
+    threshold: Share | Literal["otsu"] = 0.1
+    """Share of the min-max normalised map above which a pixel belongs to the object; otsu: each map's own,
+    for maps with a high floor, such as a transformer's."""
 
 
-class OnlineCrop(ContrastiveCrop):
+class ContrastiveCrop(Localised):
+    """Boxes from the encoder's own maps of whole images, arXiv 2202.03278."""
+
+    name: Literal["contrastive_crop"] = "contrastive_crop"
+    map: MapKind = "activation"
+    """activation: how strongly each position responds, as published; principal: the first principal component
+    of an image's positions (ours); gradient: channels weighted by the gradient of the method's own alignment
+    score (ContraCAM)."""
+
+
+class OnlineCrop(Localised):
     """ContrastiveCrop's boxes from the maps of the views seen in training, without a pass (ours)."""
 
-    name: Literal["online_crop"] = "online_crop"  # type: ignore[assignment]
+    name: Literal["online_crop"] = "online_crop"
     interval: Count = 1
     """Epochs between box updates, which cost next to nothing here."""
     map_size: Count = 14
@@ -43,15 +50,14 @@ class OnlineCrop(ContrastiveCrop):
     """Weight of a new view against the average of earlier ones, cell by cell."""
 
 
-class Saliency(ContrastiveCrop):
+class Saliency(Localised):
     """Regions and loss weights from a saliency map, arXiv 2302.11461 (all but the idea is ours)."""
 
-    name: Literal["saliency"] = "saliency"  # type: ignore[assignment]
-    map: Literal["activation", "gradient"] = "activation"
-    """activation: the sum of the encoder's channels; gradient: channels weighted by the gradient of the
-    method's own alignment score (ContraCAM)."""
-    threshold: Share = 0.5
-    """Share of the min-max normalised map above which a pixel belongs to a region."""
+    name: Literal["saliency"] = "saliency"
+    map: MapKind = "activation"
+    """As for contrastive_crop."""
+    threshold: Share | Literal["otsu"] = 0.5
+    """Share of the min-max normalised map above which a pixel belongs to a region, or otsu."""
     regions: Count = 3
     """Regions kept per image: connected parts of the map above the threshold."""
     min_area: Share = 0.01
@@ -60,6 +66,26 @@ class Saliency(ContrastiveCrop):
     """Of the loss weights, exp(saliency / temperature); null, which is infinite, weighs all losses alike."""
     map_size: Count = 14
     """Cells along each side of the map that is kept per image to score crops by."""
+
+
+class TrueBoxes(Section):
+    """Each image's largest true box from the first epoch on: what boxes could give at best (a control)."""
+
+    name: Literal["true_boxes"] = "true_boxes"
+
+
+class SimCCrop(Section):
+    """One fixed centre box for all images from the first epoch on, arXiv 2202.03278."""
+
+    name: Literal["simccrop"] = "simccrop"
+    box: tuple[Share, Share, Share, Share] = (0.25, 0.25, 0.75, 0.75)
+    """y0, x0, y1, x1 as fractions of the image."""
+
+
+BoxGuide = Annotated[
+    NoGuide | ContrastiveCrop | OnlineCrop | SimCCrop | TrueBoxes | Saliency, Field(discriminator="name")
+]
+"""Guides that write boxes and weights."""
 
 
 class SemanticPairs(Section):
@@ -80,6 +106,8 @@ class SemanticPairs(Section):
     """Leave an image's partner out of its negatives (SimCLR, MoCo)."""
     control: Literal["none", "random", "label"] = "none"
     """random: partners at random, which must hurt; label: random partners of the same class."""
+    boxes: BoxGuide = NoGuide()
+    """A guide for the boxes: views of an image and of its partner then follow each image's own."""
 
     @model_validator(mode="after")
     def _knows_its_encoder(self) -> SemanticPairs:
@@ -90,14 +118,8 @@ class SemanticPairs(Section):
         return self
 
 
-class SimCCrop(Section):
-    """One fixed centre box for all images from the first epoch on, arXiv 2202.03278."""
-
-    name: Literal["simccrop"] = "simccrop"
-    box: tuple[Share, Share, Share, Share] = (0.25, 0.25, 0.75, 0.75)
-    """y0, x0, y1, x1 as fractions of the image."""
-
-
 Guide = Annotated[
-    NoGuide | ContrastiveCrop | OnlineCrop | SimCCrop | Saliency | SemanticPairs, Field(discriminator="name")
+    NoGuide | ContrastiveCrop | OnlineCrop | SimCCrop | TrueBoxes | Saliency | SemanticPairs,
+    Field(discriminator="name"),
 ]
+"""Who writes the region table."""

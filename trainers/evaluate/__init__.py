@@ -20,11 +20,10 @@ from ..backbones import Backbone
 from ..data import DataSets, evaluation_views, plain_loader, training_views
 from ..localise import boxes_of, locate
 from .knn import extract, knn_accuracy
-from .localisation import localisation
+from .localisation import MOST_LOCALISED, THRESHOLDS, best_threshold
 
 __all__ = ["Evaluation", "Evaluator", "knn"]
 
-MOST_LOCALISED = 5000  # images with true boxes that are enough for a mean
 PICTURED = 6
 
 
@@ -33,7 +32,7 @@ class Evaluation:
     """One evaluation."""
 
     scores: dict[str, float]
-    """knn_top1, knn_top5 (shares), iou, corloc, box_area; those that the data allow."""
+    """knn_top1, knn_top5 (shares), iou, corloc, box_area, box_threshold; those that the data allow."""
     picture: Figure | None
     """Images with heatmap, box and views; on the main rank."""
 
@@ -62,7 +61,8 @@ class Evaluator:
     """Measures the encoder during training. Every rank takes part.
 
     kNN is measured if the data have labels, localisation (mean IoU of the encoder's box with the
-    best-matching true box, and CorLoc) if they have boxes.
+    best-matching true box, and CorLoc, by `best_threshold`) if they have boxes. The boxes are read as
+    `config.localise` says, whatever guides the crops.
     """
 
     def __init__(
@@ -86,14 +86,16 @@ class Evaluator:
         """Evaluate the encoder as it is now."""
         scores: dict[str, float] = {}
         if self.data.queries is not None:
-            found = knn(self.config, self.encoder, self.data.bank, self.data.queries, self.device)
-            (accuracy,) = found.values()
+            (accuracy,) = knn(
+                self.config, self.encoder, self.data.bank, self.data.queries, self.device
+            ).values()
             scores |= {"knn_top1": accuracy["top1"], "knn_top5": accuracy["top5"]}
         if self.boxed is not None:
-            boxes = boxes_of(self.config, self.encoder, self.boxed, self.device)
-            placed = localisation(boxes, self.boxed)
-            scores |= {"iou": placed["iou_best"], "corloc": placed["corloc"]}
-            scores["box_area"] = float(np.median(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)))
+            maps = self.config.localise
+            boxes = boxes_of(self.config, self.encoder, self.boxed, self.device, maps, maps.map, THRESHOLDS)
+            found = best_threshold(boxes, self.boxed)
+            scores |= {"iou": found["iou_best"], "corloc": found["corloc"]}
+            scores |= {"box_area": found["area"], "box_threshold": found["threshold"]}
         return Evaluation(scores, self._picture() if distributed.is_main() else None)
 
     def _picture(self) -> Figure:
@@ -106,7 +108,8 @@ class Evaluator:
             world=1, mean=self.config.views.mean, std=self.config.views.std, threads=self.config.run.threads,
         )  # fmt: skip
         batch = next(iter(loader))
-        found = list(locate(self.config, self.encoder, index, self.device, alone=True))
+        how = self.config.localise
+        found = list(locate(self.config, self.encoder, index, self.device, how, how.map, alone=True))
         maps: NDArray[np.float32] = torch.cat([part.maps for part in found]).float().cpu().numpy()
         views_config = self.config.views
         return show.grid(index, batch, heatmaps=maps, mean=views_config.mean, std=views_config.std)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .. import checkpoint, config_file
 from .. import config as cfg
 from ..backbones import Backbone
-from ..methods import method_of
+from ..methods import Method, method_of
 
-__all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run"]
+__all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run", "method_with"]
 
 Kind = Literal["trained", "untrained", "colours"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -31,11 +31,16 @@ def encoder_of(config: cfg.Config, saved: dict[str, Any], kind: Kind, device: to
     """The encoder on `device`: of the checkpoint, with its first weights, or a histogram of colours."""
     if kind == "colours":
         return cast(Backbone, ColourHistogram(config.views.mean, config.views.std).to(device))
-    torch.manual_seed(config.run.seed)  # the weights that the run began with
+    return method_with(config, saved if kind == "trained" else None, device).encoder
+
+
+def method_with(config: cfg.Config, saved: dict[str, Any] | None, device: torch.device) -> Method:
+    """A run's method on `device`, with the checkpoint's weights, or those that the run began with."""
+    torch.manual_seed(config.run.seed)
     method = method_of(config)
-    if kind == "trained":
+    if saved is not None:
         method.load_state_dict(saved["method"])
-    return method.encoder.to(device).to(memory_format=torch.channels_last)
+    return method.to(device).to(memory_format=torch.channels_last)
 
 
 class ColourHistogram(nn.Module):

@@ -56,22 +56,37 @@ class Guide:
 
 
 def build_guide(config: cfg.Config, method: Method, index: SampleIndex, device: torch.device) -> Guide:
-    """The guide of a configuration."""
-    from .contrastive_crop import ContrastiveCrop, SimCCrop
-    from .online_crop import OnlineCrop
-    from .saliency import Saliency
+    """The guide of a configuration.
+
+    Raises:
+        ValueError: the guide wants something that the data or the network do not have.
+    """
     from .semantic_pairs import SemanticPairs
 
-    match config.guide:
+    boxes = _box_guide(config, config.box_guide, method, index, device)
+    if isinstance(config.guide, cfg.SemanticPairs):
+        return SemanticPairs(config, config.guide, boxes, index, device)
+    return boxes
+
+
+def _box_guide(
+    config: cfg.Config, guide: cfg.BoxGuide, method: Method, index: SampleIndex, device: torch.device
+) -> Guide:
+    from .contrastive_crop import ContrastiveCrop
+    from .fixed_boxes import SimCCrop, TrueBoxes
+    from .online_crop import OnlineCrop
+    from .saliency import Saliency
+
+    match guide:
         case cfg.NoGuide():
             return Guide()
-        case cfg.SemanticPairs():
-            return SemanticPairs(config, config.guide, index, device)
-        case cfg.Saliency():
-            return Saliency(config, config.guide, method, index, device)
-        case cfg.OnlineCrop():
-            return OnlineCrop(config, config.guide, method, index, device)
         case cfg.ContrastiveCrop():
-            return ContrastiveCrop(config, config.guide, method.encoder, index, device)
+            return ContrastiveCrop(config, guide, method, index, device)
+        case cfg.OnlineCrop():
+            return OnlineCrop(config, guide, method, index, device)
+        case cfg.Saliency():
+            return Saliency(config, guide, method, index, device)
         case cfg.SimCCrop():
-            return SimCCrop(config.guide)
+            return SimCCrop(guide)
+        case cfg.TrueBoxes():
+            return TrueBoxes(index)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from dali_views import RegionTable, SampleIndex
+from dali_views.saliency import boxes_from_maps
 
 from .. import config as cfg
-from ..backbones import Backbone
-from ..localise import locate
+from ..localise import input_size, locate
+from ..methods import Method
 from . import Guide
 from .schedule import is_due, warn_if_wide
 
-__all__ = ["ContrastiveCrop", "SimCCrop"]
+__all__ = ["ContrastiveCrop"]
 
 
 class ContrastiveCrop(Guide):
@@ -24,12 +24,12 @@ class ContrastiveCrop(Guide):
     """
 
     def __init__(
-        self, config: cfg.Config, guide: cfg.ContrastiveCrop, encoder: Backbone, index: SampleIndex,
+        self, config: cfg.Config, guide: cfg.ContrastiveCrop, method: Method, index: SampleIndex,
         device: torch.device,
     ) -> None:  # fmt: skip
         self.config = config
         self.guide = guide
-        self.encoder = encoder
+        self.method = method
         self.index = index
         self.device = device
 
@@ -37,20 +37,9 @@ class ContrastiveCrop(Guide):
         if not is_due(epoch, epochs, self.guide.warmup, self.guide.interval):
             return False
         self.passes += 1
-        for found in locate(self.config, self.encoder, self.index, self.device):
-            regions.update(found.rows, found.boxes)
+        guide, size = self.guide, input_size(self.config, self.guide)
+        for found in locate(self.config, self.method, self.index, self.device, guide, guide.map):
+            regions.update(found.rows, boxes_from_maps(found.maps, guide.threshold, (size, size)))
         regions.sync()
         warn_if_wide(regions)
         return True
-
-
-class SimCCrop(Guide):
-    """One fixed centre box for every image, from the first epoch on, without a pass."""
-
-    def __init__(self, guide: cfg.SimCCrop) -> None:
-        self.guide = guide
-
-    def begin(self, regions: RegionTable) -> None:
-        box = np.array(self.guide.box, np.float32)
-        regions.update(np.arange(len(regions)), np.tile(box, (len(regions), 1)))
-        regions.sync()

@@ -6,21 +6,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dali_views import RegionTable
+from dali_views import RegionTable, SampleIndex
 from dali_views.coordinates import iou
 from dali_views.regions import Regions
+
+from ..evaluate.localisation import MOST_LOCALISED, localisation
 
 __all__ = ["box_areas", "health"]
 
 
 def box_areas(regions: RegionTable) -> npt.NDArray[np.float32]:
     """(N,) share of the image that the box of greatest weight covers."""
-    best = regions.boxes[np.arange(len(regions)), regions.weights.argmax(1)]
+    best = _heaviest(regions)
     return np.asarray(np.prod(best[:, 2:] - best[:, :2], axis=1), np.float32)
 
 
-def health(regions: RegionTable, before: Regions) -> dict[str, float]:
-    """Measures of a table that has just been written, beside what it was before.
+def _heaviest(regions: RegionTable) -> npt.NDArray[np.float32]:
+    """(N, 4) the box of greatest weight of every row."""
+    return np.asarray(regions.boxes[np.arange(len(regions)), regions.weights.argmax(1)])
+
+
+def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[str, float]:
+    """Measures of a table of an index's samples that has just been written, beside what it was before.
 
     Returns:
         area_low, area_median, area_high: quantiles (0.1, 0.5, 0.9) of the boxes' shares of their images;
@@ -30,6 +37,8 @@ def health(regions: RegionTable, before: Regions) -> dict[str, float]:
         weight_entropy: mean entropy of a row's weights over log K; 1 is all regions alike, 0 only one in use.
         stale: mean number of epochs since a row was last written, over the rows that ever were.
         paired: share of samples with a partner other than themselves.
+        iou, corloc: of the boxes of greatest weight with the best-matching true ones, if the index has some
+            (of 5,000 samples, evenly spread); this is what crops are drawn from.
     """
     areas = box_areas(regions)
     low, median, high = np.quantile(areas, [0.1, 0.5, 0.9])
@@ -46,6 +55,10 @@ def health(regions: RegionTable, before: Regions) -> dict[str, float]:
         "stale": float((regions.epoch - regions.written_epoch[written]).mean()) if written.any() else np.nan,
         "paired": float((regions.partner != np.arange(len(regions))).mean()),
     }
+    if len(index.boxes):
+        rows = np.unique(np.linspace(0, len(index) - 1, MOST_LOCALISED).astype(np.int64))
+        placed = localisation(_heaviest(regions)[rows], index.subset(rows))
+        found |= {"iou": placed["iou_best"], "corloc": placed["corloc"]}
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
 

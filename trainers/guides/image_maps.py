@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_views.coordinates import map_to_image
-from dali_views.saliency import channel_sum
+from dali_views.saliency import activations
 
 from .. import distributed
 
@@ -20,7 +20,7 @@ _ROWS = 1 << 16  # rows that travel between ranks at a time; bounds the memory o
 
 
 class ViewMaps:
-    """Collects the channel sums of one layer while the encoder trains, call by call.
+    """Collects the activations of one layer while the encoder trains, call by call.
 
     All methods show their views to the backbone in order, one after the other or several as one batch,
     so that the rows that come out belong to view 0, view 1 and so on.
@@ -33,14 +33,14 @@ class ViewMaps:
 
     def __init__(self, backbone: nn.Module, layer: str, prefix_tokens: int = 0) -> None:
         self.prefix = prefix_tokens
-        self.sums: list[Tensor] = []
+        self.seen: list[Tensor] = []
         module = backbone.get_submodule(layer)
         self._backbone = backbone
         module.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self._backbone.training:
-            self.sums.append(channel_sum(output, self.prefix))
+            self.seen.append(activations(output, self.prefix))
 
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.
@@ -49,10 +49,10 @@ class ViewMaps:
         features grow, and a crop of background is not stretched to the contrast of an object.
         """
         views = []
-        for sums in self.sums:
-            deviation, mean = torch.std_mean(sums)
-            views += list(((sums - mean) / deviation.clamp(min=1e-6)).view(-1, samples, *sums.shape[1:]))
-        self.sums = []
+        for maps in self.seen:
+            deviation, mean = torch.std_mean(maps)
+            views += list(((maps - mean) / deviation.clamp(min=1e-6)).view(-1, samples, *maps.shape[1:]))
+        self.seen = []
         return views
 
 

@@ -11,6 +11,8 @@ from dali_views import Batch, RegionTable, SampleIndex
 from dali_views.saliency import boxes_from_maps
 
 from .. import config as cfg
+from ..data import training_views
+from ..localise import input_size
 from ..methods import Method
 from . import Guide
 from .image_maps import ImageMaps, ViewMaps
@@ -33,14 +35,17 @@ class OnlineCrop(Guide):
         device: torch.device,
     ) -> None:  # fmt: skip
         self.guide = guide
-        self.size = guide.size or config.views.size
+        self.size = input_size(config, guide)
+        # A partner may be shown several times in a batch, and has views of its own elsewhere.
+        self.own = [view.source == "self" for view in training_views(config.views)]
         backbone = method.backbone
         self.views = ViewMaps(backbone, guide.layer or backbone.feature_layer, backbone.prefix_tokens)
         self.maps = ImageMaps(len(index), guide.map_size, guide.rate, device)
 
     def after_step(self, batch: Batch) -> None:
         for number, view in enumerate(self.views.take(len(batch))):
-            self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
+            if self.own[number]:
+                self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         self.maps.sync()

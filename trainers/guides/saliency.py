@@ -18,7 +18,8 @@ from dali_views.salient_regions import crop_saliency, pair_weights, regions_from
 
 from .. import config as cfg
 from .. import distributed
-from ..localise import locate, locate_by_gradient
+from ..data import training_views
+from ..localise import input_size, locate
 from ..methods import Method
 from . import Guide
 from .image_maps import ImageMaps
@@ -46,26 +47,26 @@ class Saliency(Guide):
         self.method = method
         self.index = index
         self.device = device
+        self.views = training_views(config.views)
         self.maps = ImageMaps(len(index), guide.map_size, 1.0, device)
 
     def weights(self, batch: Batch) -> Tensor:
         if not self.passes:
             return torch.ones(len(batch), device=self.device)
         temperature = math.inf if self.guide.temperature is None else self.guide.temperature
-        maps = self.maps.normalised(batch.index)
-        scores = [crop_saliency(maps, batch.crops[:, view], batch.flipped[:, view]) for view in range(PAIRED)]
+        scores = []
+        for number in range(PAIRED):
+            rows = batch.partner if self.views[number].source == "partner" else batch.index
+            maps = self.maps.normalised(rows)
+            scores.append(crop_saliency(maps, batch.crops[:, number], batch.flipped[:, number]))
         return pair_weights(torch.stack(scores, dim=1), temperature, distributed.all_mean)
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         guide = self.guide
         if not is_due(epoch, epochs, guide.warmup, guide.interval):
             return False
-        size = guide.size or self.config.views.size
-        if guide.map == "gradient":
-            found = locate_by_gradient(self.config, self.method, self.index, self.device)
-        else:
-            found = locate(self.config, self.method.encoder, self.index, self.device)
-        for part in found:
+        size = input_size(self.config, guide)
+        for part in locate(self.config, self.method, self.index, self.device, guide, guide.map):
             boxes, weights = regions_from_maps(
                 part.maps, guide.regions, guide.threshold, guide.min_area, size=(size, size)
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_views import Batch, RegionTable, SampleIndex
+from dali_views.atomic import atomic_write
 
 from .. import config as cfg
 from .. import distributed
@@ -19,7 +22,10 @@ from ..partner_checks import label_partners, precision, random_partners
 from ..partners import find_partners
 from . import Guide
 
-__all__ = ["SemanticPairs"]
+__all__ = ["PARTNERS", "SemanticPairs"]
+
+PARTNERS = "partners.json"
+"""In the run folder: how many pairs are of one class, by similarity; null where nothing is known of it."""
 
 
 class SemanticPairs(Guide):
@@ -28,18 +34,24 @@ class SemanticPairs(Guide):
     The paper's abstract tells of a pre-trained encoder and a similarity; which anchors, the band and how
     pairs mix with ordinary views are our choice. An image without a partner, or not drawn in an epoch, is
     its own partner, which is the ordinary pair.
+
+    Args:
+        boxes: the guide that writes boxes and weights beside the partners; asked for everything else.
     """
 
     def __init__(
-        self, config: cfg.Config, guide: cfg.SemanticPairs, index: SampleIndex, device: torch.device
-    ) -> None:
+        self, config: cfg.Config, guide: cfg.SemanticPairs, boxes: Guide, index: SampleIndex,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.config = config
         self.guide = guide
+        self.boxes = boxes
         self.index = index
         self.device = device
         self.partner = torch.arange(len(index))
 
     def begin(self, regions: RegionTable) -> None:
+        self.boxes.begin(regions)
         seed, labels = self.config.run.seed, torch.from_numpy(self.index.labels.astype(np.int64))
         drawn = np.random.default_rng([seed, 1]).permutation(len(self.index))
         anchors = torch.from_numpy(np.sort(drawn[: max(1, round(self.guide.anchors * len(drawn)))]))
@@ -58,17 +70,30 @@ class SemanticPairs(Guide):
                 self.partner, cosine = found.partner.cpu(), found.cosine.cpu()
                 self.passes += 1
         if distributed.is_main():
-            tqdm.write(self._told(precision(self.partner, labels, cosine)))
+            right = precision(self.partner, labels, cosine)
+            tqdm.write(self._told(right))
+            with atomic_write(Path(self.config.run.out) / PARTNERS) as file:
+                file.write(json.dumps(right, indent=1).replace("NaN", "null").encode())
         self._pair(regions, 0)
+
+    def weights(self, batch: Batch) -> Tensor:
+        return self.boxes.weights(batch)
 
     def kin(self, batch: Batch) -> Tensor | None:
         return torch.stack([batch.index, batch.partner], dim=1) if self.guide.mask else None
 
+    def after_step(self, batch: Batch) -> None:
+        self.boxes.after_step(batch)
+
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
+        wrote = self.boxes.after_epoch(regions, epoch, epochs)
         if self.guide.share == 1 or epoch == epochs:
-            return False
+            return wrote
         self._pair(regions, epoch)
         return True
+
+    def sync(self) -> None:
+        self.boxes.sync()
 
     def _pair(self, regions: RegionTable, epoch: int) -> None:
         """Write the partners of a share of the images, drawn by seed and epoch, into the table."""
@@ -84,8 +109,10 @@ class SemanticPairs(Guide):
         return told
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "partner": self.partner}
+        passes = self.passes + self.boxes.passes
+        return {"passes": passes, "partner": self.partner, "boxes": self.boxes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
         self.partner = state["partner"].clone()
+        self.boxes.load_state_dict(state["boxes"])
+        self.passes = int(state["passes"]) - self.boxes.passes

@@ -1,0 +1,88 @@
+"""FeatureTap: the output of one layer of any model, by a forward hook."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["FeatureTap"]
+
+_WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.compile put before a name
+
+
+class FeatureTap:
+    """Keep the last output of one layer of any model, by a forward hook.
+
+    Of a tuple, list or mapping the first tensor is kept, with its graph. Put the tap on before the first
+    call of a compiled model: torch.compile does not look for hooks added to a finished graph.
+
+    Args:
+        model: any module, also wrapped by DistributedDataParallel or torch.compile.
+        layer: dotted name as in ``model.named_modules()``; wrapper prefixes may be left out.
+
+    Raises:
+        ValueError: the model has no such layer; names the nearest ones.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        self.layer = layer
+        self._features: Tensor | None = None
+        self._handle = _find_layer(model, layer).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            parts = output.values() if isinstance(output, Mapping) else output
+            output = next((part for part in parts if isinstance(part, Tensor)), None)
+        if output is None:
+            raise TypeError(f"Layer '{self.layer}' returned no tensor; tap a layer that does.")
+        self._features = output
+
+    @property
+    def features(self) -> Tensor:
+        """Last output of the layer.
+
+        Raises:
+            RuntimeError: the layer has not run since the tap was put on.
+        """
+        if self._features is None:
+            raise RuntimeError(
+                f"Layer '{self.layer}' has not run since it was tapped; call the model first, and tap a "
+                "compiled model before its first call."
+            )
+        return self._features
+
+    def remove(self) -> None:
+        """Take the hook off; ``features`` stays."""
+        self._handle.remove()
+
+    def __enter__(self) -> FeatureTap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _find_layer(model: nn.Module, layer: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if layer in modules:
+        return modules[layer]
+    plain: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        plain.setdefault(_plain_name(name), module)
+    if _plain_name(layer) in plain:
+        return plain[_plain_name(layer)]
+    names = [name for name in plain if name]
+    near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or [n for n in names if "." not in n][:5]
+    raise ValueError(
+        f"{type(model).__name__} has no layer '{layer}'; the nearest names are {', '.join(near)}."
+    )
