@@ -142,6 +142,7 @@ def wrap(method: Method, config: cfg.Config, device: torch.device) -> nn.Module:
     """The method as the loop calls it: compiled and spread over processes as configured."""
     network: nn.Module = method
     if config.run.compile:
+        torch.compiler.reset()  # a graph of an earlier run in this process would not see this one's hooks
         network = torch.compile(network)  # type: ignore[assignment]
     if distributed.world() > 1:
         # Buffers are sent when they are about to be used together (`distributed.broadcast_buffers`), not

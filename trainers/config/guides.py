@@ -113,7 +113,7 @@ class SemanticPairs(Section):
     def _knows_its_encoder(self) -> SemanticPairs:
         if self.control == "none" and self.encoder is None:
             raise ValueError(
-                "guide.encoder is missing; name a run folder, timm:NAME or torchvision:NAME to find partners"
+                "guide.encoder is missing; name a run folder, timm:NAME[:FILE] or torchvision:NAME[:FILE]"
             )
         return self
 
