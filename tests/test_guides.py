@@ -18,6 +18,7 @@ from trainers import checkpoint, config_file
 from trainers import config as cfg
 from trainers.guides.fixed_boxes import TrueBoxes
 from trainers.guides.saliency import Saliency
+from trainers.guides.semantic_pairs import PARTNERS
 from trainers.methods import method_of
 from trainers.pretrain import pretrain
 
@@ -79,6 +80,9 @@ def test_any_guide_works_with_any_method_and_resumes_in_mid_epoch_to_the_very_sa
     regions = one["regions"]
     if "pairs" in guide:
         assert (regions["partner"] != torch.arange(80)).any()
+        told = json.loads((tmp_path / "whole" / "run" / PARTNERS).read_text())
+        assert told["pairs"] > 0
+        assert told["precision"] == 1, "partners by label are of one class"
     if guide != "semantic_pairs":
         assert regions["written"].all()
         assert (regions["boxes"] != torch.tensor([0.0, 0.0, 1.0, 1.0])).any()
