@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from .feature_tap import FeatureTap
 
 __all__ = [
-    "FeatureTap",
     "activation_map",
     "activations",
     "boxes_from_maps",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import SampleIndex, recipes
-from dali_views.saliency import FeatureTap, boxes_from_maps, feature_grid, heatmaps
+from dali_views.feature_tap import FeatureTap
+from dali_views.saliency import boxes_from_maps, feature_grid, heatmaps
 from dali_views.salient_regions import gradient_map
 
 from . import config as cfg

@@ -170,7 +170,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         )
     changed = config_file.differences(config_file.parse(saved["config"]), config)
     # What these sections hold (device, threads, how to evaluate) does not change what is trained.
-    free = ("run.", "probe.", "finetune.")
+    free = ("run.", "localise.", "probe.", "finetune.")
     fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
     if fixed:
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dali_views.saliency import FeatureTap
+from dali_views.feature_tap import FeatureTap
 from trainers.backbones import Backbone
 
 __all__ = ["Stages"]
