@@ -49,7 +49,9 @@ class Batch:
 
         def tensor(array: NDArray[np.generic]) -> torch.Tensor:
             # A copy: plans share read-only memory with the region table.
-            return torch.from_numpy(np.array(array)).to(device)
+            own = torch.from_numpy(np.array(array))
+            # From pageable memory the copy would wait for all that the stream has still to do.
+            return own if device.type == "cpu" else own.pin_memory().to(device, non_blocking=True)
 
         return cls(
             views=list(views),

@@ -4,6 +4,7 @@ dali-views index photos
 dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 dali-views bench photos
+dali-views pack photos photos-256 --short-side 256
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        {"index": _index, "show": _show, "bench": _bench}[args.command](args)
+        {"index": _index, "show": _show, "bench": _bench, "pack": _pack}[args.command](args)
     except (ValueError, OSError, RuntimeError) as error:
         # RuntimeError is what DALI and torch raise for a missing GPU, a full memory, a broken file.
         print(f"error: {error}", file=sys.stderr)
@@ -74,7 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--weights", type=Path, help="state dict of --model (.pt)")
     show.add_argument("--layer", default="layer4", help="layer of --model to look at (layer4)")
     bench = commands.add_parser(
-        "bench", parents=[data, views], help="speed of the loader beside torchvision's"
+        "bench",
+        parents=[data, views],
+        help="speed beside the limits and other loaders, cost in training, memory",
+    )
+    bench.add_argument(
+        "--parts",
+        nargs="+",
+        default=["loaders"],
+        choices=["loaders", "training", "memory", "decoder"],
+        help="what to measure (loaders)",
     )
     bench.add_argument("--batch-size", type=int, default=64)
     bench.add_argument(
@@ -82,7 +92,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--rounds", type=int, default=3, help="turns that each loader takes (3)")
     bench.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
+    bench.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name"
+    )
+    bench.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="what to train")
+    bench.add_argument("--batches", type=int, default=10_000, help="how long memory is watched (10000)")
+    bench.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[], metavar="B", help="whose peak memory is taken"
+    )
+    bench.add_argument("--cold", action="store_true", help="empty the page cache before every turn")
+    bench.add_argument(
+        "--hw-decoder-load", type=float, default=0.65, help="share of JPEGs for the hardware decoder (0.65)"
+    )
     bench.add_argument("--csv", type=Path, help="write the results here too")
+    pack = commands.add_parser(
+        "pack", parents=[data], help="copy a data set with its images shrunk, so that decoding them is cheap"
+    )
+    pack.add_argument("destination", type=Path, help="new folder, or one to go on with after an interruption")
+    pack.add_argument(
+        "--short-side", type=int, default=256, help="larger images are shrunk to it, in pixels (256)"
+    )
+    pack.add_argument("--quality", type=int, default=90, help="JPEG quality of re-encoded images (90)")
+    pack.add_argument("--workers", type=int, help="threads (default: all cores)")
     return parser
 
 
@@ -165,17 +196,41 @@ def _bench(args: argparse.Namespace) -> None:
     rows = bench.run(
         index,
         recipes.BY_NAME[args.recipe](args.size),
+        parts=args.parts,
         batch_size=args.batch_size,
         device=_device(args),
         workers=args.workers or default_threads(),
         rounds=args.rounds,
         seconds=args.seconds,
+        only=args.only,
+        models=args.models,
+        batches=args.batches,
+        batch_sizes=args.batch_sizes,
+        cold=args.cold,
+        hw_decoder_load=args.hw_decoder_load,
+        recipe=args.recipe,
     )
-    print(
-        f"{rows[0].machine}; {args.recipe}, {rows[0].views} views, "
-        f"batch {args.batch_size}, {rows[0].workers} workers"
-    )
-    print(bench.table(rows))
+    setting = rows[0].setting
+    print(f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {args.batch_size}, ", end="")
+    print(f"{setting['workers']} workers, {setting['cache']} cache\n\n{bench.table(rows)}")
     if args.csv is not None:
         bench.write_csv(rows, args.csv)
         print(f"written to {args.csv}")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from .pack import pack
+
+    index = _open(args)
+    packed = pack(
+        index,
+        args.destination,
+        short_side=args.short_side,
+        quality=args.quality,
+        workers=args.workers,
+        instances=args.coco,
+    )
+    print(f"{args.destination}: {packed}")
+    if packed.left_out:
+        path, reason = next(iter(packed.left_out.items()))
+        print(f"left out, for example: {path}: {reason}; all are in {args.destination / 'left_out.txt'}")

@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from . import pipeline
 from .index import SampleIndex
 from .plan import I64, Plan
+from .profiling import stage
 from .views import View
 
 
@@ -78,7 +79,8 @@ class Feed:
         """
         stream = [] if self._device_id is None else [torch.cuda.current_stream(self._device_id)]
         try:
-            outputs = self._pipeline.run(*stream)
+            with stage("dali_views: wait for views"):
+                outputs = self._pipeline.run(*stream)
         except StopIteration:
             return None
         except RuntimeError:
@@ -104,7 +106,8 @@ class Feed:
         """Inputs of the graph for the batch after the last planned one. DALI calls it ahead of `take`."""
         if self._next >= self._stop:
             raise StopIteration
-        drawn = self._plan_at(self._next)
+        with stage("dali_views: plan"):
+            drawn = self._plan_at(self._next)
         self._next += self._stride
         self._planned.append(drawn)
         images = [self._images(drawn.index)]

@@ -15,6 +15,7 @@ from .batch import Batch, Stats
 from .feed import Feed
 from .index import SampleIndex
 from .place import rank_and_world, torch_device
+from .profiling import stage
 from .regions import Regions, RegionTable
 from .unreadable import Unreadable
 from .views import View
@@ -165,7 +166,8 @@ class ViewLoader:
         self._frozen: Regions | None = None
         if self.regions is not None:
             self.regions.epoch = epoch
-            self._frozen = self.regions.snapshot()
+            with stage("dali_views: freeze regions"):
+                self._frozen = self.regions.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, also in mid-epoch, as plain numbers, strings and NumPy arrays."""
@@ -240,7 +242,8 @@ class ViewLoader:
             if taken is None:
                 return None
             drawn, views = taken
-            return Batch.of(drawn, views, self.index.labels[drawn.index], self.device)
+            with stage("dali_views: batch"):
+                return Batch.of(drawn, views, self.index.labels[drawn.index], self.device)
 
     def _set_aside(self, error: RuntimeError) -> None:
         """Find the files that made the batch fail, remember them, and plan again from the failed batch."""

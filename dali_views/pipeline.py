@@ -7,20 +7,20 @@ through one external source. Regions of interest are arguments, so they stay on 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
+from . import photometric
 from .plan import ViewPlan
 from .views import View
 
 # Rows read ahead of the batch in hand. The graph computes one batch while the trainer works on another.
 PREFETCH = 2
 _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
-_DTYPE = {"float32": types.FLOAT, "float16": types.FLOAT16}
 
 Source = Callable[[], Sequence[NDArray[Any]]]
 
@@ -38,6 +38,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     hw_decoder_load: float,
+    fused: bool | None = None,
 ) -> Pipeline:
     """Build the graph; `pipeline.run()` then returns one uniform (B, S, S, 3) batch per view.
 
@@ -47,28 +48,26 @@ def build(
         device: ``"gpu"`` (mixed decode) or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
         encoded: whether the source gives file names (uint8 rows, NUL-padded) or decoded (H, W, 3) images.
         dtype: ``"float32"`` or ``"float16"``; mean, std: of RGB in [0, 1].
+        fused: see `photometric.apply`; by default on the CPU.
     """
-    gpu = device == "gpu"
+    fused = device == "cpu" if fused is None else fused
+    mean, std = [255.0 * m for m in mean], [255.0 * s for s in std]
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
     )
     partner = any(view.source == "partner" for view in views)
     with pipe:
         nodes = iter(_external(source, encoded, partner, views))
-        images = {"self": _image(next(nodes), encoded, gpu, hw_decoder_load)}
+        images = {"self": _image(next(nodes), encoded, device, hw_decoder_load)}
         if partner:
-            images["partner"] = _image(next(nodes), encoded, gpu, hw_decoder_load)
+            images["partner"] = _image(next(nodes), encoded, device, hw_decoder_load)
         outputs = []
         for view in views:
-            image = _view(view, images[view.source], {name: next(nodes) for name in _parameters(view)})
-            image = fn.crop_mirror_normalize(
-                image,
-                dtype=_DTYPE[dtype],
-                output_layout="HWC",
-                mean=[255.0 * m for m in mean],
-                std=[255.0 * s for s in std],
+            given = {name: next(nodes) for name in _parameters(view)}
+            image = _crop(view, images[view.source], given.pop("start"), given.pop("end"))
+            outputs.append(
+                photometric.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
             )
-            outputs.append(image)
         pipe.set_outputs(*outputs)
     pipe.build()
     return pipe
@@ -88,14 +87,7 @@ _KINDS = {
 
 def _parameters(view: View) -> list[str]:
     """The parts of a ViewPlan that this view's operators read."""
-    names = ["start", "end"]
-    if view.jitter > 0.0 or view.grayscale > 0.0:
-        names += ["matrix", "pivot"]
-    if view.blur > 0.0:
-        names += ["sigma", "window"]
-    if view.solarise > 0.0:
-        names += ["solarise"]
-    return names
+    return ["start", "end", *photometric.parameters(view)]
 
 
 def inputs(
@@ -123,46 +115,37 @@ def _external(source: Source, encoded: bool, partner: bool, views: Sequence[View
     )
 
 
-def _image(node: Any, encoded: bool, gpu: bool, hw_decoder_load: float) -> Any:
-    """Full RGB images of a batch, as stored: EXIF orientation is not applied, as in torchvision's loader."""
-    if not encoded:
-        images = fn.reshape(node, layout="HWC")
-        return images.gpu() if gpu else images
+def _image(node: Any, encoded: bool, device: str, hw_decoder_load: float) -> Any:
+    """Full RGB images of a batch, from their files or as they are."""
+    if encoded:
+        return decoded(node, device, hw_decoder_load)
+    images = fn.reshape(node, layout="HWC")
+    return images.gpu() if device == "gpu" else images
+
+
+def decoded(path: Any, device: str, hw_decoder_load: float) -> Any:
+    """RGB images of files, as stored: EXIF orientation is not applied, as in torchvision's loader."""
     options: dict[str, Any] = {"device": "cpu"}
-    if gpu:
+    if device == "gpu":
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
-    return fn.decoders.image(
-        fn.io.file.read(node), output_type=types.RGB, adjust_orientation=False, **options
-    )
+    return fn.decoders.image(read(path), output_type=types.RGB, adjust_orientation=False, **options)
 
 
-def _view(view: View, image: Any, given: Mapping[str, Any]) -> Any:
-    """Crop, resize and flip in one kernel, then the photometric operators this view can need, on uint8."""
-    image = fn.resize(
+def read(path: Any) -> Any:
+    """The bytes of files, read: to map them into memory is slow on network disks, and no faster on others."""
+    return fn.io.file.read(path, dont_use_mmap=True)
+
+
+def _crop(view: View, image: Any, start: Any, end: Any) -> Any:
+    """Crop, resize and flip in one kernel."""
+    return fn.resize(
         image,
         size=[view.size, view.size],
-        roi_start=given["start"],
-        roi_end=given["end"],
+        roi_start=start,
+        roi_end=end,
         interp_type=_INTERPOLATION[view.interpolation],
         antialias=True,
     )
-    if "matrix" in given:
-        shift = given["pivot"] * _grey_mean(image)
-        image = fn.coord_transform(image, M=given["matrix"], T=shift, dtype=types.UINT8)
-        image = fn.reshape(image, layout="HWC")
-    if "sigma" in given:
-        image = fn.gaussian_blur(image, sigma=given["sigma"], window_size=given["window"])
-    if "solarise" in given:
-        threshold = given["solarise"].gpu() if image.device == "gpu" else given["solarise"]
-        # x ^ 255 is 255 - x.
-        image = image ^ (fn.cast(image >= threshold, dtype=types.UINT8) * np.uint8(255))
-    return image
-
-
-def _grey_mean(image: Any) -> Any:
-    """Mean grey value of each view, on the CPU because operators take per-sample arguments from there."""
-    grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    return fn.reductions.mean(grey).cpu()
 
 
 def default_threads(local_world: int = 1) -> int:
@@ -176,7 +159,7 @@ def decode_error(path: str, device: str, device_id: int | None) -> str | None:
     probe = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1, seed=0)
     with probe:
         node = fn.external_source(lambda: row, batch=True, dtype=types.UINT8, ndim=1)
-        probe.set_outputs(_image(node, True, device == "gpu", 0.0))
+        probe.set_outputs(decoded(node, device, 0.0))
     try:
         probe.build()
         probe.run()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .atomic import PathLike, atomic_write, open_npz
+from .region_queue import UpdateQueue, on_gpu
 from .region_rows import as_array, check_boxes, check_index, check_partner, check_weights
 from .region_sync import exchange
 
@@ -65,12 +66,6 @@ class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.
 
     Attributes:
-        boxes: float32 (N, K, 4), (y0, x0, y1, x1) as fractions of the image; at first the whole image.
-        weights: float32 (N, K), >= 0; at first 1. With K > 1 a region is drawn in proportion to its weight.
-        partner: int64 (N,), the sample that partner views are cut from; at first the sample itself.
-        written: bool (N,), whether a call of ``update`` ever gave the row boxes.
-        writes: int32 (N,), how many calls of ``update`` wrote the row.
-        written_epoch: int32 (N,), epoch of the last write, -1 for never.
         epoch: the epoch that writes are booked under.
         regions: K.
         fingerprint: of the data set the rows belong to, "" while unbound.
@@ -86,16 +81,53 @@ class RegionTable:
         self.regions = regions
         self.fingerprint = fingerprint
         self.epoch = 0
-        self.boxes: NDArray[np.float32] = np.tile(np.array([0, 0, 1, 1], np.float32), (length, regions, 1))
-        self.weights: NDArray[np.float32] = np.ones((length, regions), np.float32)
-        self.partner: NDArray[np.int64] = np.arange(length, dtype=np.int64)
-        self.written: NDArray[np.bool_] = np.zeros(length, np.bool_)
-        self.writes: NDArray[np.int32] = np.zeros(length, np.int32)
-        self.written_epoch: NDArray[np.int32] = np.full(length, -1, np.int32)
+        self._columns: dict[str, NDArray[Any]] = {
+            "boxes": np.tile(np.array([0, 0, 1, 1], np.float32), (length, regions, 1)),
+            "weights": np.ones((length, regions), np.float32),
+            "partner": np.arange(length, dtype=np.int64),
+            "written": np.zeros(length, np.bool_),
+            "writes": np.zeros(length, np.int32),
+            "written_epoch": np.full(length, -1, np.int32),
+        }
         self._unsynced: NDArray[np.int32] = np.zeros(length, np.int32)  # writes since the last sync
+        self._queue = UpdateQueue()
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """float32 (N, K, 4), (y0, x0, y1, x1) as fractions of the image; at first the whole image."""
+        return self._column("boxes")
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """float32 (N, K), >= 0; at first 1. With K > 1 a region is drawn in proportion to its weight."""
+        return self._column("weights")
+
+    @property
+    def partner(self) -> NDArray[np.int64]:
+        """int64 (N,), the sample that partner views are cut from; at first the sample itself."""
+        return self._column("partner")
+
+    @property
+    def written(self) -> NDArray[np.bool_]:
+        """bool (N,), whether a call of ``update`` ever gave the row boxes."""
+        return self._column("written")
+
+    @property
+    def writes(self) -> NDArray[np.int32]:
+        """int32 (N,), how many calls of ``update`` wrote the row."""
+        return self._column("writes")
+
+    @property
+    def written_epoch(self) -> NDArray[np.int32]:
+        """int32 (N,), epoch of the last write, -1 for never."""
+        return self._column("written_epoch")
+
+    def _column(self, name: str) -> NDArray[Any]:
+        self._settle(wait=True)
+        return self._columns[name]
 
     def __len__(self) -> int:
-        return len(self.partner)
+        return len(self._unsynced)
 
     def __repr__(self) -> str:
         written = int(np.count_nonzero(self.writes))
@@ -106,6 +138,10 @@ class RegionTable:
 
         Arguments are NumPy arrays, sequences or torch tensors on any device and of any float type.
         A sample that occurs more than once in a call gets its last values and counts as one write.
+
+        Tensors on a GPU are copied without waiting for them: the call returns at once, and is checked and
+        written when its values have arrived, in the order of the calls, at the latest when the table is next
+        read, saved, synchronised or frozen. What is wrong with such a call is raised there.
 
         Args:
             index: integers (B,), rows in any order.
@@ -119,22 +155,38 @@ class RegionTable:
                 inverted or empty, a negative weight, or (K > 1) a row whose weights are all zero.
             TypeError: values that are not numbers, or index or partner that are not integers.
         """
-        rows = check_index(index, len(self))
-        new: dict[str, NDArray[Any]] = {}
-        if boxes is not None:
-            new["boxes"] = check_boxes(boxes, rows, self.regions)
-            new["written"] = np.ones(len(rows), np.bool_)
-        if weights is not None:
-            new["weights"] = check_weights(weights, rows, self.regions)
-        if partner is not None:
-            new["partner"] = check_partner(partner, rows, len(self))
-        if not new:
+        given = {"index": index, "boxes": boxes, "weights": weights, "partner": partner}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) == 1:
             raise ValueError("update() was given nothing to write; pass boxes, weights or partner.")
+        # Rows that a later call writes again must be written in order.
+        self._settle(wait=not on_gpu(given))
+        if on_gpu(given):
+            self._queue.add(given, self.epoch)
+        else:
+            self._write(given, self.epoch)
+
+    def _settle(self, wait: bool) -> None:
+        """Write what has arrived from a GPU; if `wait`, all that is under way."""
+        for update in self._queue.arrived(wait):
+            self._write(update.values, update.epoch)
+
+    def _write(self, given: Mapping[str, Any], epoch: int) -> None:
+        rows = check_index(given["index"], len(self))
+        new: dict[str, NDArray[Any]] = {}
+        if "boxes" in given:
+            new["boxes"] = check_boxes(given["boxes"], rows, self.regions)
+            new["written"] = np.ones(len(rows), np.bool_)
+        if "weights" in given:
+            new["weights"] = check_weights(given["weights"], rows, self.regions)
+        if "partner" in given:
+            new["partner"] = check_partner(given["partner"], rows, len(self))
         for name, values in new.items():
-            getattr(self, name)[rows] = values  # NumPy assigns repeated indices in order: the last one stays
-        self.writes[rows] += 1
+            # NumPy assigns repeated indices in order: the last one stays.
+            self._columns[name][rows] = values
+        self._columns["writes"][rows] += 1
         self._unsynced[rows] += 1
-        self.written_epoch[rows] = self.epoch
+        self._columns["written_epoch"][rows] = epoch
 
     def snapshot(self) -> Regions:
         """Frozen, read-only copy of boxes, weights, partner, written and epoch."""

@@ -6,6 +6,7 @@ The tolerances here are the table in docs/colour.md; all figures are in units of
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,18 @@ def pixels(photographs: Path) -> np.ndarray:
     return np.stack(squares)
 
 
-def through_graph(pixels: np.ndarray, view: View, device: str, **parameters: object) -> np.ndarray:
+@pytest.fixture(params=["cpu", "operators on the cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def way(request: pytest.FixtureRequest) -> str:
+    """The compiled function of the CPU, and the GPU's operators on both devices."""
+    return str(request.param)
+
+
+def through_graph(pixels: np.ndarray, view: View, way: str, **parameters: object) -> np.ndarray:
     """(N, S, S, 3) the pixels after the view's operators, each sample with the parameters given."""
-    n = len(pixels)
+    n, device = len(pixels), way.split()[-1]
     neutral = {
         "start": np.zeros((n, 2), np.float32),
-        "end": np.full((n, 2), SIDE, np.float32),
+        "end": np.full((n, 2), pixels.shape[1], np.float32),
         "matrix": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
         "pivot": np.zeros((n, 3), np.float32),
         "sigma": np.full(n, 0.01, np.float32),
@@ -55,6 +62,7 @@ def through_graph(pixels: np.ndarray, view: View, device: str, **parameters: obj
         encoded=False,
         dtype="float32",
         hw_decoder_load=0.0,
+        fused=way == "cpu",
         **RAW,
     )
     (out,) = graph.run()
@@ -75,44 +83,44 @@ def errors(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 ANY = View(size=SIDE, jitter=1.0, grayscale=0.5, blur=0.5, solarise=0.5)
 
 
-def test_neutral_parameters_leave_every_pixel_as_it_was(pixels, device):
-    assert np.array_equal(through_graph(pixels, ANY, device), pixels.astype(np.float32))
+def test_neutral_parameters_leave_every_pixel_as_it_was(pixels, way):
+    assert np.array_equal(through_graph(pixels, ANY, way), pixels.astype(np.float32))
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
-def test_brightness_is_torchvisions(pixels, device, factor):
+def test_brightness_is_torchvisions(pixels, way, factor):
     matrix = np.tile(factor * np.eye(3, dtype=np.float32), (len(pixels), 1, 1))
-    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    ours = through_graph(pixels, ANY, way, matrix=matrix)
     assert errors(ours, reference(pixels, lambda i: F.adjust_brightness(i, factor)))[0] <= 1
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
-def test_contrast_pivots_on_the_images_own_grey_mean_as_torchvisions_does(pixels, device, factor):
+def test_contrast_pivots_on_the_images_own_grey_mean_as_torchvisions_does(pixels, way, factor):
     n = len(pixels)
     matrix = np.tile(factor * np.eye(3, dtype=np.float32), (n, 1, 1))
     pivot = np.full((n, 3), 1 - factor, np.float32)
-    ours = through_graph(pixels, ANY, device, matrix=matrix, pivot=pivot)
+    ours = through_graph(pixels, ANY, way, matrix=matrix, pivot=pivot)
     assert errors(ours, reference(pixels, lambda i: F.adjust_contrast(i, factor)))[0] <= 1
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.6, 1.4, 1.8])
-def test_saturation_is_torchvisions(pixels, device, factor):
+def test_saturation_is_torchvisions(pixels, way, factor):
     matrix = plan.saturation_matrix(np.full(len(pixels), factor)).astype(np.float32)
-    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    ours = through_graph(pixels, ANY, way, matrix=matrix)
     assert errors(ours, reference(pixels, lambda i: F.adjust_saturation(i, factor)))[0] <= 1
 
 
-def test_grayscale_is_torchvisions(pixels, device):
+def test_grayscale_is_torchvisions(pixels, way):
     matrix = plan.saturation_matrix(np.zeros(len(pixels))).astype(np.float32)
-    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    ours = through_graph(pixels, ANY, way, matrix=matrix)
     assert errors(ours, reference(pixels, lambda i: F.to_grayscale(i, 3)))[0] <= 1
     assert np.ptp(ours, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize("turn", [-0.1, 0.05, 0.1, 0.2])
-def test_hue_turns_as_far_as_torchvisions(pixels, device, turn):
+def test_hue_turns_as_far_as_torchvisions(pixels, way, turn):
     matrix = plan.hue_matrix(np.full(len(pixels), turn)).astype(np.float32)
-    ours = through_graph(pixels, ANY, device, matrix=matrix)
+    ours = through_graph(pixels, ANY, way, matrix=matrix)
     theirs = reference(pixels, lambda i: F.adjust_hue(i, turn))
     # Torchvision keeps an HSV pixel's largest channel, a rotation its mean: brightness differs, hue agrees.
     assert hue_error(ours, theirs) <= 2.5
@@ -140,28 +148,51 @@ def hue_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_is_a_gaussian_of_the_sigma_asked_for(pixels, device, sigma):
+def test_blur_is_a_gaussian_of_the_sigma_asked_for(pixels, way, sigma):
     n = len(pixels)
     window = 2 * int(np.ceil(3 * sigma)) + 1
     ours = through_graph(
-        pixels, ANY, device, sigma=np.full(n, sigma, np.float32), window=np.full(n, window, np.int32)
+        pixels, ANY, way, sigma=np.full(n, sigma, np.float32), window=np.full(n, window, np.int32)
     )
     exact = F.gaussian_blur(torch.from_numpy(pixels).permute(0, 3, 1, 2), [23, 23], [sigma, sigma])
     assert errors(ours, exact.permute(0, 2, 3, 1).numpy())[0] <= 2
 
 
-def test_solarise_inverts_from_the_threshold_on(pixels, device):
-    ours = through_graph(pixels, ANY, device, solarise=np.full(len(pixels), 128, np.int16))
+def test_solarise_inverts_from_the_threshold_on(pixels, way):
+    ours = through_graph(pixels, ANY, way, solarise=np.full(len(pixels), 128, np.int16))
     assert np.array_equal(ours, reference(pixels, lambda i: F.solarize(i, 128)))
 
 
-def test_parameters_apply_to_their_own_sample(pixels, device):
+def test_parameters_apply_to_their_own_sample(pixels, way):
     n = len(pixels)
     factor = np.linspace(0.5, 1.5, n)
-    ours = through_graph(pixels, ANY, device, matrix=(factor[:, None, None] * np.eye(3)).astype(np.float32))
+    ours = through_graph(pixels, ANY, way, matrix=(factor[:, None, None] * np.eye(3)).astype(np.float32))
     for number in range(n):
         theirs = F.adjust_brightness(Image.fromarray(pixels[number]), float(factor[number]))
         assert errors(ours[number], np.asarray(theirs))[0] <= 1
+
+
+def test_the_compiled_function_and_the_operators_make_the_same_views(pixels):
+    """All at once, on odd sizes too: tiny views are blurred by windows wider than they are."""
+    for side in (1, 2, 5, 33, SIDE):
+        small = np.ascontiguousarray(pixels[:, :side, :side])
+        index = SampleIndex.from_arrays(small)
+        view = View(
+            size=side, crop="whole", jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
+            grayscale=0.2, blur=0.5, solarise=0.3,
+        )  # fmt: skip
+        drawn = ViewLoader(index, [view], len(small), device="cpu", shuffle=False).plan_at(0).views[0]
+        given = {f.name: getattr(drawn, f.name) for f in fields(drawn) if f.name not in ("start", "end")}
+        fused, operators = (
+            through_graph(small, view, way, **given) for way in ("cpu", "operators on the cpu")
+        )
+        difference = np.abs(fused - operators)
+        solarised = (drawn.solarise == 128)[:, None, None, None]
+        # A value that rounds to 127 one way and to 128 the other is inverted by one of them only.
+        edge = solarised & ((np.abs(fused - 127.5) <= 1) | (np.abs(operators - 127.5) <= 1))
+        assert difference[~edge].max(initial=0.0) <= 1
+        assert difference.mean() < 0.05
+        assert np.ptp(fused) > 100 or side < 5
 
 
 def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_each_other(pixels, device):

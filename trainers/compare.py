@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from dali_views import RegionTable
 from dali_views.atomic import atomic_write
-from dali_views.bench import machine
+from dali_views.machine import machine
 from dali_views.pipeline import default_threads
 
 from . import checkpoint, config_file, distributed

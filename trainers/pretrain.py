@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dali_views import RegionTable
+from dali_views.profiling import stage
 
 from . import checkpoint, config_file, distributed, optim
 from . import config as cfg
@@ -96,11 +97,12 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                     decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
                     optim.set_weight_decay(optimizer, decay)
                 method.before_step(clock)
-                with autocast(config, device):
+                with stage("trainers: forward"), autocast(config, device):
                     losses = network(batch.views, guide.kin(batch))
                 loss = (losses * guide.weights(batch)).mean()
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
+                with stage("trainers: backward"):
+                    scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 if config.optim.clip is not None:
                     optim.clip_each(method.parameters(), config.optim.clip)
@@ -108,7 +110,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 scaler.step(optimizer)
                 scaler.update()
                 method.after_step(clock)
-                guide.after_step(batch)
+                with stage("trainers: guide"):
+                    guide.after_step(batch)
                 step += 1
                 report.step(step, epoch, loss, lr, method.embedding)
                 stop = step == last or interrupt.seen(step)

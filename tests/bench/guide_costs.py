@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dali_views import RegionTable
-from dali_views.bench import machine
+from dali_views.machine import machine
 from dali_views.saliency import boxes_from_maps
 from trainers import config as cfg
 from trainers import config_file, distributed, optim

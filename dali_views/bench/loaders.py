@@ -1,0 +1,62 @@
+"""Loaders against each other and against the limits, on the same images, in one run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from . import limits, ours, peers
+from .contender import Contender, Setup
+from .peers.torchvision_pil import NAME as BASE
+from .results import IMAGES, Row, joined, median_ratio
+from .turns import forget_files, take_turns
+
+
+def compare(
+    setup: Setup,
+    *,
+    rounds: int,
+    seconds: float,
+    only: Sequence[str] = (),
+    cold: bool = False,
+    told: Callable[[str], None] = print,
+) -> list[Row]:
+    """A row per limit, setting of our loader and installed peer.
+
+    Args:
+        rounds, seconds: turns that each takes and their length, after a warm-up.
+        only: keep contenders whose names contain one of these; the baseline and the limit stay.
+        cold: drop the images from the page cache before every turn.
+        told: receives lines about what is left out.
+    """
+    all_of_them = [*peers.found(setup, told), *limits.contenders(setup), *ours.contenders(setup)]
+    contenders = [
+        each
+        for each in all_of_them
+        if not only or each.name in (BASE, limits.DECODE) or any(word in each.name for word in only)
+    ]
+    rates = take_turns(
+        contenders,
+        rounds,
+        seconds,
+        before=(lambda: forget_files(setup.index)) if cold else None,
+        told=told,
+    )
+    return [_row(each, rates) for each in contenders if each.name in rates]
+
+
+def _row(contender: Contender, rates: dict[str, list[float]]) -> Row:
+    values = rates[contender.name]
+    return Row(
+        part="loaders",
+        name=contender.name,
+        measure=IMAGES,
+        value=round(statistics.median(values), 1),
+        ratio=median_ratio(values, rates.get(BASE)),
+        of_limit=median_ratio(values, rates.get(limits.DECODE)),
+        rounds=joined(values),
+        kind=contender.kind,
+        device=contender.device,
+        views=contender.views,
+        note=contender.note,
+    )
