@@ -395,3 +395,14 @@ def test_a_folder_copied_elsewhere_gives_the_same_batches(small_index, tmp_path)
     moved = SampleIndex.from_folder(copy, cache=False, progress=False)
     runs = [[digest(b) for b in ViewLoader(index, VIEWS, 8, device="cpu")] for index in (small_index, moved)]
     assert runs[0] == runs[1]
+
+
+def test_a_profiler_sees_the_stages_of_a_batch(small_index):
+    loader = ViewLoader(small_index, recipes.moco_v2(32), 8, regions=RegionTable(40), device="cpu")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loader.set_epoch(0)
+        batches = len(list(loader))
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["dali_views: freeze regions"] == 1
+    assert counts["dali_views: plan"] == counts["dali_views: batch"] == batches
+    assert counts["dali_views: wait for views"] == batches + 1  # the last one finds the epoch at its end

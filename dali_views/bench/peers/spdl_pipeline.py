@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ...loader import IMAGENET_MEAN, IMAGENET_STD
-from ...views import View
 from ..contender import Batches, Contender, Setup
 from .data_loader import endless_rows
-from .random_crop import draw_crop
+from .ffmpeg_filters import filters
 from .torchvision_v2 import blur_note, transform
 
 NEEDS: tuple[str, ...] = ("spdl",)
@@ -24,14 +22,14 @@ def contenders(setup: Setup) -> list[Contender]:
     def tensors() -> Batches:
         return batches(setup, TorchvisionViews(setup), stacked)
 
-    def filters() -> Batches:
+    def filtered() -> Batches:
         return batches(setup, FilteredViews(setup), normalised)
 
     count = len(setup.views)
     rows = [Contender("SPDL + torchvision v2", "peer", "cpu", tensors, count, blur_note(setup.views))]
     if all(view.crop not in ("whole", "centre") for view in setup.views):
         note = "FFmpeg's arithmetic of colour and blur"
-        rows.append(Contender("SPDL, FFmpeg filters", "peer", "cpu", filters, count, note))
+        rows.append(Contender("SPDL, FFmpeg filters", "peer", "cpu", filtered, count, note))
     return rows
 
 
@@ -100,44 +98,6 @@ class FilteredViews:
         graph.add_frames(io.decode_packets(packets, filter_desc=None))
         graph.flush()
         return [graph.get_frames(key=f"buffersink@{n}") for n in numbers]
-
-
-def filters(height: int, width: int, view: View) -> str:
-    """A random chain of filters for one view; colours turn in YUV, brightness and contrast in RGB."""
-    y, x, h, w = draw_crop(height, width, view)
-    how = "bicubic" if view.interpolation == "cubic" else "bilinear"
-    chain = [f"crop={w}:{h}:{x}:{y}:exact=1", f"scale={view.size}:{view.size}:flags={how}"]
-    jitter = random.random() < view.jitter
-    if random.random() < view.flip:
-        chain.append("hflip")
-    if random.random() < view.grayscale:
-        chain.append("hue=s=0")
-    elif jitter:
-        turn = random.uniform(-360 * view.hue, 360 * view.hue)
-        chain.append(f"hue=h={turn:.2f}:s={_factor(view.saturation):.3f}")
-    if random.random() < view.blur:
-        chain.append(f"gblur=sigma={random.uniform(*view.sigma):.3f}")
-    chain.append("format=rgb24")
-    if jitter:
-        chain.append(levels(_factor(view.brightness), _factor(view.contrast)))
-    if random.random() < view.solarise:
-        folded = "if(lt(val,128),val,255-val)"
-        chain.append(f"lutrgb='{folded}':'{folded}':'{folded}'")
-    return ",".join([*chain, "format=rgb24"])
-
-
-def levels(brightness: float, contrast: float) -> str:
-    """The filter for value -> contrast * (brightness * value - 0.5) + 0.5 within [0, 1]."""
-    slope, offset = brightness * contrast + 1e-6, 0.5 * (1 - contrast)
-    ends = [min(max(value, 0.0), 1.0) for value in (-offset / slope, (1 - offset) / slope)]
-    given = [*ends, *(min(max(slope * end + offset, 0.0), 1.0) for end in ends)]
-    names = ("imin", "imax", "omin", "omax")
-    pairs = zip(names, given, strict=True)
-    return "colorlevels=" + ":".join(f"{c}{name}={value:.4f}" for name, value in pairs for c in "rgb")
-
-
-def _factor(strength: float) -> float:
-    return random.uniform(max(0.0, 1 - strength), 1 + strength)
 
 
 def stacked(samples: list[list[torch.Tensor]]) -> list[torch.Tensor]:

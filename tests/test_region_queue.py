@@ -1,0 +1,82 @@
+"""Updates that come from a GPU: nobody waits for them, and the table ends as if they came from the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dali_views import RegionTable
+
+
+def some_updates(count: int, batch: int, length: int) -> list[dict[str, torch.Tensor]]:
+    draw = np.random.default_rng(0)
+    low = draw.uniform(0.0, 0.5, (count, batch, 2))
+    boxes = np.concatenate([low, low + 0.5], axis=2).astype(np.float32)
+    weights = draw.uniform(0.1, 1.0, (count, batch)).astype(np.float32)
+    index = draw.integers(0, length, (count, batch))
+    return [
+        {"index": torch.from_numpy(i), "boxes": torch.from_numpy(b), "weights": torch.from_numpy(w)}
+        for i, b, w in zip(index, boxes, weights, strict=True)
+    ]
+
+
+@pytest.mark.gpu
+def test_updates_from_a_gpu_wait_for_nothing_and_end_as_those_from_the_cpu():
+    steps = some_updates(50, 16, 100)
+    there, here = RegionTable(100), RegionTable(100)
+    on_gpu = [{name: value.cuda() for name, value in step.items()} for step in steps]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in on_gpu:
+            there.update(**step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for step in steps:
+        here.update(**step)
+    found = there.state_dict()
+    for name, column in here.state_dict().items():
+        assert np.array_equal(found[name], column), name
+
+
+@pytest.mark.gpu
+def test_a_wrong_update_from_a_gpu_is_refused_when_the_table_is_read():
+    table = RegionTable(4)
+    table.update(torch.tensor([1]).cuda(), torch.tensor([[0.0, 0.0, 0.0, 1.0]]).cuda())
+    with pytest.raises(ValueError, match="Row 1"):
+        table.snapshot()
+    assert not table.written.any()
+
+
+@pytest.mark.parametrize("column", ["boxes", "weights", "partner", "written", "writes", "written_epoch"])
+def test_whatever_is_read_of_the_table_holds_what_was_on_its_way(column):
+    """The queue that tensors of a GPU go through, here with tensors that have already arrived."""
+    there, here = RegionTable(100), RegionTable(100)
+    for step in some_updates(5, 16, 100):
+        there._queue.add(step, there.epoch)
+        here.update(**step)
+    assert np.array_equal(getattr(there, column), getattr(here, column))
+    assert not there._queue
+
+
+def test_updates_on_their_way_are_written_before_later_ones_and_booked_under_their_own_epoch():
+    table = RegionTable(4)
+    for weight in (2.0, 3.0):
+        table._queue.add({"index": torch.tensor([1, 2]), "weights": torch.full((2,), weight)}, table.epoch)
+    table.epoch = 5
+    table.update([2], weights=[4.0])
+    assert table.weights[:, 0].tolist() == [1.0, 3.0, 4.0, 1.0]
+    assert table.writes.tolist() == [0, 2, 3, 0]
+    assert table.written_epoch.tolist() == [-1, 0, 5, -1]
+
+
+def test_a_snapshot_a_file_and_a_state_hold_what_was_on_its_way(tmp_path):
+    table = RegionTable(4)
+    table._queue.add({"index": torch.tensor([1]), "weights": torch.tensor([2.0])}, 0)
+    assert table.snapshot().weights[1] == 2.0
+    table._queue.add({"index": torch.tensor([1]), "weights": torch.tensor([3.0])}, 0)
+    table.save(tmp_path / "table.npz")
+    assert RegionTable.load(tmp_path / "table.npz").weights[1] == 3.0
+    table._queue.add({"index": torch.tensor([1]), "weights": torch.tensor([4.0])}, 0)
+    table.load_state_dict(RegionTable(4).state_dict())
+    assert table.weights[1] == 1.0
