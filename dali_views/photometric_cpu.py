@@ -22,10 +22,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-# Of a grey value, ITU-R 601, as in PIL and torchvision.
-_R, _G, _B = np.float32(0.299), np.float32(0.587), np.float32(0.114)
-_ZERO, _HALF, _TOP = np.float32(0.0), np.float32(0.5), np.float32(255.0)
-
 
 _NEUTRAL: dict[str, NDArray[Any]] = {
     "matrix": np.eye(3, dtype=np.float32),
@@ -93,13 +89,8 @@ def _compile(function: _Function) -> _Function:
     return compiled
 
 
-@_compile
-def _mirror(at: int, length: int) -> int:
-    """Where a position outside range(length) lies when the line is mirrored about its end pixels."""
-    if length == 1:
-        return 0
-    at = abs(at) % (2 * (length - 1))
-    return min(at, 2 * (length - 1) - at)
+# The kernel treats a row of a view as one line of 3 W numbers, so that every inner loop runs over neighbours
+# in memory and compiles to vector instructions. Between operators values are rounded to bytes, as on the GPU.
 
 
 @_compile
@@ -114,83 +105,138 @@ def _view(
     window: Any,
     solarise: Any,
 ) -> None:
-    """One view: (H, 3 W) bytes to normalised floats, rounded to bytes between the operators as on the GPU.
-
-    A row is one line of 3 W numbers, so that all inner loops but the first run over neighbours in memory.
-    """
+    """One view, (H, 3 W) bytes to normalised floats."""
     height, line = image.shape
-    width = line // 3
     taps = int(window.item()) // 2
     threshold = np.float32(solarise.item())
-    m00, m01, m02 = matrix[0, 0], matrix[0, 1], matrix[0, 2]
-    m10, m11, m12 = matrix[1, 0], matrix[1, 1], matrix[1, 2]
-    m20, m21, m22 = matrix[2, 0], matrix[2, 1], matrix[2, 2]
-
-    t0, t1, t2 = pivot[0], pivot[1], pivot[2]
-    if t0 != _ZERO or t1 != _ZERO or t2 != _ZERO:
-        total = 0.0
-        for y in range(height):
-            for x in range(width):
-                total += _R * image[y, 3 * x] + _G * image[y, 3 * x + 1] + _B * image[y, 3 * x + 2]
-        grey = np.float32(total / (height * width))
-        t0, t1, t2 = t0 * grey, t1 * grey, t2 * grey
-
-    weight = np.empty(taps + 1, np.float32)
-    if taps > 0:
-        spread = -0.5 / (sigma.item() * sigma.item())
-        total = 0.0
-        for k in range(taps + 1):
-            weight[k] = np.exp(spread * k * k)
-            total += weight[k] if k == 0 else 2.0 * weight[k]
-        for k in range(taps + 1):
-            weight[k] /= total
-
-    shift = np.empty(line, np.float32)
-    factor = np.empty(line, np.float32)
+    grey = _grey_mean(image) if pivot[0] != 0 or pivot[1] != 0 or pivot[2] != 0 else np.float32(0)
+    coefficients = _along_a_line(matrix, line)
+    shift, before, factor = np.empty(line, np.float32), np.empty(line, np.float32), np.empty(line, np.float32)
     for x in range(line):
-        shift[x], factor[x] = mean[x % 3], scale[x % 3]
-
-    padded = np.empty(line + 6 * taps, np.float32)
-    blurred = np.empty((height if taps > 0 else 1, line), np.float32)
-    row = np.empty(line, np.float32)
+        shift[x], before[x], factor[x] = pivot[x % 3] * grey, mean[x % 3], scale[x % 3]
+    weight = _gaussian(taps, sigma.item())
+    numbers = np.zeros(line + 4, np.float32)  # a row, with two zeros to each side
+    coloured = np.empty(line + 6 * taps, np.float32)  # a row, with room for what the blur sees beyond it
+    blurred = np.empty((height if taps > 0 else 0, line), np.float32)
+    total = np.empty(line, np.float32)
     for y in range(height):
-        for x in range(width):
-            r, g, b = (
-                np.float32(image[y, 3 * x]),
-                np.float32(image[y, 3 * x + 1]),
-                np.float32(image[y, 3 * x + 2]),
-            )
-            at = 3 * (x + taps)
-            padded[at] = np.floor(min(max(m00 * r + m01 * g + m02 * b + t0, _ZERO), _TOP) + _HALF)
-            padded[at + 1] = np.floor(min(max(m10 * r + m11 * g + m12 * b + t1, _ZERO), _TOP) + _HALF)
-            padded[at + 2] = np.floor(min(max(m20 * r + m21 * g + m22 * b + t2, _ZERO), _TOP) + _HALF)
+        numbers[2 : 2 + line] = image[y]
+        _map_colours(coloured[3 * taps : 3 * taps + line], numbers, coefficients, shift)
         if taps == 0:
-            for x in range(line):
-                v = padded[x]
-                v = _TOP - v if v >= threshold else v
-                out[y, x] = (v - shift[x]) * factor[x]
-            continue
-        # The image is mirrored about its edge pixels, as often as the window asks for.
-        for k in range(1, taps + 1):
-            low, high = _mirror(-k, width), _mirror(width - 1 + k, width)
-            for c in range(3):
-                padded[3 * (taps - k) + c] = padded[3 * (taps + low) + c]
-                padded[3 * (taps + width - 1 + k) + c] = padded[3 * (taps + high) + c]
-        for x in range(line):
-            blurred[y, x] = weight[0] * padded[3 * taps + x]
-        for k in range(1, taps + 1):
-            for x in range(line):
-                blurred[y, x] += weight[k] * (padded[3 * (taps - k) + x] + padded[3 * (taps + k) + x])
-    if taps == 0:
-        return
-    for y in range(height):
-        for x in range(line):
-            row[x] = weight[0] * blurred[y, x]
-        for k in range(1, taps + 1):
-            low, high = _mirror(y - k, height), _mirror(y + k, height)
-            for x in range(line):
-                row[x] += weight[k] * (blurred[low, x] + blurred[high, x])
-        for x in range(line):
-            v = np.floor(min(row[x], _TOP) + _HALF)
-            v = _TOP - v if v >= threshold else v
-            out[y, x] = (v - shift[x]) * factor[x]
+            _finish(out[y], coloured, threshold, before, factor)
+        else:
+            _mirror_ends(coloured, taps)
+            _blur_line(blurred[y], coloured, weight)
+    if taps > 0:
+        for y in range(height):
+            _blur_across(total, blurred, y, weight)
+            _round(total)
+            _finish(out[y], total, threshold, before, factor)
+
+
+@_compile
+def _grey_mean(image: U8) -> np.float32:
+    """Mean grey value, ITU-R 601 as in PIL and torchvision."""
+    total = 0.0
+    for y in range(image.shape[0]):
+        for x in range(0, image.shape[1], 3):
+            total += 0.299 * image[y, x] + 0.587 * image[y, x + 1] + 0.114 * image[y, x + 2]
+    return np.float32(3.0 * total / image.size)
+
+
+@_compile
+def _along_a_line(matrix: F32, line: int) -> tuple[F32, F32, F32, F32, F32]:
+    """Five times (3 W,): how the numbers from two before to two after each one enter its new value."""
+    coefficients = np.zeros((5, line), np.float32)
+    for x in range(line):
+        channel = x % 3
+        for other in range(3):
+            coefficients[other - channel + 2, x] = matrix[channel, other]
+    return coefficients[0], coefficients[1], coefficients[2], coefficients[3], coefficients[4]
+
+
+@_compile
+def _map_colours(out: F32, numbers: F32, coefficients: tuple[F32, ...], shift: F32) -> None:
+    """(3 W,) numbers, with two more to each side, to new ones."""
+    a, b, c, d, e = coefficients
+    # Slices, for Numba would ask of each index x + k whether it is below zero.
+    p, q, r, s, t = numbers, numbers[1:], numbers[2:], numbers[3:], numbers[4:]
+    for x in range(len(out)):
+        out[x] = shift[x] + a[x] * p[x] + b[x] * q[x] + c[x] * r[x] + d[x] * s[x] + e[x] * t[x]
+    _round(out)
+
+
+@_compile
+def _add_both(out: F32, weight: np.float32, left: F32, right: F32) -> None:
+    for x in range(len(out)):
+        out[x] += weight * (left[x] + right[x])
+
+
+@_compile
+def _round(values: F32) -> None:
+    """To whole numbers of a byte, in place."""
+    for x in range(len(values)):
+        values[x] = np.floor(min(max(values[x], np.float32(0)), np.float32(255)) + np.float32(0.5))
+
+
+@_compile
+def _finish(out: F32, values: F32, threshold: np.float32, mean: F32, scale: F32) -> None:
+    """Solarise and normalise."""
+    for x in range(len(out)):
+        value = values[x]
+        value = np.float32(255) - value if value >= threshold else value
+        out[x] = (value - mean[x]) * scale[x]
+
+
+@_compile
+def _gaussian(taps: int, sigma: float) -> F32:
+    """(taps + 1,) weights of the middle and of what lies k to either side; they and their mirror sum to 1."""
+    weight = np.ones(taps + 1, np.float32)
+    total = 1.0
+    for k in range(1, taps + 1):
+        weight[k] = np.exp(-0.5 * k * k / (sigma * sigma))
+        total += 2.0 * weight[k]
+    for k in range(taps + 1):
+        weight[k] /= total
+    return weight
+
+
+@_compile
+def _mirrored(at: int, length: int) -> int:
+    """Where a position outside range(length) lies when the line is mirrored about its end pixels."""
+    if length == 1:
+        return 0
+    at = abs(at) % (2 * (length - 1))
+    return min(at, 2 * (length - 1) - at)
+
+
+@_compile
+def _mirror_ends(padded: F32, taps: int) -> None:
+    """Fill `taps` pixels before and after a line with its mirror image."""
+    width = len(padded) // 3 - 2 * taps
+    for k in range(1, taps + 1):
+        for c in range(3):
+            padded[3 * (taps - k) + c] = padded[3 * (taps + _mirrored(-k, width)) + c]
+            padded[3 * (taps + width - 1 + k) + c] = padded[3 * (taps + _mirrored(width - 1 + k, width)) + c]
+
+
+@_compile
+def _blur_line(out: F32, padded: F32, weight: F32) -> None:
+    """Blur one line along itself."""
+    middle, line, own = 3 * (len(weight) - 1), len(out), weight[0]
+    here = padded[middle : middle + line]
+    for x in range(line):
+        out[x] = own * here[x]
+    for k in range(1, len(weight)):
+        left, right = middle - 3 * k, middle + 3 * k
+        _add_both(out, weight[k], padded[left : left + line], padded[right : right + line])
+
+
+@_compile
+def _blur_across(out: F32, lines: F32, y: int, weight: F32) -> None:
+    """Blur line `y` with those above and below it."""
+    height, here, own = len(lines), lines[y], weight[0]
+    for x in range(len(out)):
+        out[x] = own * here[x]
+    for k in range(1, len(weight)):
+        _add_both(out, weight[k], lines[_mirrored(y - k, height)], lines[_mirrored(y + k, height)])

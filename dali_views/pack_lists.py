@@ -1,0 +1,118 @@
+"""What a packed data set says about its images: their names, the list with labels, the COCO instances."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain, count, cycle
+from pathlib import Path
+from typing import Any
+
+from .atomic import PathLike, atomic_write
+from .sources import EXTENSIONS, list_file
+
+_KEPT = (".jpg", ".jpeg")
+
+
+def packed_names(names: Sequence[str]) -> list[str | None]:
+    """Relative path of each image in the copy, ending in .jpg or .jpeg in any case; no two are equal.
+
+    Args:
+        names: Relative paths in the source.
+
+    Returns:
+        As many paths; None where the copy cannot have one: out of the source, or not a line of a list.
+
+    Raises:
+        ValueError: A file occurs twice.
+    """
+    clean = [os.path.normpath(name) for name in names]
+    (name, most), *_ = Counter(clean).most_common(1)
+    if most > 1:
+        raise ValueError(f"{name!r} is in the index {most} times; an image is packed once.")
+    taken = {name.lower() for name in clean if name.lower().endswith(_KEPT)}
+    out: list[str | None] = []
+    for name in clean:
+        new = name
+        if not name.lower().endswith(_KEPT):
+            short = os.path.splitext(name)[0] if name.lower().endswith(EXTENSIONS) else name
+            choices = (f"{base}.jpg" for base in chain((short, name), (f"{name}.{n}" for n in count(1))))
+            new = next(choice for choice in choices if choice.lower() not in taken)
+            taken.add(new.lower())
+        outside = os.path.isabs(name) or name.split("/")[0] == ".."
+        out.append(None if outside or set(name) & set("\t\r\n") else new)
+    return out
+
+
+def write_list(file: Path, names: Sequence[str], labels: list[int], classes: Sequence[str]) -> None:
+    """Writes a list for `SampleIndex.from_list` that reads to these labels.
+
+    The column has the names of the classes, or their numbers where names would be numbered anew: they are
+    not sorted, one is without an image, or they look like numbers.
+    """
+    words = [None if label < 0 else classes[label] for label in labels]
+    numbers = [None if max(labels) < 0 else str(label) for label in labels]
+    for column in (words, numbers):
+        with atomic_write(file) as out:
+            for name, word in zip(names, column, strict=True):
+                # Spaces at the start of a line are cut off, and # makes a comment of it.
+                start = "./" if name[0] in "# " else ""
+                out.write(os.fsencode(f"{start}{name}\n" if word is None else f"{start}{name}\t{word}\n"))
+        if list_file(file).labels == labels:
+            return
+
+
+def scaled_instances(file: PathLike, packed: Mapping[str, tuple[str, tuple[int, int]]]) -> dict[str, Any]:
+    """A COCO instances file in pixels of the copy, without the images that are not in it.
+
+    Boxes, areas, polygons and key points are scaled; run-length masks of shrunk images are dropped, with a
+    warning.
+
+    Args:
+        packed: New name and (height, width) by old name.
+
+    Raises:
+        ValueError: The file is not COCO's, or names none of the images.
+    """
+    try:
+        data: dict[str, Any] = json.loads(Path(file).read_bytes())
+        images, factors = [], {}
+        for entry in data["images"]:
+            if entry["file_name"] in packed:
+                name, (height, width) = packed[entry["file_name"]]
+                factors[entry["id"]] = (width / entry["width"], height / entry["height"])
+                images.append({**entry, "file_name": name, "height": height, "width": width})
+        there = [mark for mark in data.get("annotations", []) if mark["image_id"] in factors]
+        marks = [_scaled(mark, *factors[mark["image_id"]]) for mark in there]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(file)!r} is not a COCO instances file ({error!r}).") from error
+    if not images:
+        raise ValueError(f"{os.fspath(file)!r} names none of the packed images; check the path.")
+    dropped = sum("segmentation" in mark for mark in there) - sum("segmentation" in mark for mark in marks)
+    if dropped:
+        warnings.warn(f"{dropped} run-length masks of shrunk images are dropped.", stacklevel=3)
+    return {**data, "images": images, "annotations": marks}
+
+
+def _scaled(mark: Mapping[str, Any], x: float, y: float) -> dict[str, Any]:
+    """An annotation with all that is in pixels multiplied by the factors for width and height."""
+    out = dict(mark)
+    if (x, y) == (1.0, 1.0):
+        return out
+    for key, factors in (("bbox", (x, y)), ("keypoints", (x, y, 1))):
+        if key in out:
+            out[key] = _times(out[key], factors)
+    if "area" in out:
+        out["area"] *= x * y
+    if isinstance(out.get("segmentation"), list):
+        out["segmentation"] = [_times(polygon, (x, y)) for polygon in out["segmentation"]]
+    else:
+        out.pop("segmentation", None)
+    return out
+
+
+def _times(numbers: Sequence[float], factors: Sequence[float]) -> list[float]:
+    return [number * factor for number, factor in zip(numbers, cycle(factors), strict=False)]
