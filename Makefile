@@ -1,10 +1,11 @@
 # make demo   pretrain on generated scenes with and without guidance, and print what came out
 # make test   run the tests
 # make check  lint and type check
+# make tables the tables of speed in README.md and docs/speed.md, from the files in tests/bench/results
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-.PHONY: demo test check clean
+.PHONY: demo test check tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -18,6 +19,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+tables: $(VENV)/.installed
+	$(BIN)/python -W ignore tests/bench/tables.py
 
 # The stamp is older than pyproject.toml when the requirements have changed; then they are installed again.
 $(VENV)/.installed: pyproject.toml

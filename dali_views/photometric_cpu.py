@@ -48,6 +48,8 @@ class Photometric:
         self._threads = threads
         self._mean = np.array(mean, np.float32)
         self._scale = (1.0 / np.array(std)).astype(np.float32)
+        # Kept from batch to batch, for fresh memory costs as much as the work. DALI copies what it is handed.
+        self._out = np.empty((0, 0, 0), np.float32)
 
     def __call__(self, images: list[U8], *given: list[NDArray[Any]]) -> list[F32]:
         """Normalised views (S, S, 3) float32.
@@ -60,7 +62,9 @@ class Photometric:
         parameters = {name: [value] * count for name, value in _NEUTRAL.items()}
         parameters.update(zip(self._names, given, strict=True))
         columns = list(parameters.values())
-        out = np.empty((count, size, 3 * size), np.float32)
+        if self._out.shape[0] < count:
+            self._out = np.empty((count, size, 3 * size), np.float32)
+        out = self._out[:count]
         # Blurred views take longer than others, so that each worker takes the next one when it is free.
         todo = iter(range(count))
 

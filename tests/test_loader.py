@@ -406,3 +406,17 @@ def test_a_profiler_sees_the_stages_of_a_batch(small_index):
     assert counts["dali_views: freeze regions"] == 1
     assert counts["dali_views: plan"] == counts["dali_views: batch"] == batches
     assert counts["dali_views: wait for views"] == batches + 1  # the last one finds the epoch at its end
+
+
+@pytest.mark.gpu
+def test_a_batch_is_handed_over_without_waiting_for_the_gpu(small_index):
+    loader = ViewLoader(small_index, recipes.moco_v2(32), 8, regions=RegionTable(40), device="gpu")
+    batches = iter(loader)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            loader.regions.update(batch.index, batch.boxes, batch.weights)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (loader.regions.writes == 1).sum() == 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 from . import limits, ours, peers
@@ -42,7 +43,25 @@ def compare(
         before=(lambda: forget_files(setup.index)) if cold else None,
         told=told,
     )
-    return [_row(each, rates) for each in contenders if each.name in rates]
+    rows = [_row(each, rates) for each in contenders if each.name in rates]
+    if ours.GUIDED in rates:
+        rows.append(_plan_row(setup, statistics.median(rates[ours.GUIDED])))
+    return rows
+
+
+def _plan_row(setup: Setup, images_per_second: float, batches: int = 50) -> Row:
+    """How much of a guided batch's time goes into drawing its plan, which happens on one thread."""
+    loader = ours.loader(
+        setup, ours.guided(setup.views), ours.table_of_boxes(len(setup.index), 1, setup.seed)
+    )
+    shares = []
+    for number in range(batches):
+        began = time.perf_counter()
+        loader.plan_at(number * setup.batch_size)
+        shares.append((time.perf_counter() - began) * images_per_second / setup.batch_size)
+    return Row(
+        "loaders", "plan of a guided batch", "of time", round(statistics.median(shares), 5), kind="ours"
+    )
 
 
 def _row(contender: Contender, rates: dict[str, list[float]]) -> Row:

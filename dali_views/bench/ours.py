@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from .. import recipes
+from ..batch import Batch
 from ..loader import ViewLoader
 from ..regions import RegionTable
 from ..views import View
@@ -20,7 +21,6 @@ PLAIN, GUIDED = "dali_views", "dali_views, guided"
 def contenders(setup: Setup) -> list[Contender]:
     """Unguided, guided by live boxes and weights, with partner views, in half precision, multi-crop."""
     views = setup.views
-    guided = [replace(view, crop="contrastive") for view in views]
     partners = [*views[:-1], replace(views[-1], source="partner")]
     multi_crop = recipes.dino(views[0].size, local_size=max(1, round(views[0].size * 96 / 224)))
 
@@ -31,8 +31,8 @@ def contenders(setup: Setup) -> list[Contender]:
 
     return [
         contender(PLAIN, views),
-        contender(GUIDED, guided, regions=1),
-        contender("dali_views, one of 4 boxes by weight", guided, regions=4),
+        contender(GUIDED, guided(views), regions=1),
+        contender("dali_views, one of 4 boxes by weight", guided(views), regions=4),
         contender("dali_views, partner view", partners, regions=1),
         contender("dali_views, float16", views, dtype="float16"),
         contender("dali_views, multi-crop 2 + 8", multi_crop),
@@ -42,7 +42,24 @@ def contenders(setup: Setup) -> list[Contender]:
 def batches(setup: Setup, views: Sequence[View], regions: int = 0, dtype: str = "float32") -> Batches:
     """Batches of the loader; with `regions` boxes per sample, each batch's rows are written back."""
     table = table_of_boxes(len(setup.index), regions, setup.seed) if regions else None
-    loader = ViewLoader(
+    for batch in endless(loader(setup, views, table, dtype)):
+        if setup.device == "gpu":
+            torch.cuda.synchronize()
+        if table is not None:
+            table.update(batch.index, batch.boxes, batch.weights)
+        yield len(batch)
+
+
+def guided(views: Sequence[View]) -> list[View]:
+    """The same views, cropped about the samples' boxes."""
+    return [replace(view, crop="contrastive") for view in views]
+
+
+def loader(
+    setup: Setup, views: Sequence[View], table: RegionTable | None = None, dtype: str = "float32"
+) -> ViewLoader:
+    """The loader on the setup's device, by itself whatever other ranks there are."""
+    return ViewLoader(
         setup.index,
         views,
         setup.batch_size,
@@ -55,15 +72,14 @@ def batches(setup: Setup, views: Sequence[View], regions: int = 0, dtype: str = 
         rank=0,
         world=1,
     )
+
+
+def endless(loader: ViewLoader) -> Iterator[Batch]:
+    """Epoch after epoch."""
     epoch = 0
     while True:
         loader.set_epoch(epoch)
-        for batch in loader:
-            if setup.device == "gpu":
-                torch.cuda.synchronize()
-            if table is not None:
-                table.update(batch.index, batch.boxes, batch.weights)
-            yield len(batch)
+        yield from loader
         epoch += 1
 
 

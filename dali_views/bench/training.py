@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +21,9 @@ from .. import recipes
 from ..batch import Batch
 from ..coordinates import boxes_to_image
 from ..feature_tap import FeatureTap
-from ..loader import ViewLoader
-from ..regions import RegionTable
 from ..saliency import activation_map, boxes_from_maps
+from . import ours
 from .contender import Batches, Contender, Setup
-from .ours import table_of_boxes
 from .results import IMAGES, Row, joined, median_ratio
 from .turns import take_turns
 
@@ -87,9 +84,9 @@ def measure(
 def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callable[[str], None]) -> list[Row]:
     device = torch.device("cuda" if setup.device == "gpu" else "cpu")
     trainer = _Trainer(name, device)
-    setup = replace(setup, views=[replace(view, crop="contrastive") for view in setup.views])
-    table = table_of_boxes(len(setup.index), 1, setup.seed)
-    resident = next(iter(_loader(setup, table)))
+    views = ours.guided(setup.views)
+    table = ours.table_of_boxes(len(setup.index), 1, setup.seed)
+    resident = next(iter(ours.loader(setup, views, table)))
     shares: dict[str, list[float]] = {"waiting for a batch": [], "updating rows": [], "boxes off maps": []}
 
     def alone() -> Batches:
@@ -98,15 +95,15 @@ def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callabl
             yield len(resident)
 
     def loading() -> Batches:
-        for batch in _endless(_loader(setup, table)):
+        for batch in ours.endless(ours.loader(setup, views, table)):
             if device.type == "cuda":
                 torch.cuda.synchronize()
             yield len(batch)
 
     def both(extra: str = "", after: Callable[[Batch], None] = lambda batch: None) -> Batches:
-        loader, inside, began = _loader(setup, table), 0.0, time.perf_counter()
+        loader, inside, began = ours.loader(setup, views, table), 0.0, time.perf_counter()
         try:
-            for batch in _endless(loader):
+            for batch in ours.endless(loader):
                 trainer(batch.views)
                 done = time.perf_counter()
                 after(batch)
@@ -128,7 +125,7 @@ def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callabl
 
     def localise() -> Batches:
         size = setup.views[0].size
-        for batch in _endless(_loader(replace(setup, views=recipes.localisation(size)), None)):
+        for batch in ours.endless(ours.loader(setup, recipes.localisation(size))):
             with torch.no_grad():
                 trainer.embed(batch.views[0])
             table.update(batch.index, _boxes(trainer, size))
@@ -169,26 +166,3 @@ def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callabl
 def _boxes(trainer: _Trainer, size: int) -> Tensor:
     """(B, 4) boxes on the images or views of the model's last pass."""
     return boxes_from_maps(activation_map(trainer.tap.features.detach()), 0.1, (size, size))
-
-
-def _loader(setup: Setup, table: RegionTable | None) -> ViewLoader:
-    return ViewLoader(
-        setup.index,
-        setup.views,
-        setup.batch_size,
-        regions=table,
-        device=setup.device,
-        threads=setup.workers,
-        hw_decoder_load=setup.hw_decoder_load,
-        seed=setup.seed,
-        rank=0,
-        world=1,
-    )
-
-
-def _endless(loader: ViewLoader) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
