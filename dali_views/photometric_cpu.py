@@ -86,10 +86,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _compile(function: _Function) -> _Function:
     """Machine code in place of a function; kept on disk between processes where that can be written to."""
+    # Nothing that may change the order or the rounding of sums: a view is the same on every machine.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}}
     try:
-        compiled: _Function = njit(nogil=True, fastmath=True, cache=True)(function)
+        compiled: _Function = njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        compiled = njit(nogil=True, fastmath=True)(function)
+        compiled = njit(**options)(function)
     return compiled
 
 
@@ -140,12 +142,14 @@ def _view(
 
 @_compile
 def _grey_mean(image: U8) -> np.float32:
-    """Mean grey value, ITU-R 601 as in PIL and torchvision."""
-    total = 0.0
+    """Mean grey value, ITU-R 601 as in PIL and torchvision, from whole numbers so that no order matters."""
+    sums = np.zeros(image.shape[1], np.int64)
     for y in range(image.shape[0]):
-        for x in range(0, image.shape[1], 3):
-            total += 0.299 * image[y, x] + 0.587 * image[y, x + 1] + 0.114 * image[y, x + 2]
-    return np.float32(3.0 * total / image.size)
+        row = image[y]
+        for x in range(len(row)):
+            sums[x] += row[x]
+    grey = 0.299 * sums[0::3].sum() + 0.587 * sums[1::3].sum() + 0.114 * sums[2::3].sum()
+    return np.float32(3.0 * grey / image.size)
 
 
 @_compile

@@ -33,7 +33,7 @@ class UpdateQueue:
         return len(self._waiting)
 
     def add(self, values: Mapping[str, Any], epoch: int) -> None:
-        """Begin to copy the CUDA tensors among the values into pinned memory, in the order of their stream."""
+        """Begin to copy the CUDA tensors among the values into pinned memory, behind their streams' work."""
         import torch
 
         events, copies = [], {}

@@ -68,8 +68,9 @@ def test_bench_measures_all_loaders_in_one_run_and_writes_them_down(photos, tmp_
     assert main(["bench", str(photos), "--device", "cpu", *arguments, "--csv", str(file)]) == 0
     with file.open() as lines:
         rows = list(csv.DictReader(lines))
-    assert [row["name"] for row in rows] == ["torchvision PIL", "decode only", "dali_views, guided"]
-    assert all(float(row["value"]) > 0 and row["machine"] and row["measure"] == "images/s" for row in rows)
+    assert [row["name"] for row in rows[:3]] == ["torchvision PIL", "decode only", "dali_views, guided"]
+    assert [row["measure"] for row in rows] == ["images/s"] * 3 + ["of time"]
+    assert all(float(row["value"]) > 0 and row["machine"] for row in rows)
     assert float(rows[0]["ratio"]) == 1.0
 
 

@@ -64,7 +64,8 @@ def run(
     if index.paths is None:
         raise ValueError("The bench reads files; give an index of a folder or of a list.")
     # A small folder is repeated, so that no one pays for the beginning and end of an epoch every few batches.
-    repeated = index.subset(np.tile(np.arange(len(index)), -(-_EPOCH // len(index))))
+    times = 1 if cold else -(-_EPOCH // len(index))
+    repeated = index.subset(np.tile(np.arange(len(index)), times))
     setup = Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load)
     rows: list[Row] = []
     if "loaders" in parts:

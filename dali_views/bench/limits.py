@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,43 @@ from nvidia.dali import Pipeline, fn, types
 from .. import pipeline
 from .contender import Batches, Contender, Setup
 
+_LOADS = (0.0, 0.5, 0.8, 1.0)
 READ, DECODE, RESIZE = "read only", "decode only", "decode + one resize"
 
 
 def contenders(setup: Setup) -> list[Contender]:
-    """Reading alone; reading and decoding; both and one resize of the whole image to the view's size."""
+    """Reading alone; reading and decoding; both and one resize of the whole image to the view's size.
+
+    On a GPU decoding also by other shares of the hardware decoder, for the best one differs between GPUs.
+    """
     size = setup.views[0].size
+    decoded = partial(pipeline.decoded, device=setup.device, hw_decoder_load=setup.hw_decoder_load)
     stages: dict[str, Callable[[Any], Any]] = {
         READ: pipeline.read,
-        DECODE: lambda path: pipeline.decoded(path, setup.device, setup.hw_decoder_load),
-        RESIZE: lambda path: fn.resize(
-            pipeline.decoded(path, setup.device, setup.hw_decoder_load), size=[size, size]
-        ),
+        DECODE: decoded,
+        RESIZE: lambda path: fn.resize(decoded(path), size=[size, size]),
     }
+    for load in _LOADS if setup.device == "gpu" else ():
+        stages[f"{DECODE}, hardware {load:.0%}"] = partial(
+            pipeline.decoded, device="gpu", hw_decoder_load=load
+        )
     where = {READ: "cpu"}
     return [
-        Contender(name, "limit", where.get(name, setup.device), lambda cut=cut: _batches(setup, cut), 0)  # type: ignore[misc]
+        Contender(name, "limit", where.get(name, setup.device), partial(_batches, setup, cut), 0)
         for name, cut in stages.items()
     ]
 
 
 def _batches(setup: Setup, cut: Callable[[Any], Any]) -> Batches:
-    draw = np.random.default_rng(setup.seed)
+    order = np.random.default_rng(setup.seed).permutation(len(setup.index))
+    turn = 0
 
     def source() -> Any:
-        return setup.index.path_rows(draw.integers(0, len(setup.index), setup.batch_size))
+        nonlocal turn
+        turn += 1
+        return setup.index.path_rows(
+            np.take(order, np.arange(setup.batch_size) + turn * setup.batch_size, mode="wrap")
+        )
 
     graph = Pipeline(
         batch_size=setup.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from . import limits, ours, peers
 from .contender import Contender, Setup
 from .peers.torchvision_pil import NAME as BASE
 from .results import IMAGES, Row, joined, median_ratio
-from .turns import forget_files, take_turns
+from .turns import WARM_UP, forget_files, take_turns
 
 
 def compare(
@@ -30,6 +31,12 @@ def compare(
         cold: drop the images from the page cache before every turn.
         told: receives lines about what is left out.
     """
+    enough = 8 * WARM_UP * setup.batch_size
+    if cold and len(setup.index) < enough:
+        raise ValueError(
+            f"With a cold cache a turn reads every file once, and {len(setup.index)} files are too few for "
+            f"batches of {setup.batch_size}; give at least {enough} files or lower --batch-size."
+        )
     all_of_them = [*peers.found(setup, told), *limits.contenders(setup), *ours.contenders(setup)]
     contenders = [
         each
@@ -41,6 +48,8 @@ def compare(
         rounds,
         seconds,
         before=(lambda: forget_files(setup.index)) if cold else None,
+        # A file that is read again is no longer cold. Whole batches only: the next one may be an epoch later.
+        images=len(setup.index) // setup.batch_size * setup.batch_size if cold else math.inf,
         told=told,
     )
     rows = [_row(each, rates) for each in contenders if each.name in rates]

@@ -6,16 +6,15 @@ A contender exists during its own turn only, so that none works ahead while anot
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from ..index import SampleIndex
 from .contender import Batches, Contender
 
-_WARM_UP = 4  # batches: as many as a DataLoader's two workers hold ready
+WARM_UP = 4  # batches: as many as a DataLoader's two workers hold ready
 
 
 def take_turns(
@@ -24,13 +23,15 @@ def take_turns(
     seconds: float,
     *,
     before: Callable[[], None] | None = None,
+    images: float = math.inf,
     told: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
     """Images per second of each contender in every round.
 
     Args:
         rounds: turns of each; seconds: length of a turn, after a warm-up.
-        before: called before each turn, for instance to empty the page cache; then nothing is warmed up.
+        before: called before each turn, for instance to empty the page cache.
+        images: a turn ends with this many, warm-up included, though its time is not over.
         told: receives a line about a peer that fails. It leaves the comparison; the others go on.
     """
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -41,7 +42,7 @@ def take_turns(
             if before is not None:
                 before()
             try:
-                rates[contender.name].append(rate(contender.start(), seconds, warm=before is None))
+                rates[contender.name].append(rate(contender.start(), seconds, images))
             except Exception as error:
                 if contender.kind != "peer":
                     raise
@@ -52,13 +53,12 @@ def take_turns(
     return rates
 
 
-def rate(batches: Batches, seconds: float, *, warm: bool = True) -> float:
-    """Images per second of one turn; if `warm`, from when processes run and queues are filled."""
+def rate(batches: Batches, seconds: float, most: float = math.inf) -> float:
+    """Images per second of one turn, from when processes run and queues are filled."""
     try:
-        for _ in range(_WARM_UP if warm else 0):
-            next(batches)
+        most -= sum(next(batches) for _ in range(WARM_UP))
         began, images, elapsed = time.perf_counter(), 0, 0.0
-        while elapsed < seconds:
+        while elapsed < seconds and images < most:
             images += next(batches)
             elapsed = time.perf_counter() - began
     finally:
@@ -68,6 +68,6 @@ def rate(batches: Batches, seconds: float, *, warm: bool = True) -> float:
 
 def forget_files(index: SampleIndex) -> None:
     """Ask the kernel to drop the images from the page cache, so that the next turn reads the disk."""
-    for row in np.unique(index.path_rows(np.arange(len(index))), axis=0):
-        with open(bytes(row).rstrip(b"\0"), "rb") as file:
+    for row in range(len(index)):
+        with open(index.path(row), "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

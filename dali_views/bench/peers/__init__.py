@@ -21,6 +21,7 @@ NAMES = (
     "lightly_moco",
     "solo_learn",
     "spdl_pipeline",
+    "ffcv_jpeg",
     "contrastive_crop",
 )
 
@@ -32,7 +33,7 @@ def found(setup: Setup, told: Callable[[str], None] = print) -> list[Contender]:
         peer = import_module(f"{__name__}.{name}")
         missing = [module for module in peer.NEEDS if find_spec(module) is None]
         if missing:
-            told(f"left out: {name} (needs {', '.join(missing)}; pip install 'dali-views[bench]')")
+            told(f"left out: {name} ({', '.join(missing)} not installed; most come with dali-views[bench])")
         else:
             contenders += peer.contenders(setup)
     return contenders
