@@ -1,6 +1,6 @@
 """What was tried to make the loader faster on a CPU and did not pay, or paid: ratios within one run.
 
-python tests/bench/trials.py FOLDER OUT.csv [--rounds 5] [--seconds 4]
+python tests/bench/trials.py FOLDER OUT.csv [--rounds 5] [--seconds 4] [--only WORD]
 
 Each trial is what we do and what we could do instead, in turns; the ratio is the alternative's images/s over
 ours, above 1 where it would be faster.
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--only", default="", metavar="WORD", help="trials whose name contains it")
     args = parser.parse_args()
     index = SampleIndex.from_folder(args.folder)
     repeated = index.subset(np.arange(50_000) % len(index))
@@ -78,6 +79,10 @@ def main() -> None:
             lambda: viewing(setup, bytes_between),
             lambda: viewing(setup, floats_between),
         ),
+        "crops guided by boxes, and boxes written back": (
+            lambda: loading(setup),
+            lambda: ours.batches(setup, ours.guided(setup.views), regions=1),
+        ),
         "three batches ahead instead of two": (lambda: loading(setup), lambda: loading(setup, 3)),
         "twice as many threads as cores": (
             lambda: loading(setup),
@@ -90,6 +95,8 @@ def main() -> None:
     }
     rows = []
     for name, (now, instead) in trials.items():
+        if args.only and args.only not in name:
+            continue
         contenders = [Contender(key, "ours", "cpu", start, 0) for key, start in (("a", now), ("b", instead))]
         rates = take_turns(contenders, args.rounds, args.seconds)
         ratio = statistics.median(b / a for a, b in zip(rates["a"], rates["b"], strict=True))
