@@ -1,8 +1,8 @@
 """Colour, blur, solarise and normalisation of a view in one compiled pass, for graphs on the CPU.
 
-DALI's kernels for the CPU do each of these apart and without vector instructions: together they take four
-times as long as this does (`tests/bench/results`), and more than decoding and resizing. The graph calls it
-through `fn.python_function`; no Python lock is held while it computes. The GPU has DALI's own operators
+DALI's kernels for the CPU do each of these apart; together they take several times as long as this does, and
+longer than decoding and resizing (`tests/bench/results/cpu_operators_*.csv`). The graph calls it through
+`fn.python_function`; no Python lock is held while it computes. The GPU has DALI's own operators
 (`photometric.py`), and the tests hold the two against each other.
 """
 
