@@ -118,6 +118,16 @@ def test_a_cold_turn_reads_no_file_twice(small_index):
         bench.run(small_index, recipes.moco_v2(32), batch_size=4, **options)
     rows = bench.run(small_index, recipes.moco_v2(32), batch_size=1, **options)
     assert [row.setting["cache"] for row in rows] == ["cold"] * 3
+    # The turn ends with its images, warm-up included, long before its minute is over.
+    taken: list[int] = []
+
+    def counted() -> Batches:
+        while True:
+            taken.append(1)
+            yield 1
+
+    take_turns([contender("ours", counted)], rounds=1, seconds=60, images=40)
+    assert len(taken) == 40
 
 
 def test_training_costs_are_shares_of_a_step(setup):
@@ -130,6 +140,12 @@ def test_training_costs_are_shares_of_a_step(setup):
         else:
             assert row.value < 1
     assert 0 < figures["updating rows"].value < figures["boxes off maps"].value
+
+
+def test_training_on_a_single_view_is_refused(small_index):
+    one = Setup(small_index, recipes.evaluation(32), batch_size=4, device="cpu", workers=1)
+    with pytest.raises(ValueError, match="two views"):
+        training.measure(one, rounds=1, seconds=0.1)
 
 
 def test_memory_is_read_in_a_process_of_its_own(setup):

@@ -77,7 +77,12 @@ def measure(
     Args:
         rounds, seconds: turns that each takes and their length, after a warm-up.
         models: names of torchvision ResNets.
+
+    Raises:
+        ValueError: if the recipe has no two views to set against each other.
     """
+    if len(setup.views) < 2:
+        raise ValueError("Training compares two views of an image, and the recipe makes one; take another.")
     return [row for name in models for row in _measure(setup, name, rounds, seconds, told)]
 
 
