@@ -4,10 +4,20 @@ A model in training writes a box and a weight per sample into a `RegionTable`; a
 table once per epoch, draws the crops and lets a DALI graph decode each image once and cut all views.
 """
 
-from . import recipes
+from . import bad_list, recipes
 from .index import SampleIndex
 from .loader import Batch, ViewLoader
+from .quarantine import BadImageError
 from .regions import RegionTable
 from .views import View
 
-__all__ = ["Batch", "RegionTable", "SampleIndex", "View", "ViewLoader", "recipes"]
+__all__ = [
+    "BadImageError",
+    "Batch",
+    "RegionTable",
+    "SampleIndex",
+    "View",
+    "ViewLoader",
+    "bad_list",
+    "recipes",
+]

@@ -1,6 +1,7 @@
 """The command line of the loader.
 
 dali-views index photos
+dali-views check photos --out bad.txt
 dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 dali-views bench photos
@@ -10,6 +11,7 @@ dali-views pack photos photos-256 --short-side 256
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import recipes
+from . import bad_list, recipes
 from .index import SampleIndex
 from .regions import RegionTable
 from .views import CROPS, View
@@ -27,16 +29,15 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, or 2 with one sentence for a user's mistake."""
+    """Run one command; exit code 0, 1 if `check` found bad files, or 2 with one sentence for a mistake."""
     args = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        {"index": _index, "show": _show, "bench": _bench, "pack": _pack}[args.command](args)
+        return int(args.run(args) or 0)
     except (ValueError, OSError, RuntimeError) as error:
         # RuntimeError is what DALI and torch raise for a missing GPU, a full memory, a broken file.
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
+    data.add_argument(
+        "--leave-out", type=Path, metavar="LIST", help="files not to use, as `check` and a run list them"
+    )
     views = argparse.ArgumentParser(add_help=False)
     views.add_argument(
         "--recipe", default="moco_v2", choices=sorted(recipes.BY_NAME), help="set of views (moco_v2)"
@@ -57,12 +61,26 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
     views.add_argument("--seed", type=int, default=0)
 
-    commands.add_parser(
+    index = commands.add_parser(
         "index", parents=[data], help="scan images, say what is left out and why, and cache the result"
     )
+    index.set_defaults(run=_index)
+    check = commands.add_parser(
+        "check", parents=[data], help="decode every image and list those that cannot be used"
+    )
+    check.set_defaults(run=_check)
+    check.add_argument(
+        "--out", type=Path, default=Path("bad.txt"), help="list to write, if any is bad (bad.txt)"
+    )
+    check.add_argument(
+        "--device", choices=["gpu", "cpu"], help="whose decoder to ask; default: gpu if there is one"
+    )
+    check.add_argument("--batch-size", type=int, default=64, help="images decoded at a time (64)")
+    check.add_argument("--workers", type=int, help="CPU threads (default: all cores)")
     show = commands.add_parser(
         "show", parents=[data, views], help="draw images, boxes, crops and views into a PNG"
     )
+    show.set_defaults(run=_show)
     show.add_argument("--out", type=Path, default=Path("views.png"), help="picture to write (views.png)")
     show.add_argument("--count", type=int, default=6, help="images to show (6)")
     show.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
@@ -79,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[data, views],
         help="speed beside the limits and other loaders, cost in training, memory",
     )
+    bench.set_defaults(run=_bench)
     bench.add_argument(
         "--parts",
         nargs="+",
@@ -108,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     pack = commands.add_parser(
         "pack", parents=[data], help="copy a data set with its images shrunk, so that decoding them is cheap"
     )
+    pack.set_defaults(run=_pack)
     pack.add_argument("destination", type=Path, help="new folder, or one to go on with after an interruption")
     pack.add_argument(
         "--short-side", type=int, default=256, help="larger images are shrunk to it, in pixels (256)"
@@ -119,10 +139,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open(args: argparse.Namespace) -> SampleIndex:
     if args.coco is not None:
-        return SampleIndex.from_coco(args.images, args.coco)
-    if args.images.is_file():
-        return SampleIndex.from_list(args.images)
-    return SampleIndex.from_folder(args.images)
+        index = SampleIndex.from_coco(args.images, args.coco)
+    elif args.images.is_file():
+        index = SampleIndex.from_list(args.images)
+    else:
+        index = SampleIndex.from_folder(args.images)
+    return index if args.leave_out is None else index.without(args.leave_out)
 
 
 def _device(args: argparse.Namespace) -> str:
@@ -135,6 +157,27 @@ def _index(args: argparse.Namespace) -> None:
     index = _open(args)
     print(index.summary())
     print(f"fingerprint {index.fingerprint[:16]}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .check import check
+
+    index = _open(args)
+    print(index.summary())
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is a number of images, at least 1; got {args.batch_size}.")
+    refused = check(index, device=_device(args), batch_size=args.batch_size, threads=args.workers)
+    for path, reason in refused.items():
+        print(f"  {path}: {reason}")
+    bad = {os.path.join(index.root, path): reason for path, reason in index.left_out} | refused
+    print(
+        f"{len(index) - len(refused)} images decoded, {len(refused)} not, "
+        f"{len(index.left_out)} left out before"
+    )
+    if bad:
+        bad_list.save(args.out, bad)
+        print(f"{args.out}: the {len(bad)} that cannot be used; give it as --leave-out or data.leave_out")
+    return int(bool(bad))
 
 
 def _show(args: argparse.Namespace) -> None:

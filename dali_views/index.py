@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import bad_list
 from .atomic import PathLike
 from .index_build import scan_coco, scan_folder, scan_list
 from .index_file import pack_names, read_index, unpack_names, write_index
@@ -50,6 +51,9 @@ class SampleIndex:
     left_out: list[LeftOut] = field(default_factory=list)
     fingerprint: str = ""
     """Hex SHA-256 over relative paths and sizes (arrays: shape and pixels); the root plays no part."""
+    quarantine: dict[str, str] = field(default_factory=dict, metadata={"stored": False})
+    """Why, by full path, images turned out to be unreadable since. Loaders fill it and share it, for an index
+    and its subsets have one; it is not saved, nor part of the fingerprint."""
 
     def __post_init__(self) -> None:
         if not len(self.box_start):
@@ -261,6 +265,34 @@ class SampleIndex:
             box_labels=self.box_labels[picked],
             fingerprint="",
         )
+
+    def without(self, bad: PathLike) -> SampleIndex:
+        """The same index less the files that a list names, which join `left_out` with the list's reasons.
+
+        Args:
+            bad: Text file as `dali-views check`, `dali-views pack` and a training run write it: a line
+                `path<tab>reason` per file, relative to the root or absolute. Files that the index does not
+                have are passed over.
+
+        Raises:
+            FileNotFoundError: There is no such list.
+            TypeError: This is an index of arrays.
+            ValueError: It names every image.
+        """
+        if self.paths is None:
+            raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
+        reasons = {
+            os.path.relpath(path, self.root) if os.path.isabs(path) else os.path.normpath(path): reason
+            for path, reason in bad_list.load(bad).items()
+        }
+        names = [os.fsdecode(name) for name in unpack_names(self.paths)]
+        keep = np.array([name not in reasons for name in names])
+        if keep.all():
+            return self
+        if not keep.any():
+            raise ValueError(f"The list {os.fspath(bad)!r} names every image of {self.root!r}; check it.")
+        gone = [LeftOut(name, reasons[name]) for name in names if name in reasons]
+        return replace(self.subset(keep), left_out=self.left_out + gone)
 
     def with_boxes(self, boxes: Mapping[str, ArrayLike] | PathLike) -> SampleIndex:
         """The same index with other ground-truth boxes; each takes the label of its image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -10,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from . import order, pipeline, plan, rng
+from . import collective, order, pipeline, plan, rng
 from .batch import Batch, Stats
 from .feed import Feed
 from .index import SampleIndex
 from .place import rank_and_world, torch_device
 from .profiling import stage
+from .quarantine import BadImageError, Substitutes
 from .regions import Regions, RegionTable
-from .unreadable import Unreadable
 from .views import View
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Batch", "Stats", "ViewLoader"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RETRIES = 3
+"""How often a batch is tried again that failed although each of its files can be decoded."""
 
 
 class ViewLoader:
@@ -50,8 +53,10 @@ class ViewLoader:
         threads: CPU threads of the graph; default this process's share of the cores.
         hw_decoder_load: share of JPEGs given to the GPU's hardware decoder.
 
-    An image that cannot be read while running costs that image: it is reported by a warning that names
-    the file, counted in `stats`, and replaced, here and in later epochs, by another sample drawn by rule.
+        on_bad_image: ``"skip"`` or ``"raise"``, what happens when an image cannot be read. If skipped, it
+            costs that image: a warning names the file, it is put into `index.quarantine`, counted in `stats`,
+            and replaced, here and in later epochs, by another sample drawn by rule.
+        max_bad_share: a larger share of unreadable images ends the run with their list.
 
     Raises:
         ValueError: for arguments that cannot work together.
@@ -76,6 +81,8 @@ class ViewLoader:
         std: Sequence[float] = IMAGENET_STD,
         threads: int | None = None,
         hw_decoder_load: float = 0.65,
+        on_bad_image: str = "skip",
+        max_bad_share: float = 0.1,
     ) -> None:
         self.index = index
         self.views = list(views)
@@ -87,6 +94,8 @@ class ViewLoader:
         self.rank, self.world = rank_and_world(rank, world)
         self.device = torch_device(device)
         self.stats = Stats()
+        self.on_bad_image = on_bad_image
+        self.max_bad_share = max_bad_share
         self._check(device, dtype)
         self._feed = Feed(
             index,
@@ -103,7 +112,8 @@ class ViewLoader:
             hw_decoder_load=hw_decoder_load,
         )
         self._partnered = any(view.source == "partner" for view in self.views)
-        self._unreadable = Unreadable(index, seed, device, self.device.index)
+        self._substitutes = Substitutes(index, seed, device, self.device.index)
+        self._failures = 0  # in a row, without a bad image to blame
         self._resumed = False
         if regions is not None:
             regions.bind(index.fingerprint)
@@ -117,6 +127,11 @@ class ViewLoader:
             raise ValueError(f"batch_size is a number of samples, at least 1; got {self.batch_size}.")
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype {dtype!r} is neither float32 nor float16.")
+        if self.on_bad_image not in ("skip", "raise") or not 0 <= self.max_bad_share <= 1:
+            raise ValueError(
+                'on_bad_image is "skip" or "raise" and max_bad_share a share in [0, 1]; '
+                f"got {self.on_bad_image!r} and {self.max_bad_share}."
+            )
         if self.regions is not None and len(self.regions) != len(self.index):
             raise ValueError(
                 f"The region table has {len(self.regions)} rows but the index has {len(self.index)} samples; "
@@ -142,11 +157,6 @@ class ViewLoader:
     def step(self) -> int:
         """Number of batches of this epoch that have been handed out."""
         return self.position // self.global_batch
-
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """Files that could not be read while running, with the reason."""
-        return {self.index.path(row): reason for row, reason in self._unreadable.reasons.items()}
 
     # --- epochs and state -----------------------------------------------------------------------
 
@@ -177,7 +187,7 @@ class ViewLoader:
             "position": self.position,
             "fingerprint": self.index.fingerprint,
             "regions": None if self._frozen is None else self._frozen.state_dict(),
-            "unreadable": dict(self._unreadable.reasons),
+            "unreadable": self._substitutes.reasons(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,8 +210,21 @@ class ViewLoader:
         if state["regions"] is not None:
             self._frozen = Regions.from_state_dict(state["regions"])
         self.position = int(state["position"])
-        self._unreadable.reasons = dict(state["unreadable"])
+        self._substitutes.add(state["unreadable"])
+        self.stats.bad_images = len(self._substitutes.met)
         self._resumed = True
+
+    def sync(self) -> None:
+        """Give all ranks the unreadable images that any of them has found; a collective call.
+
+        Raises:
+            BadImageError: on every rank, if together they are more than `max_bad_share`.
+        """
+        if collective.world() == 1:
+            return
+        for found in collective.all_gather_bytes(json.dumps(self._substitutes.reasons()).encode()):
+            self._substitutes.add({int(row): reason for row, reason in json.loads(found).items()})
+        self._substitutes.check_share(self.max_bad_share)
 
     # --- iteration ------------------------------------------------------------------------------
 
@@ -211,7 +234,7 @@ class ViewLoader:
             self.position = 0
         self._resumed = False
         self._seek()
-        self.stats = Stats(bad_images=self.stats.bad_images)
+        self.stats = Stats(bad_images=len(self._substitutes.met))
         began = time.perf_counter()
         while True:
             asked = time.perf_counter()
@@ -224,6 +247,7 @@ class ViewLoader:
             self.position += self.global_batch
             self.stats.images += len(batch)
             self.stats.batches += 1
+            self.stats.bad_images = len(self._substitutes.met)
             yield batch
 
     def _seek(self) -> None:
@@ -239,6 +263,7 @@ class ViewLoader:
             except RuntimeError as error:
                 self._set_aside(error)
                 continue
+            self._failures = 0
             if taken is None:
                 return None
             drawn, views = taken
@@ -249,14 +274,17 @@ class ViewLoader:
         """Find the files that made the batch fail, remember them, and plan again from the failed batch."""
         failed = self._feed.awaited
         rows = np.concatenate([failed.index, failed.partner]) if self._partnered else failed.index
-        found = self._unreadable.search(rows)
-        if not found:
+        found = self._substitutes.search(rows)
+        # The disk or the network may have failed for a moment: what is tried again costs nothing.
+        self._failures = 0 if found else self._failures + 1
+        if self._failures > RETRIES:
             raise error
         for row, reason in found.items():
-            warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
-        self.stats.bad_images += len(found)
-        if len(self._unreadable) == len(self.index):
-            raise RuntimeError("Every image of the data set turned out to be unreadable.") from error
+            named = f"{self.index.path(row)}: {reason}"
+            if self.on_bad_image == "raise":
+                raise BadImageError(f'{named}; mend the file, leave it out or set on_bad_image to "skip".')
+            warnings.warn(f"Left out while running: {named}", stacklevel=4)
+        self._substitutes.check_share(self.max_bad_share)
         self._seek()
 
     # --- the draw -------------------------------------------------------------------------------
@@ -266,10 +294,11 @@ class ViewLoader:
         if self._order is None:
             self._order = order.permutation(len(self.index), self.seed, self.epoch, self.shuffle)
         rows = order.rank_slice(self._order, position, self.global_batch, self.rank, self.world)
-        rows = self._unreadable.replaced(rows)
+        rows = self._substitutes.replaced(rows)
+        self._substitutes.check_share(self.max_bad_share)
         partner = rows if self._frozen is None else self._frozen.partner[rows]
         if self._partnered:
-            partner = np.where(self._unreadable.readable(partner), partner, rows)
+            partner = np.where(self._substitutes.readable(partner), partner, rows)
         keys = plan.region_keys(self.seed, self.epoch, rows)
         guidance = self._guidance(rows, keys)
         return plan.draw(

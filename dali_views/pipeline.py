@@ -16,6 +16,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from . import photometric
 from .plan import ViewPlan
+from .scan import MAX_PIXELS
 from .views import View
 
 # Rows read ahead of the batch in hand. The graph computes one batch while the trainer works on another.
@@ -128,7 +129,23 @@ def decoded(path: Any, device: str, hw_decoder_load: float) -> Any:
     options: dict[str, Any] = {"device": "cpu"}
     if device == "gpu":
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
-    return fn.decoders.image(read(path), output_type=types.RGB, adjust_orientation=False, **options)
+    return fn.decoders.image(
+        _fit_to_decode(read(path)), output_type=types.RGB, adjust_orientation=False, **options
+    )
+
+
+def _fit_to_decode(encoded: Any) -> Any:
+    """The same bytes, or an error of the batch where a header cannot be parsed or states too many pixels.
+
+    DALI 2.4's decoder may crash the process on bytes that it cannot parse: it parses a batch on several threads,
+    and its own share may throw while the others still write to its frame. So the headers are read before. And
+    it asks for the memory of all stated pixels at once (30 GB for 100,000 x 100,000; on a GPU the pool keeps it).
+    The index leaves out files of either kind, but one may change afterwards.
+    """
+    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
+    too_many = fn.cast(shape[0] * shape[1] > MAX_PIXELS, dtype=types.FLOAT)
+    # More than all of the bytes is an error.
+    return fn.slice(encoded, rel_start=0.0, rel_shape=1.0 + too_many, axes=[0], out_of_bounds_policy="error")
 
 
 def read(path: Any) -> Any:
@@ -153,18 +170,33 @@ def default_threads(local_world: int = 1) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world)
 
 
-def decode_error(path: str, device: str, device_id: int | None) -> str | None:
-    """Read and decode one file in a graph of its own: None if that works, else the reason in one line."""
-    row = np.frombuffer(path.encode(), np.uint8)[None]
-    probe = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1, seed=0)
-    with probe:
-        node = fn.external_source(lambda: row, batch=True, dtype=types.UINT8, ndim=1)
-        probe.set_outputs(decoded(node, device, 0.0))
-    try:
-        probe.build()
-        probe.run()
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        telling = [line for line in lines if "ailed" in line or "rror" in line]
-        return (telling or lines or ["it cannot be decoded"])[0]
-    return None
+def decoder(batch_size: int, threads: int, device: str, device_id: int | None) -> Pipeline:
+    """A graph that reads and decodes files as the loader does: `run(path=...)` takes rows (B, P) of names."""
+    pipe = Pipeline(
+        batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, seed=0
+    )
+    with pipe:
+        path = fn.external_source(name="path", batch=True, dtype=types.UINT8, ndim=1)
+        pipe.set_outputs(decoded(path, device, 0.65 if batch_size > 1 else 0.0))
+    pipe.build()
+    return pipe
+
+
+def undecodable(paths: Sequence[str], device: str, device_id: int | None) -> dict[str, str]:
+    """Those of the files that the loader cannot decode, each tried alone, with what DALI says about it."""
+    refused = {}
+    alone: Pipeline | None = None
+    for path in paths:
+        alone = alone or decoder(1, 1, device, device_id)
+        try:
+            alone.run(path=np.frombuffer(path.encode(), np.uint8)[None])
+        except RuntimeError as error:
+            refused[path] = _reason(str(error))
+            alone = None  # a graph that failed may not be used again
+    return refused
+
+
+def _reason(error: str) -> str:
+    """The telling line of DALI's message: the first after its traceback, without where in DALI it arose."""
+    lines = [line.strip() for line in error.partition("encountered:")[2].splitlines() if line.strip()]
+    return lines[0] if lines else " ".join(error.split())

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 import zlib
 from pathlib import Path
 
@@ -290,60 +289,6 @@ def test_half_and_single_precision_views_agree(small_index, device):
     ]
     for one, other in zip(pair[0].views, pair[1].views, strict=True):
         assert (one - other.float()).abs().max() < 4e-3
-
-
-def bad_folder(folder: Path) -> SampleIndex:
-    """Thirty images, two of which break after they were indexed."""
-    noise_images(folder, 30)
-    index = SampleIndex.from_folder(folder, cache=False, progress=False)
-    good = (folder / "0007.jpg").read_bytes()
-    (folder / "0007.jpg").write_bytes(good[: len(good) // 3])
-    (folder / "0019.jpg").unlink()
-    return index
-
-
-def test_an_image_that_cannot_be_read_costs_that_image_and_is_named(tmp_path, device):
-    index = bad_folder(tmp_path)
-    loader = ViewLoader(index, VIEWS, 5, device=device)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            rows = [row for batch in loader for row in batch.index.tolist()]
-        named = " ".join(str(w.message) for w in caught)
-        assert ("0007.jpg" in named) == (epoch == 0)
-        assert ("0019.jpg" in named) == (epoch == 0)
-        assert len(rows) == 30
-        assert set(range(30)) - set(rows) == {7, 19}
-    assert loader.stats.bad_images == 2
-    assert {Path(name).name for name in loader.unreadable} == {"0007.jpg", "0019.jpg"}
-
-
-def test_the_substitute_of_an_unreadable_image_is_the_same_after_a_resume_and_for_any_batch_size(tmp_path):
-    index = bad_folder(tmp_path)
-    runs = []
-    for size in (5, 10):
-        loader = ViewLoader(index, VIEWS, size, device="cpu")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            runs.append([row for batch in loader for row in batch.index.tolist()])
-    assert runs[0] == runs[1]
-    resumed = ViewLoader(index, VIEWS, 10, device="cpu")
-    resumed.load_state_dict({**loader.state_dict(), "position": 0})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert [row for batch in resumed for row in batch.index.tolist()] == runs[1]
-
-
-def test_a_data_set_with_no_readable_image_ends_with_a_sentence(tmp_path):
-    noise_images(tmp_path, 4)
-    index = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
-    for file in tmp_path.iterdir():
-        file.write_bytes(b"")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError, match="Every image"):
-            list(ViewLoader(index, [View(size=8)], 2, device="cpu"))
 
 
 def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):

@@ -71,6 +71,8 @@ def _open(config: cfg.Data, seed: int) -> DataSets:
             whole = SampleIndex.from_list(config.path, progress=progress)
         case _:
             whole = SampleIndex.from_coco(config.path, config.instances, progress=progress)
+    if config.leave_out is not None:
+        whole = whole.without(config.leave_out)
     if config.boxes is not None:
         whole = whole.with_boxes(config.boxes)
     bank = whole
@@ -207,4 +209,6 @@ def loader_options(config: cfg.Config) -> dict[str, Any]:
         "mean": config.views.mean,
         "std": config.views.std,
         "threads": config.run.threads,
+        "on_bad_image": config.run.on_bad_image,
+        "max_bad_share": config.run.max_bad_share,
     }

@@ -34,6 +34,10 @@ class Run(Section):
     """Epochs between evaluations, the last epoch included; 0: never."""
     threads: Count | None = None
     """CPU threads per process that decode and augment; absent: this process's share of the cores."""
+    on_bad_image: Literal["skip", "raise"] = "skip"
+    """skip: an unreadable image is named, listed in quarantine.txt and replaced; raise: it ends the run."""
+    max_bad_share: Share = 0.1
+    """A larger share of unreadable images ends the run with their list."""
 
 
 class Data(Section):
@@ -50,6 +54,8 @@ class Data(Section):
     """COCO instances JSON with true boxes; only for kind coco."""
     boxes: str | None = None
     """Text file with true boxes, used to score localisation, never to train."""
+    leave_out: str | None = None
+    """List of files not to use, as `dali-views check` and a run (quarantine.txt) write it."""
     eval_train: str | None = None
     """Labelled folder whose features are the kNN bank; absent: the training images."""
     eval_val: str | None = None
@@ -63,6 +69,8 @@ class Data(Section):
             raise ValueError(f"data.instances is only read for data.kind coco, not {self.kind}; remove it")
         if self.classes is not None and self.kind != "folder":
             raise ValueError(f"data.classes is only read for data.kind folder, not {self.kind}; remove it")
+        if self.leave_out is not None and self.kind in ("cifar10", "cifar100", "stl10"):
+            raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
         return self
 
 

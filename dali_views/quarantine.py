@@ -1,0 +1,114 @@
+"""Images that turn out to be unreadable while running: remembered with the reason, and replaced by rule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from . import pipeline, rng
+from .index import SampleIndex
+from .plan import I64, Bool
+from .scan import inspect_file
+
+__all__ = ["BadImageError", "Substitutes"]
+
+_TOLD = 20  # files in an error
+_DRAWS = 64  # of a substitute, before the next readable row is taken
+
+
+class BadImageError(OSError):
+    """An image cannot be read and may not be replaced, or too many cannot."""
+
+
+class Substitutes:
+    """Who stands in for the rows of an index whose images are in quarantine.
+
+    Args:
+        seed: of the draw.
+        device: ``"gpu"`` or ``"cpu"``, whose decoder must be able to read an image; device_id: CUDA ordinal.
+    """
+
+    met: set[int]
+    """Rows asked for so far that are in quarantine."""
+
+    def __init__(self, index: SampleIndex, seed: int, device: str, device_id: int | None) -> None:
+        self.met = set()
+        self._index = index
+        self._files = index.quarantine
+        self._seed = seed
+        self._device = device
+        self._device_id = device_id
+
+    def readable(self, rows: I64) -> Bool:
+        """(B,) False for the rows that are in quarantine."""
+        if not self._files or self._index.arrays is not None:
+            return np.ones(len(rows), np.bool_)
+        good = np.array([self._index.path(row) not in self._files for row in rows.tolist()], np.bool_)
+        self.met.update(rows[~good].tolist())
+        return good
+
+    def replaced(self, rows: I64) -> I64:
+        """(B,) the rows, with each one in quarantine replaced by a sample drawn from (seed, row) alone.
+
+        The draw is repeated until it finds a readable one, so that it is the same whoever has found out
+        about which file.
+
+        Raises:
+            BadImageError: no image of the index is readable.
+        """
+        wanted = rows
+        for slot in range(_DRAWS + len(self._index)):
+            good = self.readable(rows)
+            if good.all():
+                return rows
+            if slot < _DRAWS:
+                drawn = rng.bits(rng.keys(self._seed, wanted), slot) % np.uint64(len(self._index))
+                substitute = drawn.astype(np.int64)
+            else:
+                substitute = (rows + 1) % len(self._index)
+            rows = np.where(good, rows, substitute)
+        raise BadImageError("Every image of the data set turned out to be unreadable.")
+
+    def search(self, rows: I64) -> dict[int, str]:
+        """Decode each row's file alone; put those that fail into quarantine and return them with the reason.
+
+        Raises:
+            BadImageError: the folder of the index is gone, which is no fault of the files.
+        """
+        if self._index.arrays is not None:
+            return {}
+        if not os.path.isdir(self._index.root):
+            raise BadImageError(
+                f"The image folder {self._index.root!r} is gone, for example unmounted; bring it back."
+            )
+        paths = {self._index.path(row): row for row in np.unique(rows).tolist()}
+        refused = pipeline.undecodable(list(paths), self._device, self._device_id)
+        found = {paths[path]: why(path, told) for path, told in refused.items()}
+        self.add(found)
+        return found
+
+    def add(self, found: Mapping[int, str]) -> None:
+        """Put rows into quarantine, with the reason."""
+        self._files.update({self._index.path(row): reason for row, reason in found.items()})
+        self.met.update(found)
+
+    def reasons(self) -> dict[int, str]:
+        """The rows met so far, with the reason."""
+        return {row: self._files[self._index.path(row)] for row in sorted(self.met)}
+
+    def check_share(self, most: float) -> None:
+        """Raise a BadImageError with the list if more than the share `most` of the images was met."""
+        if len(self.met) > most * len(self._index):
+            told = [f"{self._index.path(row)}: {reason}" for row, reason in self.reasons().items()]
+            more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+            raise BadImageError(
+                f"{len(told)} of {len(self._index)} images cannot be read, more than max_bad_share {most:g}; "
+                "mend the files or raise it:\n  " + "\n  ".join(told[:_TOLD] + more)
+            )
+
+
+def why(path: str, told: str) -> str:
+    """Why the decoder refuses a file: what the header scan has against it, else what the decoder told."""
+    return inspect_file(os.fsencode(path))[4] or f"the decoder refuses it ({told})"

@@ -1,0 +1,370 @@
+"""Unreadable images: each costs itself, is named, is replaced by rule, on every rank and after a resume."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import noise_images
+from PIL import Image
+from torch.multiprocessing.spawn import spawn
+
+from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, order
+from dali_views.quarantine import Substitutes
+
+VIEWS = [View(size=8), View(size=8)]
+CUT, GONE = "0007.jpg", "0019.jpg"
+MANY = 2000
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterable[None]:
+    """Every image left out is told by a warning; the tests that are about these record them anew."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Left out while running")
+        yield
+
+
+def bad_folder(folder: Path) -> SampleIndex:
+    """Thirty images, two of which break after they were indexed."""
+    noise_images(folder, 30)
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    good = (folder / CUT).read_bytes()
+    (folder / CUT).write_bytes(good[: len(good) // 3])
+    (folder / GONE).unlink()
+    return index
+
+
+def names(paths: Iterable[str]) -> set[str]:
+    return {Path(path).name for path in paths}
+
+
+def rows_of(loader: ViewLoader) -> list[int]:
+    return [row for batch in loader for row in batch.index.tolist()]
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A few hundred bytes that state a great many pixels, with valid checksums."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def huge_jpeg(file: Path) -> bytes:
+    """The file's bytes, with 65,500 x 65,500 pixels written into its header."""
+    content = bytearray(file.read_bytes())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", 65_500, 65_500)
+    return bytes(content)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two thousand good images, to be copied before they are broken."""
+    return noise_images(tmp_path_factory.mktemp("many"), MANY, sizes=(16, 32))
+
+
+def break_in_seven_ways(folder: Path) -> set[str]:
+    """Break 1 % of the images in a folder; the names of those that nobody could decode any more."""
+    files = sorted(folder.iterdir())[:: MANY // 20]
+    assert len(files) == 20
+    undecodable = set()
+    for number, file in enumerate(files):
+        content, way = file.read_bytes(), number % 7
+        if way == 0:
+            file.write_bytes(b"")
+        elif way == 1:
+            file.write_bytes(content[: len(content) // 3])
+        elif way == 2:  # a bit of the compressed pixels, which decoders forgive with a stain
+            middle = len(content) * 2 // 3
+            file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+            Image.open(file).load()
+            continue
+        elif way == 3:
+            file.write_text("this is no image\n")
+        elif way == 4:  # a wrong extension, which does not matter
+            Image.open(file).save(file, format="PNG")
+            continue
+        elif way == 5:
+            file.unlink()
+        else:
+            file.write_bytes(huge_png(100_000, 100_000) if number < 10 else huge_jpeg(file))
+        undecodable.add(file.name)
+    return undecodable
+
+
+def epoch_as_expected(loader: ViewLoader, rows: list[int], bad: set[str]) -> None:
+    """Every good image of the epoch in its place exactly once, and for each bad one a good one by rule."""
+    index = loader.index
+    planned = order.permutation(len(index), loader.seed, loader.epoch)
+    is_bad = {row for row in range(len(index)) if Path(index.path(row)).name in bad}
+    assert len(rows) == len(planned)
+    for row, place in zip(rows, planned.tolist(), strict=True):
+        assert row == place or (place in is_bad and row not in is_bad)
+    # Known from the start, they are replaced by the same images as found out one by one.
+    fresh = replace(index, quarantine={index.path(row): "known" for row in is_bad})
+    assert rows == Substitutes(fresh, loader.seed, "cpu", None).replaced(planned).tolist()
+
+
+def test_a_run_over_images_broken_in_seven_ways_loses_exactly_those_that_cannot_be_decoded(
+    many, tmp_path, device
+):
+    folder = Path(shutil.copytree(many, tmp_path / "images"))
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    bad = break_in_seven_ways(folder)
+    assert len(bad) == 14
+    loader = ViewLoader(index, VIEWS, 50, device=device, threads=4)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epoch_as_expected(loader, rows_of(loader), bad)
+        assert names(loader.index.quarantine) == bad
+        assert loader.stats.bad_images == len(bad)
+    assert all(
+        "pixels" in why
+        for path, why in loader.index.quarantine.items()
+        if Path(path).name[:4] in ("0600", "1300")
+    )
+
+
+def test_what_is_broken_before_indexing_is_left_out_and_the_rest_is_whole(many, tmp_path):
+    folder = Path(shutil.copytree(many, tmp_path / "images"))
+    bad = break_in_seven_ways(folder)
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    listed = bad & names(map(str, folder.iterdir()))  # what was deleted is not even there
+    assert names(path for path, _ in index.left_out) == listed
+    loader = ViewLoader(index, VIEWS, 50, device="cpu", drop_last=False)
+    assert sorted(rows_of(loader)) == list(range(len(index)))
+    assert not loader.index.quarantine
+
+
+def read_on_one_rank(rank: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", f"file://{meeting}/meet", rank=rank, world_size=2)
+    index = SampleIndex.load(f"{meeting}/index.npz")
+    loader = ViewLoader(index, VIEWS, 25, device="cpu", threads=1)
+    found: dict[str, object] = {}
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        batches = [batch.index.tolist() for batch in loader]
+        own = sorted(loader.index.quarantine)
+        loader.sync()
+        found[str(epoch)] = {"batches": batches, "own": own, "all": sorted(loader.index.quarantine)}
+    loader.max_bad_share = 0.005
+    try:
+        loader.sync()
+    except BadImageError as error:
+        found["limit"] = str(error)
+    torch.save(found, f"{meeting}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    folder = Path(shutil.copytree(many, tmp_path / "images"))
+    index = SampleIndex.from_folder(folder, cache=False, progress=False)
+    index.save(meeting / "index.npz")
+    bad = break_in_seven_ways(folder)
+    spawn(read_on_one_rank, args=(str(meeting),), nprocs=2)
+    ranks = [torch.load(meeting / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    loader = ViewLoader(index, VIEWS, 50, device="cpu")
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        steps = zip(*(rank[str(epoch)]["batches"] for rank in ranks), strict=True)
+        epoch_as_expected(loader, [row for step in steps for part in step for row in part], bad)
+    own = [names(rank["0"]["own"]) for rank in ranks]
+    assert own[0] | own[1] == bad
+    assert own[0] != bad != own[1]
+    for rank in ranks:
+        assert names(rank["0"]["all"]) == bad
+        assert f"14 of {MANY} images cannot be read" in rank["limit"]
+
+
+def test_an_image_that_cannot_be_read_costs_that_image_and_is_named_once(tmp_path, device):
+    index = bad_folder(tmp_path)
+    loader = ViewLoader(index, VIEWS, 5, device=device)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rows = rows_of(loader)
+        named = " ".join(str(w.message) for w in caught)
+        assert (CUT in named) == (GONE in named) == (epoch == 0)
+        assert set(range(30)) - set(rows) == {7, 19}
+    assert "truncated" in loader.index.quarantine[str(tmp_path / CUT)]
+    assert loader.index.quarantine[str(tmp_path / GONE)] == "no such file"
+
+
+def test_the_substitute_is_the_same_after_a_resume_and_for_any_batch_size(tmp_path):
+    index = bad_folder(tmp_path)
+    runs = []
+    for size in (5, 10):
+        loader = ViewLoader(replace(index, quarantine={}), VIEWS, size, device="cpu")
+        runs.append(rows_of(loader))
+    assert runs[0] == runs[1]
+    resumed = ViewLoader(replace(index, quarantine={}), VIEWS, 10, device="cpu")
+    resumed.load_state_dict({**loader.state_dict(), "position": 0})
+    assert resumed.stats.bad_images == 2
+    assert resumed.index.quarantine == loader.index.quarantine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rows_of(resumed) == runs[1]
+
+
+def test_a_partner_that_cannot_be_read_is_replaced_by_the_sample_itself(tmp_path):
+    index = bad_folder(tmp_path)
+    regions = RegionTable(30)
+    regions.update(np.arange(30), partner=np.full(30, 7))
+    loader = ViewLoader(
+        index, [View(size=8), View(size=8, source="partner")], 5, regions=regions, device="cpu"
+    )
+    for batch in loader:
+        assert torch.equal(batch.partner, batch.index)
+    assert names(loader.index.quarantine) == {CUT, GONE}
+
+
+def test_loaders_of_an_index_and_of_its_parts_stumble_once(tmp_path):
+    index = bad_folder(tmp_path)
+    first = ViewLoader(index, VIEWS, 5, device="cpu")
+    rows_of(first)
+    part = index.subset(np.arange(5, 25))  # other rows of the same files
+    second = ViewLoader(part, VIEWS, 5, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(range(20)) - set(rows_of(second)) == {2, 14}
+    assert second.stats.bad_images == 2
+
+
+def test_raise_ends_with_the_name_the_reason_and_the_mend(tmp_path):
+    index = bad_folder(tmp_path)
+    with pytest.raises(BadImageError, match=r"(0007\.jpg: truncated|0019\.jpg: no such file).*on_bad_image"):
+        rows_of(ViewLoader(index, VIEWS, 5, device="cpu", on_bad_image="raise"))
+
+
+def test_more_bad_images_than_the_limit_end_with_their_list(tmp_path):
+    index = bad_folder(tmp_path)
+    assert len(rows_of(ViewLoader(index, VIEWS, 5, device="cpu", max_bad_share=2 / 30))) == 30
+    for known in ({}, index.quarantine):
+        part = replace(index, quarantine=known)
+        with pytest.raises(BadImageError, match=r"2 of 30 .*share 0\.05.*\n.*0007\.jpg.*\n.*0019\.jpg"):
+            rows_of(ViewLoader(part, VIEWS, 5, device="cpu", max_bad_share=0.05))
+
+
+def test_a_data_set_with_no_readable_image_ends_with_a_sentence(tmp_path):
+    index = SampleIndex.from_folder(noise_images(tmp_path, 4), cache=False, progress=False)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(BadImageError, match="Every image"):
+        rows_of(ViewLoader(index, [View(size=8)], 2, device="cpu", max_bad_share=1))
+
+
+def test_a_folder_that_is_gone_is_no_fault_of_its_files(tmp_path):
+    folder = noise_images(tmp_path / "images", 30)
+    loader = ViewLoader(SampleIndex.from_folder(folder, cache=False, progress=False), VIEWS, 5, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadImageError, match="is gone, for example unmounted"):
+        list(batches)
+    assert not loader.index.quarantine
+    (tmp_path / "elsewhere").rename(folder)
+    assert sorted(rows_of(loader)) == list(range(30))
+
+
+def test_a_failure_that_has_passed_when_it_is_looked_into_costs_nothing(tmp_path):
+    index = SampleIndex.from_folder(noise_images(tmp_path, 30), cache=False, progress=False)
+    file = Path(index.path(11))
+    content = file.read_bytes()
+    file.unlink()
+    loader = ViewLoader(index, VIEWS, 5, device="cpu")
+    search = loader._substitutes.search
+
+    def after_the_network_is_back(rows: np.ndarray) -> dict[int, str]:
+        file.write_bytes(content)
+        return search(rows)
+
+    loader._substitutes.search = after_the_network_is_back  # type: ignore[method-assign]
+    assert sorted(rows_of(loader)) == list(range(30))
+    assert not loader.index.quarantine
+
+
+def test_check_finds_beforehand_what_a_run_would_stumble_over_and_its_list_is_honoured(tmp_path, capsys):
+    folder, listed = tmp_path / "images", tmp_path / "bad.txt"
+    noise_images(folder, 30)
+    # A PNG whose header and end are in order, so that only decoding tells.
+    Image.open(folder / CUT).save(folder / CUT, format="PNG")
+    content = (folder / CUT).read_bytes()
+    (folder / CUT).write_bytes(content[:100] + bytes(1000) + content[1100:])
+    (folder / GONE).write_bytes(b"")
+    assert cli.main(["check", str(folder), "--out", str(listed), "--device", "cpu", "--batch-size", "8"]) == 1
+    told = capsys.readouterr().out
+    assert f"{CUT}: the decoder refuses it" in told
+    assert {Path(path).name: bool(why) for path, why in bad_list.load(listed).items()} == {
+        CUT: True,
+        GONE: True,
+    }
+
+    index = SampleIndex.from_folder(folder, cache=False, progress=False).without(listed)
+    assert names(path for path, _ in index.left_out) == {CUT, GONE}
+    loader = ViewLoader(index, VIEWS, 4, device="cpu", on_bad_image="raise")
+    assert sorted(rows_of(loader)) == list(range(28))
+    assert cli.main(["index", str(folder), "--leave-out", str(listed)]) == 0
+    assert "28 images" in capsys.readouterr().out
+    assert (
+        cli.main(["check", str(folder), "--leave-out", str(listed), "--out", str(listed), "--device", "cpu"])
+        == 1
+    )
+    assert "28 images decoded, 0 not, 2 left out" in capsys.readouterr().out
+
+
+def test_check_of_a_sound_folder_says_so_and_writes_no_list(tmp_path, capsys):
+    folder = noise_images(tmp_path / "images", 10)
+    assert cli.main(["check", str(folder), "--out", str(tmp_path / "bad.txt"), "--device", "cpu"]) == 0
+    assert "10 images decoded, 0 not" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["images"]
+
+
+def test_a_list_may_name_files_in_full_or_relatively_and_files_that_are_gone(tmp_path):
+    index = bad_folder(tmp_path / "images")
+    listed = tmp_path / "bad.txt"
+    listed.write_text(f"# by hand\n\n{tmp_path}/images/0003.jpg\tblurred\n0004.jpg\nnever/was.jpg\tgone\n")
+    assert dict(index.without(listed).left_out) == {
+        "0003.jpg": "blurred",
+        "0004.jpg": "on the list of files to leave out",
+    }
+    listed.write_text("never/was.jpg\n")
+    assert index.without(listed) is index
+    listed.write_text("".join(f"{number:04d}.jpg\n" for number in range(30)))
+    with pytest.raises(ValueError, match="names every image"):
+        index.without(listed)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        index.without(tmp_path / "no.txt")
+
+
+def test_substitutes_are_spread_over_the_data_set():
+    index = SampleIndex.from_arrays(np.zeros((1000, 4, 4, 3), np.uint8))
+    index = SampleIndex(
+        "", np.arange(1000, dtype="<u4").view(np.uint8).reshape(1000, 4) + 1, index.sizes, index.labels
+    )
+    index.quarantine.update({index.path(row): "known" for row in range(500)})
+    counts = Counter(Substitutes(index, 0, "cpu", None).replaced(np.arange(500)).tolist())
+    assert min(counts) >= 500
+    assert max(counts.values()) <= 8  # 500 draws of 500: the most frequent comes 5 or 6 times
