@@ -1,33 +1,15 @@
-"""Files that are whole or not there: writing in one step, and .npz archives that are refused when damaged."""
+"""Files that are whole or not there: writing in one step."""
 
 from __future__ import annotations
 
 import os
 import uuid
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeAlias
-from zipfile import BadZipFile
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TypeAlias
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
-
-# All that NumPy and zipfile were seen to raise when bytes of a file were flipped or cut off.
-_DAMAGE = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    BadZipFile,
-    zlib.error,
-)
 
 
 @contextmanager
@@ -61,25 +43,3 @@ def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def open_npz(path: PathLike, what: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """Gives the arrays of an .npz file to a block that makes `what` of them.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or the block could not make anything of its arrays.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no {what} at {path}; save one there first or mend the path.")
-    with open(path, "rb") as raw:  # outside the try: a file one may not read is not a damaged file
-        try:
-            with np.load(raw, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            yield arrays
-        except _DAMAGE as error:
-            raise ValueError(
-                f"{path} is not a readable {what} but damaged or something else ({error}); "
-                "delete it or restore it from a copy."
-            ) from error

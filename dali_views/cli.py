@@ -223,7 +223,11 @@ def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> NDArray[np.float3
 
     model = get_model(args.model)
     if args.weights is not None:
-        model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+        try:
+            model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+        except Exception as error:  # PyTorch raises errors of any kind about what it cannot make sense of
+            told = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{args.weights} is no state dict of {args.model}: {told}") from error
     whole = recipes.localisation(args.size)
     loader = ViewLoader(index, whole, len(index), device=_device(args), shuffle=False, rank=0, world=1)
     (batch,) = list(loader)

@@ -118,8 +118,8 @@ class SampleIndex:
         words that are numbered in sorted order. Blank lines and lines starting with # are skipped.
 
         Args:
-            root: Folder that relative paths start from (default: the list's); absolute paths must lie
-                below it.
+            root: Folder that relative paths start from (default: the list's); files that do not lie below
+                it are left out.
             cache, processes, progress: See `from_folder`; only changed files are opened again.
 
         Raises:
@@ -144,7 +144,8 @@ class SampleIndex:
         clipped to the image.
 
         Args:
-            instances: COCO instances JSON; without it every image in the folder is taken, unlabelled.
+            instances: COCO instances JSON; without it every image in the folder is taken, unlabelled. Files
+                that do not lie below the folder are left out.
             cache, processes, progress: See `from_list`.
 
         Raises:
@@ -327,6 +328,6 @@ class SampleIndex:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is damaged, or of another format version.
+            ValueError: It is damaged, contradicts itself, or is of another format version.
         """
         return read_index(path, cls)

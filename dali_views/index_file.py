@@ -1,8 +1,14 @@
-"""How an index is stored: one .npz of its arrays, uncompressed, with all else as JSON in the array `meta`."""
+"""How an index is stored: one .npz of its arrays, uncompressed, with all else as JSON in the array `meta`.
+
+What is read is held against itself first, so that a file which is whole but wrong is refused here and not by
+an IndexError hours later.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -10,7 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import PathLike, atomic_write, open_npz
+from .archive import open_npz
+from .atomic import PathLike, atomic_write
+from .scan import MAX_PIXELS
 from .sources import LeftOut
 
 FORMAT = 1
@@ -18,10 +26,26 @@ FORMAT = 1
 
 T = TypeVar("T")
 
+# Type and shape of every array that an index or a kept scan has. A letter stands for the same number
+# everywhere: N images, M boxes, K files that the scan refused, F folders; None for any number.
+_ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
+    "paths": (np.uint8, ("N", None)),
+    "arrays": (np.uint8, ("N", None, None, 3)),
+    "sizes": (np.int32, ("N", 2)),
+    "labels": (np.int32, ("N",)),
+    "box_start": (np.int64, (None,)),
+    "boxes": (np.float32, ("M", 4)),
+    "box_labels": (np.int32, ("M",)),
+    "stamp_files": (np.int64, ("N", 2)),
+    "stamp_left": (np.int64, ("K", 2)),
+    "stamp_folders": (np.bytes_, ("F",)),
+    "stamp_times": (np.int64, ("F",)),
+}
+
 
 def write_index(path: PathLike, index: Any) -> None:
-    """Writes all fields of a dataclass of NumPy arrays and JSON-able facts, in one step."""
-    values = {field.name: getattr(index, field.name) for field in fields(index)}
+    """Writes the fields of a dataclass of NumPy arrays and JSON-able facts, in one step."""
+    values = {name: getattr(index, name) for name in _stored(index)}
     arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     facts = {name: value for name, value in values.items() if name not in arrays and value is not None}
     text = json.dumps({"format": FORMAT, **facts}).encode()
@@ -34,18 +58,86 @@ def read_index(path: PathLike, kind: type[T]) -> T:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, something else, or of another format version.
+        ValueError: The file is damaged, something else, of another format version, or contradicts itself.
     """
     make: Any = kind
-    with open_npz(path, "index") as arrays:
-        facts: Mapping[str, Any] = json.loads(arrays.pop("meta").tobytes())
-        if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']}, this version reads {FORMAT}")
+    known = set(_stored(make))
+    with open_npz(path, "index") as stored:
+        told: Mapping[str, Any] = json.loads(stored.pop("meta").tobytes())
+        if told["format"] != FORMAT:
+            raise ValueError(f"format {told['format']}, this version reads {FORMAT}")
+        arrays = {name: stored[name] for name in stored.keys() & known}
+        facts = {name: told[name] for name in told.keys() & known - _ARRAYS.keys()}
+        _check_facts(facts)
+        _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
-        values = {"paths": None, **facts, **arrays, "left_out": left_out}
-        known = {field.name for field in fields(make)}
-        index: T = make(**{name: value for name, value in values.items() if name in known})
+        index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
     return index
+
+
+def _stored(index: Any) -> list[str]:
+    """The fields of a dataclass or of one's instance, less those that are marked as not stored."""
+    return [field.name for field in fields(index) if field.metadata.get("stored", True)]
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    root, classes, left_out = (facts[name] for name in ("root", "classes", "left_out"))
+    if not isinstance(classes, list) or any(len(pair) != 2 for pair in left_out):
+        raise ValueError("classes or left_out are no lists")
+    # What is no text cannot be joined, and what could not be part of a file name not be encoded.
+    os.fsencode("".join([root, *classes, *(text for pair in left_out for text in pair)]))
+    if "\0" in root or not os.path.isabs(root or "/"):
+        raise ValueError(f"root {root!r} is no absolute path")
+    if not re.fullmatch("[0-9a-f]*", facts.get("fingerprint", "")):
+        raise ValueError("the fingerprint is no hexadecimal text")
+
+
+def _check_arrays(arrays: Mapping[str, NDArray[Any]], classes: int, left_out: int) -> None:
+    """Types, shapes and ranges, each against the others."""
+    counts: dict[str, int] = {}
+    for name, array in arrays.items():
+        kind, shape = _ARRAYS[name]
+        sides = zip(shape, array.shape, strict=True)  # a ValueError for another number of axes
+        wrong = any(
+            side != (counts.setdefault(want, side) if isinstance(want, str) else want or side)
+            for want, side in sides
+        )
+        if wrong or array.dtype.type is not kind or not array.dtype.isnative:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
+    sizes, paths, images = arrays["sizes"], arrays.get("paths"), arrays.get("arrays")
+    if not len(sizes) or (paths is None) == (images is None):
+        raise ValueError("it has no images")
+    if paths is not None:
+        _check_paths(paths)
+    largest = np.prod(sizes, axis=1, dtype=np.int64).max()
+    if sizes.min() < 1 or (largest > MAX_PIXELS if images is None else (sizes != images.shape[1:3]).any()):
+        raise ValueError("sizes are no sizes of images")
+    boxes = arrays.get("boxes", np.zeros((0, 4), np.float32))
+    start = arrays.get("box_start", np.zeros(len(sizes) + 1, np.int64))
+    if len(start) != len(sizes) + 1 or start[0] or start[-1] != len(boxes) or (start[1:] < start[:-1]).any():
+        raise ValueError("box_start does not divide the boxes among the images")
+    if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError("boxes are no rectangles in their images")
+    box_labels = arrays.get("box_labels", np.zeros(0, np.int32))
+    if len(box_labels) != len(boxes):
+        raise ValueError("box_labels are not as many as boxes")
+    for name, labels in (("labels", arrays["labels"]), ("box_labels", box_labels)):
+        if len(labels) and (labels.min() < -1 or labels.max() >= classes):
+            raise ValueError(f"{name} have no class")
+    if counts.get("K", 0) > left_out:
+        raise ValueError("more files have the stamp of a refused one than were refused")
+
+
+def _check_paths(paths: NDArray[np.uint8]) -> None:
+    """Names below the root, each padded with NULs at its end."""
+    filled, longest = paths.ravel() != 0, paths.shape[1]
+    after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
+    if not filled[::longest].all() or (after_nul % longest).any():
+        raise ValueError("a path is empty or has a NUL inside")
+    # Few data sets have two dots anywhere; only then are a million names worth parting.
+    climbs = b".." in paths.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(paths))
+    if climbs or (paths[:, 0] == ord("/")).any():
+        raise ValueError("a path leaves the root")
 
 
 def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:

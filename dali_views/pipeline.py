@@ -189,7 +189,7 @@ def undecodable(paths: Sequence[str], device: str, device_id: int | None) -> dic
     for path in paths:
         alone = alone or decoder(1, 1, device, device_id)
         try:
-            alone.run(path=np.frombuffer(path.encode(), np.uint8)[None])
+            alone.run(path=np.frombuffer(os.fsencode(path), np.uint8)[None])
         except RuntimeError as error:
             refused[path] = _reason(str(error))
             alone = None  # a graph that failed may not be used again

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import PathLike, atomic_write, open_npz
+from .archive import open_npz
+from .atomic import PathLike, atomic_write
 from .region_queue import UpdateQueue, on_gpu
 from .region_rows import as_array, check_boxes, check_index, check_partner, check_weights
-from .region_sync import exchange
+from .region_sync import Traffic, check_equal, exchange
 
 __all__ = ["RegionTable", "Regions"]
 
 _FROZEN = ("boxes", "weights", "partner", "written")
 _COLUMNS = (*_FROZEN, "writes", "written_epoch")
+_END = 2**31  # of the integers in `writes` and `written_epoch`
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class Regions:
 
         Raises:
             ValueError: a key is missing, shapes do not agree, or a value is not allowed in a table.
+            TypeError: a value is of another kind.
         """
         shape = as_array(_entry(state, "boxes"), "boxes", "iuf").shape
         if len(shape) != 3:
@@ -69,6 +72,7 @@ class RegionTable:
         epoch: the epoch that writes are booked under.
         regions: K.
         fingerprint: of the data set the rows belong to, "" while unbound.
+        traffic: rows, bytes and seconds that `sync` has taken so far; whoever reads it may start it anew.
 
     Write through ``update``: what is written into the arrays directly is neither checked nor synchronised.
     """
@@ -81,6 +85,7 @@ class RegionTable:
         self.regions = regions
         self.fingerprint = fingerprint
         self.epoch = 0
+        self.traffic = Traffic()
         self._columns: dict[str, NDArray[Any]] = {
             "boxes": np.tile(np.array([0, 0, 1, 1], np.float32), (length, regions, 1)),
             "weights": np.ones((length, regions), np.float32),
@@ -214,7 +219,15 @@ class RegionTable:
             ValueError: on every rank, if the tables differ in length, regions or fingerprint.
         """
         columns = {name: getattr(self, name) for name in (*_FROZEN, "written_epoch")}
-        return exchange(columns, self.writes, self._unsynced, self.fingerprint)
+        return exchange(columns, self.writes, self._unsynced, self.fingerprint, self.traffic)
+
+    def check_equal(self) -> None:
+        """Compare what `snapshot` freezes with the other ranks' tables; a collective call, of a few bytes.
+
+        Raises:
+            ValueError: on every rank, if the tables differ; the message names columns and ranks.
+        """
+        check_equal({name: getattr(self, name) for name in _FROZEN})
 
     def subset(self, rows: Any) -> RegionTable:
         """A table of some rows (B,), in the order given, for ``SampleIndex.subset`` of the same rows.
@@ -241,14 +254,17 @@ class RegionTable:
 
         Raises:
             ValueError: other fingerprint (where both have one), length or regions, or values not allowed.
+            TypeError: a value is of another kind.
         """
         stored = str(_entry(state, "fingerprint"))
         fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
         new = _checked(state, len(self), self.regions)
         counts = {name: as_array(_entry(state, name), name, "iu") for name in ("writes", "written_epoch")}
         for name, column in counts.items():
-            if column.shape != (len(self),):
-                raise ValueError(f"The stored {name} do not have {len(self)} rows; the state is damaged.")
+            if column.shape != (len(self),) or not ((column >= -1) & (column < _END)).all():
+                raise ValueError(
+                    f"The stored {name} do not have {len(self)} rows of counts; the state is damaged."
+                )
         for name in _FROZEN:
             getattr(self, name)[:] = getattr(new, name)
         self.writes[:], self.written_epoch[:] = counts["writes"], counts["written_epoch"]
@@ -273,7 +289,7 @@ class RegionTable:
             ValueError: it was made for another data set, or is damaged.
         """
         with open_npz(path, "region table") as state:
-            length, regions = state["weights"].shape
+            length, regions, _ = state["boxes"].shape
             table = cls(length, regions)
             table.load_state_dict(state)
         table.fingerprint = _agreed(f"The region table {path}", table.fingerprint, fingerprint)
@@ -306,11 +322,14 @@ def _checked(state: Mapping[str, Any], length: int, regions: int) -> Regions:
             f"The stored shapes {shapes} do not fit {length} rows of {regions} regions; use the index and "
             "the number of regions they were made with."
         )
+    epoch = as_array(_entry(state, "epoch"), "epoch", "iu")
+    if epoch.shape or not -_END <= epoch < _END:
+        raise ValueError(f"The stored epoch {epoch} is no number of an epoch; the state is damaged.")
     rows = np.arange(length)
     return Regions(
         check_boxes(columns["boxes"], rows, regions),
         check_weights(columns["weights"], rows, regions),
         check_partner(columns["partner"], rows, length),
         columns["written"],
-        int(_entry(state, "epoch")),
+        int(epoch),
     )

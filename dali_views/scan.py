@@ -26,6 +26,9 @@ from tqdm import tqdm
 MAX_PIXELS = 178_956_970
 """Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
 
+MAX_PIXELS_PER_BYTE = 512
+"""Most pixels of a JPEG per byte of its file: a block of 8 x 8 takes at least one bit, in any scan."""
+
 THREADS_BELOW = 20_000
 """Fewer files than this are scanned by threads, more by worker processes."""
 
@@ -79,8 +82,10 @@ def inspect_file(path: bytes, known: Record | None = None) -> Record:
             height, width = _inspect(file, status.st_size)
     except _Refused as refusal:
         return 0, 0, *stamp, str(refusal)
-    except OSError as error:
-        return 0, 0, *stamp, f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # the system's, or whatever Pillow stumbles over in a damaged file
+        if isinstance(error, OSError) and error.strerror:
+            return 0, 0, *stamp, f"cannot be read ({error.strerror})"
+        return 0, 0, *stamp, f"truncated or damaged ({' '.join(str(error).split())})"
     return height, width, *stamp, ""
 
 
@@ -99,6 +104,8 @@ def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
         raise _Refused("image without pixels")
     if height * width > MAX_PIXELS:
         raise _Refused(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+    if kind in ("JPEG", "MPO") and height * width > MAX_PIXELS_PER_BYTE * size:
+        raise _Refused(f"{width} x {height} pixels, more than its {size} bytes can hold")
     if mode == "CMYK" and kind in ("JPEG", "MPO") and "adobe" not in image.info:
         raise _Refused("CMYK JPEG without an Adobe marker, whose colours DALI inverts")
     if kind == "PPM":
@@ -115,8 +122,6 @@ def _open(file: IO[bytes]) -> Image.Image:
         raise _Refused("not an image, or cut off in its header") from None
     except Image.DecompressionBombError:
         raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
-    except Exception as error:
-        raise _Refused(f"truncated or damaged ({error})") from None
 
 
 def _check_netpbm(file: IO[bytes]) -> None:
@@ -152,11 +157,8 @@ def _decode(file: IO[bytes], kind: str) -> None:
     if kind == "PNG" and b"IEND\xaeB`\x82" not in file.read():
         raise _Refused("truncated or damaged (no IEND chunk)")
     file.seek(0)
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            image.load()
-    except Exception as error:
-        raise _Refused(f"truncated or damaged ({error})") from None
+    with Image.open(file, formats=_FORMATS) as image:
+        image.load()
 
 
 def scan(

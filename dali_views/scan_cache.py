@@ -71,7 +71,7 @@ class Scanned:
 def _stamp(path: bytes) -> tuple[int, int]:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a NUL in a name that someone else put into the file
         return -1, -1
     return status.st_size, status.st_mtime_ns
 
@@ -101,9 +101,10 @@ class ScanCache:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
         self.file = folder / f"{name or 'root'}-{digest}.npz"
         try:
-            self.kept = read_index(self.file, Scanned)
+            kept = read_index(self.file, Scanned)
         except (OSError, ValueError):
-            return  # absent or damaged: the scan is done anew
+            return  # absent, damaged or wrong: the scan is done anew
+        self.kept = kept if kept.root == root else None
 
     def keep(self, scanned: Scanned) -> None:
         """Writes the scan; a place that cannot be written costs a warning."""

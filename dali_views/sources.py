@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .atomic import PathLike
 from .truth_boxes import RowBoxes
@@ -17,6 +18,7 @@ from .truth_boxes import RowBoxes
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
 _MAX_LABEL = 1 << 20
+_FAR = 1e9  # pixels
 
 
 class LeftOut(NamedTuple):
@@ -59,7 +61,6 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
     root = _folder(path)
     listing = Listing(root, [], [], [])
     top, folders = _read(os.fsencode(root), b"", listing)
-    start = frozenset({_identity(os.fsencode(root))})
     if classes is not None:
         absent = sorted(set(classes) - {os.fsdecode(f) for f in folders})
         if absent:
@@ -69,7 +70,7 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
         if len(set(classes)) < len(classes):
             raise ValueError("The list of classes names one class twice; remove the repetition.")
         folders = [os.fsencode(name) for name in classes]
-    found = {os.fsdecode(name): _walk(os.fsencode(root), name, start, listing) for name in folders}
+    found = {os.fsdecode(name): _walk(os.fsencode(root), name, listing) for name in folders}
     listing.classes = list(classes) if classes is not None else sorted(k for k, v in found.items() if v)
     if listing.classes:
         listing.left_out += [LeftOut(os.fsdecode(n), "lies beside the class folders") for n in top]
@@ -83,8 +84,11 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
     return listing
 
 
-def _identity(path: bytes) -> tuple[int, int]:
-    status = os.stat(path)
+def _identity(path: bytes) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
     return status.st_dev, status.st_ino
 
 
@@ -97,7 +101,8 @@ def _read(root: bytes, folder: bytes, listing: Listing) -> tuple[list[bytes], li
         with os.scandir(full) as entries:
             for entry in entries:
                 name = os.path.join(folder, entry.name)
-                if entry.is_dir():
+                # An entry that links to itself would raise, and cost the rest of the folder.
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     if not entry.name.startswith(b"."):
                         folders.append(name)
                 elif entry.name.lower().endswith(_ENDINGS):
@@ -107,14 +112,21 @@ def _read(root: bytes, folder: bytes, listing: Listing) -> tuple[list[bytes], li
     return images, folders
 
 
-def _walk(root: bytes, folder: bytes, above: frozenset[tuple[int, int]], listing: Listing) -> list[bytes]:
-    """All image names below a folder; links are followed, but never back into a folder above."""
-    identity = _identity(os.path.join(root, folder))
-    if identity in above:
-        return []
-    images, folders = _read(root, folder, listing)
-    for name in folders:
-        images += _walk(root, name, above | {identity}, listing)
+def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
+    """All image names below a folder; links are followed, but never to a folder that was read already.
+
+    So a few folders full of links to each other end, which have more paths than can be walked.
+    """
+    images: list[bytes] = []
+    seen = {_identity(root)}
+    waiting = [folder]
+    for name in waiting:
+        identity = _identity(os.path.join(root, name))
+        if identity is None or identity not in seen:
+            seen.add(identity)
+            found, folders = _read(root, name, listing)
+            images += found
+            waiting += sorted(folders)
     return images
 
 
@@ -122,7 +134,7 @@ def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"The list {str(file)!r} does not exist; check the path.")
+        raise FileNotFoundError(f"The list {str(file)!r} does not exist or is no file; check the path.")
     base = _folder(file.parent if root is None else root)
     listing = Listing(base, [], [], [])
     words: list[str | None] = []
@@ -130,26 +142,33 @@ def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     for line in os.fsdecode(file.read_bytes()).split("\n"):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, word = _split(line.strip(), base)
-        if os.path.isabs(name):
-            inside = os.path.relpath(name, base)
-            if inside.split("/")[0] == "..":
-                listing.left_out.append(LeftOut(name, f"not below the root {base}"))
-                continue
-            name = inside
-        name = os.path.normpath(name)
-        if name in seen:
-            listing.left_out.append(LeftOut(name, "listed twice; the first line counts"))
-            continue
-        seen.add(name)
-        listing.names.append(os.fsencode(name))
-        words.append(word)
+        given, word = _split(line.strip(), base)
+        if _take(os.path.normpath(given), listing, seen):
+            words.append(word)
     if not listing.names:
         raise ValueError(
             f"The list {str(file)!r} names no file below {base!r}; check its lines or pass root=."
         )
     listing.labels, listing.classes = _number(words)
     return listing
+
+
+def _take(name: str, listing: Listing, seen: set[str]) -> bool:
+    """Adds a name to the listing, or leaves it out: a copy of the data set is written to the same names."""
+    inside = os.path.relpath(name, listing.root) if os.path.isabs(name) else name
+    reason = ""
+    if "\0" in name:
+        reason = "has a NUL in its name"
+    elif ".." in inside.split("/"):
+        reason = f"not below the root {listing.root}"
+    elif inside in seen:
+        reason = "listed twice; the first time counts"
+    if reason:
+        listing.left_out.append(LeftOut(name, reason))
+        return False
+    seen.add(inside)
+    listing.names.append(os.fsencode(inside))
+    return True
 
 
 def _split(line: str, root: str) -> tuple[str, str | None]:
@@ -186,24 +205,27 @@ def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[List
         return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
     root, file = _folder(images), Path(instances)
     if not file.is_file():
-        raise FileNotFoundError(f"The COCO file {str(file)!r} does not exist; check the path.")
+        raise FileNotFoundError(f"The COCO file {str(file)!r} does not exist or is no file; check the path.")
+    listing, seen = Listing(root, [], [], []), set[str]()
     try:
         data: dict[str, Any] = json.loads(file.read_bytes())
         kinds = sorted(data.get("categories", []), key=lambda c: int(c["id"]))
-        entries = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
-        rows = {e["id"]: i for i, e in enumerate(entries)}
+        listed = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
+        entries = [entry for entry in listed if _take(entry["file_name"], listing, seen)]
+        rows, place = _numbered(entries), _numbered(kinds)
         marks = [a for a in data.get("annotations", []) if not a.get("iscrowd", 0) and a["image_id"] in rows]
-        place = {c["id"]: i for i, c in enumerate(kinds)}
         row = np.array([rows[a["image_id"]] for a in marks], np.int64)
         kind = np.array([place[a["category_id"]] for a in marks], np.int32)
-        boxes = np.array([a["bbox"] for a in marks], np.float64).reshape(-1, 4)
-        sides = np.array([(e["height"], e["width"]) for e in entries], np.float64).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError) as error:
+        boxes = _numbers([a["bbox"] for a in marks], 4, least=-_FAR)
+        sides = _numbers([(e["height"], e["width"]) for e in entries], 2, least=1)
+        listing.classes = [str(c.get("name", c["id"])) for c in kinds]
+        os.fsencode("".join(listing.classes))  # they are written as names are
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{str(file)!r} is not a COCO instances file ({error!r}); check the path."
         ) from error
     if not entries:
-        raise ValueError(f"The COCO file {str(file)!r} lists no images; check the path.")
+        raise ValueError(f"The COCO file {str(file)!r} lists no images below {root!r}; check the path.")
     x, y, width, height = boxes.T
     corners = np.stack([y, x, y + height, x + width], axis=1) / np.tile(sides[row], 2)
     corners = np.clip(corners, 0, 1)
@@ -212,6 +234,21 @@ def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[List
     labels = np.full(len(entries), -1, np.int32)
     order = np.lexsort((-np.arange(len(row)), area))  # largest last, the first of equals after the others
     labels[row[order]] = kind[order]
-    names = [os.fsencode(e["file_name"]) for e in entries]
-    listing = Listing(root, names, labels.tolist(), [str(c.get("name", c["id"])) for c in kinds])
+    listing.labels = labels.tolist()
     return listing, RowBoxes(row, corners.astype(np.float32), kind)
+
+
+def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
+    """Place of each entry by its id; `ValueError` where one stands twice, for it would hide the first."""
+    place = {entry["id"]: i for i, entry in enumerate(entries)}
+    if len(place) < len(entries):
+        raise ValueError("an id stands twice")
+    return place
+
+
+def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]:
+    """(N, columns) numbers of pixels; `ValueError` for those that cannot be, NaN among them."""
+    values = np.array(rows, np.float64).reshape(len(rows), columns)
+    if not ((values >= least) & (values <= _FAR)).all():
+        raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
         try:
             head, *corners = line.strip().rsplit(None, 4)
             x0, y0, x1, y1 = (float(c) for c in corners)
+            if not all(map(math.isfinite, (x0, y0, x1, y1))):
+                raise ValueError
         except ValueError:
             raise ValueError(
                 f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); mend it."

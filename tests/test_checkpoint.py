@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +109,12 @@ def test_the_one_before_is_kept_and_nothing_else(tmp_path: Path) -> None:
     assert torch.load(tmp_path / PREVIOUS, weights_only=True) == {"step": 1}
 
 
-@pytest.mark.parametrize("harm", ["truncate", "empty", "remove"])
+def test_a_tensor_that_repeats_its_numbers_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, {"wide": torch.arange(3.0).expand(1000, 3)})
+    assert torch.equal(load(tmp_path)["wide"], torch.arange(3.0).expand(1000, 3))
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "remove", "locator"])
 def test_an_unreadable_last_falls_back_to_the_previous_with_a_warning(tmp_path: Path, harm: str) -> None:
     for step in range(2):
         save(tmp_path, {"step": step, "weights": torch.ones(1000)})
@@ -113,12 +122,108 @@ def test_an_unreadable_last_falls_back_to_the_previous_with_a_warning(tmp_path: 
     if harm == "remove":
         last.unlink()
     else:
-        last.write_bytes(last.read_bytes()[: 2000 if harm == "truncate" else 0])
+        data = last.read_bytes()
+        # An archive that is said to lie on two disks: zipfile raises where it should say no.
+        parts = data[:-22] + b"PK\6\7" + b"\1" * 16 + data[-22:]
+        last.write_bytes({"truncate": data[:2000], "empty": b"", "locator": parts}[harm])
     with pytest.warns(UserWarning, match=r"resuming from .*previous"):
         assert load(tmp_path)["step"] == 0
     save(tmp_path, {"step": 5})
     assert load(tmp_path)["step"] == 5
     assert torch.load(tmp_path / PREVIOUS, weights_only=True)["step"] == 0, "a broken last is not kept"
+
+
+def test_a_flipped_bit_falls_back_or_is_harmless(tmp_path: Path) -> None:
+    for step in range(2):
+        save(tmp_path, {"step": step, "weights": torch.full((200,), float(step))})
+    data = (tmp_path / LAST).read_bytes()
+    fell = 0
+    for place in range(0, len(data), 13):
+        (tmp_path / LAST).write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            state = load(tmp_path)
+        fell += bool(told)
+        assert state["step"] == (0 if told else 1)
+        assert bool((state["weights"] == state["step"]).all())
+    assert fell > len(data) // 13 // 2
+
+
+class Trap:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+def legacy(path: Path) -> None:
+    torch.save({"step": 1}, path, _use_new_zipfile_serialization=False)
+
+
+def compressed(path: Path) -> None:
+    save(path.parent / "other", {"step": 1, "weights": torch.zeros(10**6)})
+    with zipfile.ZipFile(path.parent / "other" / LAST) as old, zipfile.ZipFile(path, "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+
+def bomb(path: Path) -> None:
+    torch.save({"step": torch.zeros(1).expand(10**13)}, path)
+
+
+def nested(path: Path) -> None:
+    tower: list[object] = []
+    for _ in range(100):
+        tower = [tower] * 100
+    torch.save([tower], path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda path: torch.save({"step": Trap(path.parent / "sprung")}, path), "holds more than tensors"),
+        (legacy, "not a zip file"),
+        (compressed, "a member is compressed"),
+        (bomb, "claims more numbers than the file has"),
+        (nested, "it holds a list"),
+    ],
+)
+def test_a_hostile_checkpoint_executes_nothing_and_takes_no_memory(
+    tmp_path: Path, harm: Callable[[Path], None], words: str
+) -> None:
+    harm(tmp_path / LAST)
+    assert (tmp_path / LAST).stat().st_size < 100_000
+    with pytest.raises(ValueError, match=words) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_lists_of_each_other_are_looked_at_once(tmp_path: Path) -> None:
+    tower: list[object] = []
+    for _ in range(100):
+        tower = [tower] * 100
+    torch.save({"step": tower}, tmp_path / LAST)
+    assert list(load(tmp_path)) == ["step"]
+
+
+@pytest.mark.parametrize("numbers", [1, 10**6])
+def test_a_full_disk_is_told_and_leaves_both_checkpoints_and_no_draft(tmp_path: Path, numbers: int) -> None:
+    for step in range(2):
+        save(tmp_path, {"step": step})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / f".{LAST}.tmp").symlink_to("/dev/full")
+    with pytest.raises(
+        OSError, match=r"last\.pt cannot be written \(No space left on device\); a .* stands"
+    ) as full:
+        save(tmp_path, {"weights": torch.zeros(numbers)})
+    assert full.value.errno == errno.ENOSPC
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save(tmp_path, {"step": 2})
+    assert load(tmp_path) == {"step": 2}
 
 
 def test_an_empty_folder_and_a_hopeless_one_are_told_apart(tmp_path: Path) -> None:

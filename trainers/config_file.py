@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ __all__ = ["ConfigError", "differences", "dump", "load", "override", "parse"]
 class ConfigError(ValueError):
     """The configuration is wrong; the message names the dotted key."""
 
+
+_LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
+_DEEPEST = 20  # sections and lists inside each other
 
 _CHOICES: dict[str, tuple[type[Section], ...]] = {
     # Annotated[A | B, ...] holds the union, and the union its members.
@@ -68,8 +72,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def parse(text: str) -> Config:
-    """The configuration that `dump` wrote."""
-    return _check(_parse(text, "the stored configuration"), "the stored configuration")
+    """The configuration that `dump` wrote, checked as by `load`."""
+    source = "the stored configuration"
+    if not isinstance(text, str):
+        raise ConfigError(f"{source} is no text but a {type(text).__name__}")
+    return _check(_sections(text, source), source)
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -91,16 +98,36 @@ def dump(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-    """YAML 1.2 scalars: 1e-4 is a number, only true and false are bools; and a key stands once."""
+    """YAML 1.2 scalars: 1e-4 is a number, only true and false are bools; and a key stands once.
+
+    There are no aliases and no tags: a few aliases of each other stand for more values than memory holds, and
+    tags make other things than text and numbers.
+    """
+
+    depth = 0
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
         first: [rule for rule in rules if rule[0].rpartition(":")[2] in ("null", "merge")]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call, unused-ignore]
+        place = str(event.start_mark).strip()
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ConfigError(f"anchors, aliases and tags are not read: {place}; write the value itself")
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise ConfigError(f"sections are nested more than {_DEEPEST} deep: {place}; remove some")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"a key is no word: {str(key_node.start_mark).strip()}; mend it")
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise ConfigError(f"key {key!r} stands twice: {str(key_node.start_mark).strip()}; remove one")
@@ -111,31 +138,43 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("int", r"[-+]?[0-9]{1,18}", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def _parse(text: str, source: str) -> Any:
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{source} has more than {_LONGEST} characters, which is no configuration")
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
+    # The others are Python's, about digits or an escaped character that cannot be.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _sections(text: str, source: str) -> dict[str, Any]:
+    data = _parse(text, source)
+    if not isinstance(data, dict | None):
+        raise ConfigError(f"{source} should hold sections such as `run:`, not a {type(data).__name__}")
+    return data or {}
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         asked = f", named as base in {seen[-1]}" if seen else ""
         raise FileNotFoundError(f"there is no configuration file {path}{asked}; check the path")
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base ({' -> '.join(p.name for p in seen)}); break the circle")
-    data = _parse(path.read_text(encoding="utf-8"), str(path))
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} should hold sections such as `run:`, not a {type(data).__name__}")
+    with open(path, encoding="utf-8") as file:
+        try:
+            text = file.read(_LONGEST + 1)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not text in UTF-8: {error}") from None
+    data = _sections(text, str(path))
     base = data.pop("base", None)
     if base is None:
         return data
@@ -179,6 +218,8 @@ def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
     details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     first = details[0]
+    if first["type"] == "json_invalid":
+        return "a text holds what is no Unicode"
     place = [str(part) for part in first["loc"]]
     if place and place[0] in _CHOICES and len(place) > 1:
         del place[1]  # pydantic inserts the chosen name
@@ -202,7 +243,7 @@ def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     expected = first["msg"].removeprefix("Input ")
     if kind in ("model_type", "model_attributes_type"):
         expected = "should be a section with keys"
-    return f"{key} {expected}, not {first['input']!r}"
+    return f"{key} {expected}, not {first['input']!r:.200}"
 
 
 def _default_name(section: str) -> str:
@@ -219,9 +260,9 @@ def _valid_keys(data: Mapping[str, Any]) -> list[str]:
     for section, field in Config.model_fields.items():
         keys.append(section)
         given = data.get(section)
-        chosen: Any = field.annotation
-        if section in _CHOICES:
+        chosen: list[Any] = [field.annotation]
+        if section in _CHOICES:  # of which a wrong name chooses none
             name = given["name"] if isinstance(given, dict) else _default_name(section)
-            chosen = next(c for c in _CHOICES[section] if c.model_fields["name"].default == name)
-        keys += [f"{section}.{key}" for key in chosen.model_fields]
+            chosen = [c for c in _CHOICES[section] if c.model_fields["name"].default == name]
+        keys += [f"{section}.{key}" for choice in chosen for key in choice.model_fields]
     return keys

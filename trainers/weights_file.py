@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from . import torch_file
 
 __all__ = ["load_weights"]
 
@@ -27,7 +27,8 @@ def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no state dict, or another network's; the first wrong names are told.
+        ValueError: the file is damaged, holds no state dict, or another network's; the first wrong names are
+            told.
     """
     found, own = _read(file), encoder.state_dict()
     head = classifier.state_dict().keys() - own.keys()
@@ -49,10 +50,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} cannot be read as weights alone: {reason}") from error
+        found = torch_file.read(file, old=True)
+    except (LookupError, SafetensorError, ValueError) as error:  # LookupError: a type that PyTorch has not
+        raise ValueError(f"{file} cannot be read as weights alone: {error}") from error
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
         held = _first(list(found)) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f"{file} holds no state dict but {held}; save model.state_dict() alone")

@@ -1,0 +1,300 @@
+"""Valid files of every kind that is loaded, and seeded damage to them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from conftest import REAL
+from PIL import Image
+
+from dali_views import RegionTable, SampleIndex
+from trainers import checkpoint, config_file
+
+IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
+KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml")
+
+_NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
+_VALUES = (*_NUMBERS, '"a"', "null", "[]", "{}", "true", "[" * 3000)
+_WORDS = (
+    "\0",
+    "..",
+    "../",
+    "/",
+    "\udcff",
+    "\ud800",
+    "\u2028",
+    "\t",
+    "\n",
+    "x" * 5000,
+    '"',
+    "\\ud800",
+    "\\u0000",
+)
+_TEXTS = (*_WORDS, "&a ", "*a ", "!!set ", "<<: ")
+_SIDES = (0, 1, 2_700, 13_000, 65_500, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
+
+
+def photographs() -> list[Image.Image]:
+    """Three of ImageNet where at hand, else a portrait thrice."""
+    if (REAL / "imagenet-sample.tar").is_file():
+        with tarfile.open(REAL / "imagenet-sample.tar") as tar:
+            files = [member for member in tar if member.isfile()][:3]
+            return [Image.open(io.BytesIO(_content(tar, file))).convert("RGB") for file in files]
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return [Image.open(portrait).convert("RGB")] * 3
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def originals(folder: Path) -> dict[str, list[bytes]]:
+    """Valid files of every kind; the images that they name are written to `folder`/images."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    large = photographs()
+    small = [image.resize((96, 72)) for image in large]
+    for number, image in enumerate(small):
+        image.save(images / f"{number}.jpg")
+    index = SampleIndex.from_folder(images, cache=folder / "cache", progress=False)
+    boxed = index.with_boxes({"0.jpg": [[0.1, 0.1, 0.5, 0.6]], "2.jpg": [[0, 0, 1, 1], [0.2, 0, 1, 0.7]]})
+    boxed.save(folder / "boxed.npz")
+    tables = [RegionTable(3), RegionTable(3, regions=2, fingerprint=index.fingerprint)]
+    for number, table in enumerate(tables):
+        table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
+        table.save(folder / f"regions{number}.npz")
+    config = "run: {out: runs/a}\ndata: {kind: folder, path: images}\noptim: {lr: 0.1, batch: 8}\n"
+    net = torch.nn.Linear(20, 30)
+    state = {"step": 3, "config": config, "method": net.state_dict(), "regions": tables[0].state_dict()}
+    checkpoint.save(folder, state)
+    (folder / "a.yaml").write_text(config)
+    coco = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 96, "height": 72} for n in range(3)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}],
+        "annotations": [{"image_id": 1, "category_id": 7, "bbox": [1.5, 2, 30, 40], "iscrowd": 0, "id": 1}],
+    }
+    return {
+        "jpeg": [
+            _encoded(large[0], "JPEG"),
+            _encoded(small[0], "JPEG", quality=90),
+            _encoded(small[1], "JPEG", progressive=True),
+            _encoded(small[1].convert("L"), "JPEG"),
+            _encoded(small[2].convert("CMYK"), "JPEG"),
+            _encoded(small[2], "JPEG", subsampling=0, restart_marker_blocks=2),
+        ],
+        "png": [_encoded(small[0].convert(mode), "PNG") for mode in ("RGB", "L", "P", "RGBA", "1", "I;16")]
+        + [_encoded(large[1].resize((250, 200)), "PNG")],
+        "raster": [_encoded(small[0], kind) for kind in ("BMP", "WEBP", "TIFF", "PPM")]
+        + [_encoded(small[1], "TIFF", compression=how) for how in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")]
+        + [_encoded(small[1], "WEBP", lossless=True), _encoded(small[1].convert("P"), "BMP")],
+        "list": [b"0.jpg 0\n1.jpg 1\n2.jpg 5\n", b"# words\n0.jpg\tcat\n./1.jpg\tdog\n2.jpg\n"],
+        "coco": [json.dumps(coco).encode(), json.dumps(coco | {"annotations": []}, indent=1).encode()],
+        "index": [
+            (folder / "boxed.npz").read_bytes(),
+            *(f.read_bytes() for f in (folder / "cache").iterdir()),
+        ],
+        "regions": [(folder / f"regions{number}.npz").read_bytes() for number in range(2)],
+        "checkpoint": [(folder / checkpoint.LAST).read_bytes()],
+        "yaml": [config.encode(), config_file.dump(config_file.load(folder / "a.yaml")).encode()],
+    }
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+# ---- damage
+
+
+def damaged(kind: str, valid: list[bytes], draw: random.Random) -> bytes:
+    """One of the valid files of a kind, damaged in one or two ways."""
+    data = draw.choice(valid)
+    if kind in ("index", "regions", "checkpoint"):
+        ways = [*_BYTES, _members, _members, _members]
+    else:
+        ways = [*_BYTES, {"jpeg": _jpeg_header, "png": _png_chunk, "raster": _number}.get(kind, _text)] * 2
+    for _ in range(draw.choice((1, 1, 2))):
+        way = draw.choice(ways)
+        data = (
+            _splice(data, draw.choice(valid), draw)
+            if way is _cut and draw.random() < 0.3
+            else way(data, draw)
+        )
+    return data
+
+
+def _flip(data: bytes, draw: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(draw.choice((1, 1, 3, 20)) if out else 0):
+        # Half of them in the head, where most of the structure is.
+        out[draw.randrange(min(len(out), draw.choice((200, len(out)))))] ^= 1 << draw.randrange(8)
+    return bytes(out)
+
+
+def _cut(data: bytes, draw: random.Random) -> bytes:
+    start = draw.randrange(len(data) + 1)
+    return data[:start] + data[draw.choice((len(data), draw.randint(start, len(data)))) :]
+
+
+def _insert(data: bytes, draw: random.Random) -> bytes:
+    start, size = draw.randrange(len(data) + 1), draw.choice((1, 4, 100, 5000))
+    junk = draw.choice((draw.randbytes(size), bytes(size), b"\xff" * size, data[start : start + size]))
+    return data[:start] + junk + data[start:]
+
+
+def _splice(data: bytes, other: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data) + 1)] + other[draw.randrange(len(other) + 1) :]
+
+
+def _number(data: bytes, draw: random.Random) -> bytes:
+    """Another number at any place of a binary file."""
+    size = draw.choice((1, 2, 4))
+    start = draw.randrange(max(1, min(len(data), draw.choice((64, len(data)))) - size))
+    value = draw.choice(_SIDES) % 256**size
+    return data[:start] + value.to_bytes(size, draw.choice(("little", "big"))) + data[start + size :]
+
+
+def _text(data: bytes, draw: random.Random) -> bytes:
+    """A number of a text replaced, a word put in, or a line twice or away."""
+    text = data.decode(errors="surrogateescape")
+    numbers = list(re.finditer(r"-?\d+(\.\d+)?", text))
+    way = draw.randrange(4)
+    if way < 2 and numbers:
+        place = draw.choice(numbers)
+        text = text[: place.start()] + draw.choice(_VALUES) + text[place.end() :]
+    elif way == 2:
+        start = draw.randrange(len(text) + 1)
+        text = text[:start] + draw.choice(_TEXTS) + text[start:]
+    else:
+        lines = text.splitlines(keepends=True) or [text]
+        line = draw.randrange(len(lines))
+        lines[line] *= draw.choice((0, 2, 500))
+        text = "".join(lines)
+    return text.encode(errors="surrogatepass")
+
+
+def _jpeg_header(data: bytes, draw: random.Random) -> bytes:
+    """Other sides in the frame header, or another number in any header."""
+    frame = re.search(rb"\xff[\xc0-\xc2]\x00.\x08", data, re.DOTALL)
+    if frame is None or draw.random() < 0.4:
+        return _number(data[:700], draw) + data[700:]
+    sides = struct.pack(">HH", *(draw.choice(_SIDES) % 65_536 for _ in range(2)))
+    return data[: frame.end()] + sides + data[frame.end() + 4 :]
+
+
+def _png_chunk(data: bytes, draw: random.Random) -> bytes:
+    """Other sides in the header, or any change of a chunk, with a checksum that is right."""
+    chunks, place = [], 8
+    while place + 12 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
+        place += 12 + size
+    which = draw.randrange(len(chunks)) if chunks and draw.random() < 0.5 else 0
+    out = data[:8]
+    for number, (name, body) in enumerate(chunks):
+        if number == which and name == b"IHDR" and draw.random() < 0.7:
+            body = struct.pack(">II", *(draw.choice(_SIDES) for _ in range(2))) + body[8:]
+        elif number == which:
+            body = draw.choice((_flip, _cut, _number))(body, draw)
+        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return out
+
+
+def _members(data: bytes, draw: random.Random) -> bytes:
+    """One member of an archive changed, and stored again with a checksum that is right."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ):
+        return data  # damaged before
+    # The pickle and the facts are where content is described; an array is where it is.
+    names = [name for name in members if name.endswith(("data.pkl", "meta.npy"))] * len(members) + list(
+        members
+    )
+    name = draw.choice(names)
+    if draw.random() < 0.1:
+        del members[name]
+    elif draw.random() < 0.1:
+        members[draw.choice(names)] = members[name]
+    else:
+        members[name] = _array(members[name], draw) if name.endswith(".npy") else _inside(members[name], draw)
+    out = io.BytesIO()
+    with zipfile.ZipFile(
+        out, "w", draw.choices((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), (9, 1))[0]
+    ) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return out.getvalue()
+
+
+def _inside(data: bytes, draw: random.Random) -> bytes:
+    return draw.choice((_flip, _flip, _cut, _insert, _number))(data, draw)
+
+
+def _array(data: bytes, draw: random.Random) -> bytes:
+    """An array of other values, another type or another shape; or one whose header is damaged."""
+    if draw.random() < 0.2:
+        return _inside(data, draw)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.dtype == np.uint8 and array.ndim == 1:
+            array = np.frombuffer(_text(array.tobytes(), draw), np.uint8)
+        else:
+            array = draw.choice(_ARRAYS)(array, draw)
+    except Exception:  # damaged before, about which NumPy raises anything
+        return _inside(data, draw)
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=True)
+    return out.getvalue()
+
+
+def _value(array: Any, draw: random.Random) -> Any:
+    if not array.size or array.dtype.kind not in "iufb":
+        return np.array(["a", "b\0c", "/x"])
+    array = np.array(array)
+    extreme = [np.nan, np.inf, -1, 2, 0, 1e30] if array.dtype.kind == "f" else [0, 1, 46, 47, 127]
+    if array.dtype.kind == "i":
+        extreme += [-1, -2, int(np.iinfo(array.dtype).max), int(np.iinfo(array.dtype).min)]
+    array.flat[draw.randrange(array.size)] = draw.choice(extreme)
+    return array
+
+
+_ARRAYS: list[Callable[[Any, random.Random], Any]] = [
+    _value,
+    _value,
+    lambda array, draw: array.astype(
+        draw.choice(("O", "S4", "U3", ">i4", "<f8", "u1", "?", "c8", "M8[s]", "i8"))
+    ),
+    lambda array, draw: array[..., None],
+    lambda array, draw: array.ravel()[:0],
+    lambda array, draw: np.concatenate([np.atleast_1d(array)] * 2),
+    lambda array, draw: np.asfortranarray(array),
+    lambda array, draw: array.reshape(-1),
+]
+
+_BYTES: list[Callable[[bytes, random.Random], bytes]] = [_flip, _flip, _cut, _insert]

@@ -1,0 +1,54 @@
+"""Damaged files in a short form of `fuzz.py`; and whoever watches over them sees what he should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fuzz
+import mutations
+import pytest
+
+# Speaks as a judge does, and then fails in the way that it is asked for.
+BAD_JUDGE = """
+import json, os, sys, time
+print(json.dumps(["started", "", 0]), flush=True)
+kind, file = json.loads(sys.stdin.readline())
+if kind == "crash":
+    os.abort()
+if kind == "hang":
+    time.sleep(1000)
+print(json.dumps(["loaded", "", 301]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_damaged_file_crashes_hangs_or_takes_the_memory(tmp_path: Path) -> None:
+    result = fuzz.run(250, seed=7, kinds=mutations.KINDS, keep=tmp_path / "found")
+    assert result.findings == []
+    outcomes = {outcome for _, outcome in result.outcomes}
+    assert outcomes == {"image", "left out", "undecodable", "loaded", "fell back", "refused"}
+    assert {kind for kind, _ in result.outcomes} == set(mutations.KINDS)
+
+
+def test_an_input_is_the_same_whoever_makes_it(tmp_path: Path) -> None:
+    valid = mutations.originals(tmp_path / "a")["list"]
+    made = [[mutations.damaged("list", valid, fuzz.random.Random(f"0 {n}")) for n in range(50)] for _ in "ab"]
+    assert made[0] == made[1]
+    assert len(set(made[0])) > 40
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [("crash", "ended with code -6"), ("hang", "no answer in 1"), ("memory", "took 301 MB")],
+)
+def test_a_crash_a_hang_and_a_leap_of_the_memory_are_found_and_the_next_is_judged(
+    tmp_path: Path, failure: str, words: str
+) -> None:
+    script = tmp_path / "judge.py"
+    script.write_text(BAD_JUDGE)
+    judge = fuzz.Judge(tmp_path / "log", str(script), limit_s=1.0 if failure == "hang" else fuzz.LIMIT_S)
+    for _ in range(2):
+        outcome, finding = judge(failure, tmp_path)
+        assert outcome == "finding"
+        assert words in finding
+    judge.stop()

@@ -1,0 +1,453 @@
+"""What is loaded is never believed: hostile files execute nothing, exhaust nothing, and end in a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from PIL import Image
+
+from dali_views import RegionTable, SampleIndex
+from dali_views.index_file import pack_names
+from dali_views.pack import pack
+from trainers.config_file import ConfigError, load, parse
+
+
+class Trap:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return noise_images(tmp_path / "images", 3)
+
+
+@pytest.fixture
+def stored(images: Path, tmp_path: Path) -> Path:
+    """A saved index with boxes."""
+    index = SampleIndex.from_folder(images, cache=False)
+    index.with_boxes({"0000.jpg": [[0, 0, 1, 1], [0, 0, 0.5, 1]], "0002.jpg": [[0, 0.2, 1, 1]]}).save(
+        tmp_path / "index.npz"
+    )
+    return tmp_path / "index.npz"
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write(path: Path, content: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> None:
+    """An archive with valid checksums."""
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def array(values: Any) -> bytes:
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=True)
+    return out.getvalue()
+
+
+def header(text: str) -> bytes:
+    """An array that has a header alone."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+# -- archives of arrays ---------------------------------------------------------------------------
+
+
+def test_an_object_in_an_index_is_not_unpickled(stored: Path, tmp_path: Path) -> None:
+    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
+    write(stored, members(stored) | {"labels.npy": array(trap)})
+    with pytest.raises(ValueError, match=r"labels\.npy is no array of numbers or texts"):
+        SampleIndex.load(stored)
+    with pytest.raises(FileExistsError if (tmp_path / "sprung").exists() else TypeError):
+        pickle.loads(pickle.dumps(trap)) + 0  # the trap is one
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{'descr': '<i4', 'fortran_order': False, 'shape': (100000000000000,), }\n", "another size"),
+        ("{'descr': '<U400000000', 'fortran_order': False, 'shape': (), }\n", "another size"),
+        ("{'descr': '|S0', 'fortran_order': False, 'shape': (100000000000000,), }\n", "no array"),
+        (f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({'-' * 9000}1,), }}\n", "no array"),
+        ("{'descr': '<i4', 'fortran_order': False, 'shape': (3\n", "no array"),
+        ("", "no array"),
+    ],
+)
+def test_an_array_that_claims_what_it_does_not_have_is_refused_unread(
+    stored: Path, text: str, words: str
+) -> None:
+    write(stored, members(stored) | {"labels.npy": header(text)})
+    with pytest.raises(ValueError, match=words):
+        SampleIndex.load(stored)
+
+
+def test_a_compressed_archive_is_refused_whatever_it_would_unfold_to(stored: Path) -> None:
+    write(stored, members(stored) | {"labels.npy": array(np.zeros(10**7))}, zipfile.ZIP_DEFLATED)
+    assert stored.stat().st_size < 10**5
+    with pytest.raises(ValueError, match="a member is compressed"):
+        SampleIndex.load(stored)
+
+
+def test_members_that_share_their_bytes_are_refused(stored: Path) -> None:
+    with zipfile.ZipFile(stored, "w") as archive:
+        archive.writestr("labels.npy", array(np.zeros(10**5)))
+        first = archive.infolist()[0]
+        archive.filelist += [first] * 2
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("labels.npy", b"")
+    with pytest.raises(ValueError, match="a member is in it twice"):
+        SampleIndex.load(stored)
+
+
+def test_a_flipped_bit_in_an_index_is_refused_or_harmless(stored: Path) -> None:
+    whole, data = SampleIndex.load(stored), stored.read_bytes()
+    refused = 0
+    for place in range(0, len(data), 11):
+        stored.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            index = SampleIndex.load(stored)
+        except ValueError:
+            refused += 1
+        else:
+            assert index.summary() == whole.summary()
+            assert np.array_equal(index.boxes, whole.boxes)
+            assert index.fingerprint == whole.fingerprint
+    assert refused > len(data) // 11 // 2
+
+
+# -- an index that contradicts itself -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": np.array([0, 1, 2], np.int32)}, "labels have no class"),
+        ({"box_labels": np.array([0, -2, 0], np.int32)}, "box_labels have no class"),
+        ({"labels": np.array([-1, -1], np.int32)}, r"labels is int32 of shape \(2,\)|sizes is int32"),
+        ({"labels": np.full(3, -1.0)}, "labels is float64"),
+        ({"labels": np.full(3, -1, ">i4")}, "labels is >i4"),
+        ({"sizes": np.array([[1, 1], [1, 0], [1, 1]], np.int32)}, "sizes are no sizes"),
+        ({"sizes": np.full((3, 2), 2**31 - 1, np.int32)}, "sizes are no sizes"),
+        ({"sizes": np.full((3, 3), 9, np.int32)}, r"sizes is int32 of shape \(3, 3\)"),
+        ({"box_start": np.array([0, 2, 2, 9])}, "box_start does not divide"),
+        ({"box_start": np.array([0, 4, 2, 3])}, "box_start does not divide"),
+        ({"box_start": np.array([0, 3])}, "box_start does not divide"),
+        ({"boxes": np.full((3, 4), np.nan, np.float32)}, "boxes are no rectangles"),
+        ({"boxes": np.array([[0, 0, 1, 2]] * 3, np.float32)}, "boxes are no rectangles"),
+        ({"paths": pack_names([b"a.jpg", b"b/../../c.jpg", b"d.jpg"])}, "leaves the root"),
+        ({"paths": pack_names([b"a.jpg", b"/etc/c.jpg", b"d.jpg"])}, "leaves the root"),
+        ({"paths": pack_names([b"a.jpg", b"b\0c.jpg", b"d.jpg"])}, "NUL inside"),
+        ({"paths": pack_names([b"a.jpg", b"", b"d.jpg"])}, "a path is empty"),
+        ({"arrays": np.zeros((3, 2, 2, 3), np.uint8)}, "no images"),
+        ({"classes": np.zeros(3)}, "classes"),
+    ],
+)
+def test_an_index_with_wrong_arrays_is_refused(stored: Path, changes: dict[str, Any], words: str) -> None:
+    write(stored, members(stored) | {f"{name}.npy": array(values) for name, values in changes.items()})
+    with pytest.raises(ValueError, match=words):
+        SampleIndex.load(stored)
+
+
+@pytest.mark.parametrize("name", ["meta", "sizes", "labels", "paths", "box_start", "boxes", "box_labels"])
+def test_an_index_without_one_of_its_arrays_is_refused(stored: Path, name: str) -> None:
+    content = members(stored)
+    del content[f"{name}.npy"]
+    write(stored, content)
+    with pytest.raises(ValueError, match="not a readable index"):
+        SampleIndex.load(stored)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"root": "images"}, "no absolute path"),
+        ({"root": "/a\0b"}, "no absolute path"),
+        ({"root": 5}, "expected str"),
+        ({"classes": "cats"}, "no lists"),
+        ({"classes": ["\ud800"]}, "surrogates"),
+        ({"left_out": [["a", "b", "c"]]}, "no lists"),
+        ({"fingerprint": "../x"}, "no hexadecimal"),
+        ({"format": 0}, "this version reads"),
+    ],
+)
+def test_an_index_with_wrong_facts_is_refused(stored: Path, change: dict[str, Any], words: str) -> None:
+    content = members(stored)
+    facts = json.loads(np.load(io.BytesIO(content["meta.npy"])).tobytes())
+    write(stored, content | {"meta.npy": array(np.frombuffer(json.dumps(facts | change).encode(), np.uint8))})
+    with pytest.raises(ValueError, match=words):
+        SampleIndex.load(stored)
+
+
+def test_a_name_with_two_dots_inside_is_a_name(tmp_path: Path) -> None:
+    noise_images(tmp_path / "images", 1)
+    (tmp_path / "images" / "0000.jpg").rename(tmp_path / "images" / "a..b.jpg")
+    SampleIndex.from_folder(tmp_path / "images", cache=False).save(tmp_path / "index.npz")
+    assert SampleIndex.load(tmp_path / "index.npz").path(0).endswith("a..b.jpg")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes.npy": array(np.full((3, 2), -5, np.int32))},
+        {
+            "stamp_folders.npy": array(np.array([b"a\0b", b""])),
+            "stamp_times.npy": array(np.zeros(2, np.int64)),
+        },
+        {"stamp_left.npy": array(np.zeros((5, 2), np.int64))},
+    ],
+)
+def test_a_kept_scan_that_is_wrong_is_made_anew(
+    images: Path, tmp_path: Path, change: dict[str, bytes]
+) -> None:
+    first = SampleIndex.from_folder(images, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    write(file, members(file) | change)
+    again = SampleIndex.from_folder(images, cache=tmp_path / "cache")
+    assert (again.sizes == first.sizes).all()
+    assert again.fingerprint == first.fingerprint
+
+
+def test_the_kept_scan_of_another_folder_is_not_believed(images: Path, tmp_path: Path) -> None:
+    other = noise_images(tmp_path / "other", 2, seed=1)
+    SampleIndex.from_folder(images, cache=tmp_path / "one")
+    SampleIndex.from_folder(other, cache=tmp_path / "two")
+    (kept,), (foreign,) = ((tmp_path / name).iterdir() for name in ("one", "two"))
+    kept.write_bytes(foreign.read_bytes())
+    index = SampleIndex.from_folder(images, cache=tmp_path / "one")
+    assert index.root == str(images)
+    assert len(index) == 3
+
+
+# -- region tables --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": np.array(2**40)},
+        {"epoch": np.array([1, 2])},
+        {"epoch": np.array("a")},
+        {"writes": np.full(3, 2**33)},
+        {"written_epoch": np.full(3, -7)},
+        {"partner": np.full(3, 2**64 - 1, np.uint64)},
+        {"boxes": np.zeros((3, 1), np.float32)},
+        {"weights": np.full((3, 1), np.inf)},
+        {"written": np.zeros(3)},
+    ],
+)
+def test_a_region_table_with_wrong_values_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "regions.npz"
+    RegionTable(3).save(path)
+    assert len(RegionTable.load(path)) == 3
+    write(path, members(path) | {f"{name}.npy": array(values) for name, values in change.items()})
+    with pytest.raises(ValueError, match="not a readable region table"):
+        RegionTable.load(path)
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def test_a_jpeg_of_more_pixels_than_its_bytes_can_hold_is_left_out(images: Path) -> None:
+    data = (images / "0000.jpg").read_bytes()
+    sides = data.index(b"\xff\xc0") + 5
+    (images / "0000.jpg").write_bytes(data[:sides] + (13_000).to_bytes(2, "big") * 2 + data[sides + 4 :])
+    index = SampleIndex.from_folder(images, cache=False)
+    (bad,) = index.left_out
+    assert bad == ("0000.jpg", f"13000 x 13000 pixels, more than its {len(data)} bytes can hold")
+
+
+def test_the_emptiest_jpeg_is_an_image(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    flat = Image.new("RGB", (6000, 6000), "grey")
+    flat.save(tmp_path / "images" / "a.jpg", quality=1, optimize=True, progressive=True)
+    assert len(SampleIndex.from_folder(tmp_path / "images", cache=False)) == 1
+
+
+# -- where images are listed ----------------------------------------------------------------------
+
+
+def test_names_that_leave_the_root_are_left_out_of_a_list(images: Path) -> None:
+    (images / "list.txt").write_bytes(
+        b"0000.jpg\n../images/0001.jpg\n../x.jpg\na/../../y.jpg\n0002.jpg\0.jpg\n"
+    )
+    index = SampleIndex.from_list(images / "list.txt", cache=False)
+    reasons = [(path, reason.split(" /")[0]) for path, reason in index.left_out]
+    assert len(index) == 1
+    assert reasons == [
+        ("../images/0001.jpg", "not below the root"),
+        ("../x.jpg", "not below the root"),
+        ("../y.jpg", "not below the root"),
+        ("0002.jpg\0.jpg", "has a NUL in its name"),
+    ]
+
+
+def coco(root: Path, **changes: Any) -> SampleIndex:
+    data = {
+        "images": [{"id": n, "file_name": f"000{n}.jpg", "width": 50, "height": 50} for n in range(2)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+    }
+    (root / "coco.json").write_text(json.dumps(data | changes))
+    return SampleIndex.from_coco(root, root / "coco.json", cache=False)
+
+
+def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_with_their_images(
+    images: Path,
+) -> None:
+    names = ("../secret.jpg", "/etc/secret.jpg", "a\0b.jpg", "0001.jpg", f"{images}/0002.jpg", "0001.jpg")
+    entries = [{"id": n, "file_name": name, "width": 50, "height": 50} for n, name in enumerate(names)]
+    index = coco(
+        images, images=entries, annotations=[{"image_id": 3, "category_id": 1, "bbox": [5, 0, 5, 5]}]
+    )
+    boxes = {index.path(row): len(index.truth(row)) for row in range(len(index))}
+    assert boxes == {f"{images}/0001.jpg": 1, f"{images}/0002.jpg": 0}
+    assert [path for path, _ in index.left_out] == sorted(names[:4], key=lambda name: name.replace("/", "\0"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": [{"id": 0, "file_name": "0000.jpg", "width": 0, "height": 5}]}, "not between 1"),
+        ({"images": [{"id": 0, "file_name": "0000.jpg", "width": -4, "height": 5}]}, "not between 1"),
+        ({"images": [{"id": 0, "file_name": 7, "width": 5, "height": 5}]}, "TypeError"),
+        ({"images": [{"id": 0, "file_name": "\ud800.jpg", "width": 5, "height": 5}]}, "surrogates"),
+        ({"images": [{"id": 0, "file_name": f"{n}.jpg", "width": 5, "height": 5} for n in "ab"]}, "twice"),
+        ({"images": "0000.jpg"}, "not a COCO instances file"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "twice"),
+        ({"categories": [{"id": float("inf"), "name": "cat"}]}, "OverflowError"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "surrogates"),
+        (
+            {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, float("nan"), 4]}]},
+            "not between",
+        ),
+        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1e300, 4]}]}, "not between"),
+        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 10**400, 4]}]}, "OverflowError"),
+        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0] * 8}]}, "reshape"),
+        ({"annotations": [[]]}, "AttributeError"),
+    ],
+)
+def test_a_coco_file_with_wrong_values_is_refused(images: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        coco(images, **changes)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe\xff", b"[]", b"", b"\0" * 99]
+)
+def test_what_is_no_coco_file_is_refused(images: Path, content: bytes) -> None:
+    (images / "coco.json").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a COCO instances file"):
+        SampleIndex.from_coco(images, images / "coco.json", cache=False)
+
+
+def test_a_folder_or_an_image_is_no_list(images: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        SampleIndex.from_list(images, cache=False)
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        SampleIndex.from_coco(images, images, cache=False)
+    with pytest.raises(ValueError, match=r"usable|names no file"):
+        SampleIndex.from_list(images / "0000.jpg", cache=False)
+
+
+def test_folders_full_of_links_to_each_other_are_walked_to_an_end(images: Path) -> None:
+    for one in range(12):
+        (images / "class" / str(one)).mkdir(parents=True)
+        for other in range(12):
+            (images / "class" / str(one) / str(other)).symlink_to(images / "class" / str(other))
+    (images / "class" / "loop").symlink_to("loop")
+    (images / "0000.jpg").rename(images / "class" / "5" / "a.jpg")
+    index = SampleIndex.from_folder(images, cache=False)
+    assert [index.path(row) for row in range(len(index))] == [str(images / "class" / "5" / "a.jpg")]
+
+
+def test_pack_writes_nothing_outside_its_folder_whatever_the_index_says(images: Path, tmp_path: Path) -> None:
+    names = [b"../images/0000.jpg", os.fsencode(images / "0001.jpg"), b"0002.jpg"]
+    sizes = SampleIndex.from_folder(images, cache=False).sizes
+    source = SampleIndex(str(images), pack_names(names), sizes, np.full(3, -1, np.int32))
+    packed = pack(source, tmp_path / "to" / "copy", progress=False)
+    assert set(packed.left_out) == {os.fsdecode(name) for name in names[:2]}
+    assert {file.name for file in tmp_path.iterdir()} == {"images", "to"}
+    assert {file.name for file in (tmp_path / "to").rglob("*.jpg")} == {"0002.jpg"}
+
+
+def test_a_box_file_with_infinite_corners_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.txt").write_text("0000.jpg 0 0 inf 5\n")
+    with pytest.raises(ValueError, match="Line 1 of"):
+        SampleIndex.from_folder(images, cache=False).with_boxes(tmp_path / "boxes.txt")
+
+
+# -- configurations -------------------------------------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n"
+    for old, new in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "anchors, aliases and tags are not read"),
+        ("run: &a [*a]\n", "anchors, aliases and tags are not read"),
+        ("run: !!python/object/apply:os.mkdir [sprung]\n", "anchors, aliases and tags are not read"),
+        ("run: !!timestamp x\n", "anchors, aliases and tags are not read"),
+        ("run: " + "[" * 5000, "nested more than"),
+        ("run: " + "{a: " * 5000, "nested more than"),
+        ("- " * 5000, "nested more than"),
+        ("run: {out: a, epochs: " + "9" * 5000 + "}", "is missing|valid integer"),
+        ("run: {out: a, epochs: 089}", "is not valid YAML"),
+        ('run: {out: "\\ud800"}', "no Unicode"),
+        ('run: {out: "\\UFFFFFFFF"}', "is not valid YAML"),
+        ("run: \0", "is not valid YAML"),
+        ("[1]: 2", "a key is no word"),
+        ("- run", "should hold sections"),
+        ("x" * 10**6, "more than 50000 characters"),
+    ],
+)
+def test_a_hostile_configuration_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    for read in (lambda: load(tmp_path / "a.yaml"), lambda: parse(text)):
+        with pytest.raises(ConfigError, match=words) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_misspelt_key_beside_a_wrong_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("runs: {out: a}\nmethod: {name: mocco}\n")
+    with pytest.raises(ConfigError, match=r"runs is not a known key; did you mean run\?"):
+        load(tmp_path / "a.yaml")
+
+
+def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"run: \xff\xfe")
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+        load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text(f"base: {'x' * 5000}.yaml")
+    with pytest.raises(FileNotFoundError, match="named as base"):
+        load(tmp_path / "a.yaml")
+    for stored in (5, None, b"run: {}", {}):
+        with pytest.raises(ConfigError, match="is no text"):
+            parse(stored)  # type: ignore[arg-type]
