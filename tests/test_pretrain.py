@@ -2,87 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from by_hand import finish, start
 from conftest import noise_images
 from PIL import Image
+from runs import curve, launch, scenes_in, weights, write_config
 
 from dali_views import SampleIndex
-from dali_views.scenes import make_scenes
 from trainers import checkpoint, cli, config_file
 from trainers.demo import demo
 from trainers.guides.schedule import is_due
 from trainers.pretrain import pretrain
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = {
-    "run": {
-        "epochs": 3,
-        "evaluate_every": 0,
-        "log_every": 1,
-        "checkpoint_every": 1,
-        "device": "cpu",
-        "threads": 1,
-    },
-    "views": {"size": 16, "crop": "contrastive", "blur": 0},
-    "model": {"backbone": "resnet10"},
-    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
-    "optim": {"name": "sgd", "lr": 0.1, "batch": 16},
-}
-
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Sixty-four small scenes as a `data` section; 48 of them are trained on."""
-    images, instances = make_scenes(tmp_path_factory.mktemp("scenes"), 64, size=48)
-    return {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.25}
-
-
-def write_config(folder: Path, data: dict, **changes: dict) -> Path:
-    """A configuration file of a small run into `folder`/run."""
-    tree = {**SMALL, "data": data, **changes}
-    tree["run"] = {**SMALL["run"], "out": str(folder / "run"), **changes.get("run", {})}
-    file = folder / "config.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(tree))
-    return file
-
-
-def curve(folder: Path) -> list[tuple[int, float]]:
-    """Step and loss of every logged step."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in checkpoint.load(folder / "run")["method"].items() if torch.is_tensor(v)}
-
-
-def start(arguments: list[str], **options: object) -> subprocess.Popen:
-    """The trainer as a user starts it, in a process of its own."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", *arguments], env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
+    return scenes_in(tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(scenes, tmp_path_factory) -> Path:
     """A run of nine steps that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with start(
+    with launch(
         ["-m", "trainers", "pretrain", str(write_config(folder, scenes, run={"evaluate_every": 3}))]
     ) as process:
         output = process.communicate()[0]
@@ -119,13 +67,13 @@ def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_n
     undisturbed, scenes, tmp_path, steps
 ):
     file = write_config(tmp_path, scenes)
-    with start(["-m", "trainers", "pretrain", str(file)]) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        # The log grows by a line per step; whatever the process is doing after line `steps`, it dies.
-        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < steps):
-            pass
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    (process,) = start(1, tmp_path, cli.main, lambda rank: [["pretrain", str(file)]])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    # The log grows by a line per step; whatever the process is doing after line `steps`, it dies.
+    while process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < steps):
+        pass
+    process.kill()
+    assert finish([process]) == [-signal.SIGKILL]
     result = pretrain(config_file.load(file), resume=True)
     assert result.finished
     assert not (tmp_path / "run" / "pictures").exists()  # evaluate_every is 0: never
@@ -136,39 +84,15 @@ def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_n
 
 def test_sigterm_saves_and_exits_cleanly(scenes, tmp_path):
     file = write_config(tmp_path, scenes, run={"epochs": 500, "checkpoint_every": 0})
-    with start(["-m", "trainers", "pretrain", str(file)]) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 4):
-            pass
-        process.send_signal(signal.SIGTERM)
-        output = process.communicate()[0]
-    assert process.returncode == 0, output
+    (process,) = start(1, tmp_path, cli.main, lambda rank: [["pretrain", str(file)]])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < 4):
+        pass
+    process.terminate()
+    assert finish([process]) == [0]
+    output = (tmp_path / "0.log").read_text()
     assert "continue with --resume" in output
     assert checkpoint.load(tmp_path / "run")["step"] == curve(tmp_path)[-1][0] >= 4
-
-
-def test_two_processes_train_together_and_share_the_table(scenes, tmp_path):
-    file = write_config(tmp_path, scenes, run={"evaluate_every": 3}, method={"name": "moco", "queue": 64})
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "trainers",
-        "pretrain",
-    ]
-    with start([*launch, str(file), "run.max_steps=5"]) as process:
-        output = process.communicate()[0]
-    assert process.returncode == 0, output
-    with start([*launch, str(file), "--resume"]) as process:
-        output = process.communicate()[0]
-    assert process.returncode == 0, output
-    losses = curve(tmp_path)
-    assert [step for step, _ in losses] == list(range(1, 10))
-    assert np.isfinite([loss for _, loss in losses]).all()
-    assert (checkpoint.load(tmp_path / "run")["regions"]["writes"] == 2).all()
 
 
 def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_configuration(undisturbed, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from dali_views import RegionTable
 from trainers import distributed
 from trainers.methods import Method
 from trainers.schedules import Clock
@@ -54,8 +56,26 @@ def learn_on_one_rank(rank: int, folder: str) -> None:
         parallel = DistributedDataParallel(method, broadcast_buffers=False)
         found[name] = learn(method, slice(2 * rank, 2 * rank + 2), parallel)
     found["mean"] = distributed.all_mean(torch.tensor(float(rank)))
+    found |= share_a_table(rank)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.cleanup()
+
+
+def share_a_table(rank: int) -> dict[str, Any]:
+    """What is said of tables before and after they were made equal, and what that took."""
+    table, said = RegionTable(1000), []
+    table.update(
+        range(100 * rank, 300), [[0, 0, 0.5, 0.5]] * (300 - 100 * rank), partner=[rank] * (300 - 100 * rank)
+    )
+    for _ in range(2):
+        try:
+            table.check_equal()
+            said.append("")
+        except ValueError as error:
+            said.append(str(error))
+        received = table.sync()
+    assert received == 0
+    return {"said": said, "traffic": list(asdict(table.traffic).values())}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +106,25 @@ def test_gathers_take_unequal_numbers_of_rows_and_means_are_over_ranks(ranks: li
     for rank in ranks:
         assert rank["rows"].tolist() == [7]
         assert rank["mean"].item() == 0.5
+
+
+def test_tables_that_differ_are_refused_on_all_ranks_until_they_are_synchronised(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        before, after = rank["said"]
+        assert "of ranks [1] differ from rank 0's in boxes, partner, written; call sync()" in before
+        assert after == ""
+
+
+def test_the_traffic_of_tables_is_counted(ranks: list[dict[str, Any]]) -> None:
+    for rank, sent_to_it in zip(ranks, (200, 300), strict=True):
+        rows, size, seconds = rank["traffic"]
+        assert rows == sent_to_it
+        assert (
+            300 * 40 < size < 300 * 60
+        )  # the rows, padded to those of the rank that sends most, and little else
+        assert 0 < seconds < 60
 
 
 def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import warnings
@@ -48,7 +49,11 @@ _CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, or 2 with one sentence for a user's mistake."""
+    """Run one command; exit code 0, or 2 with one sentence for a user's mistake.
+
+    A run that a signal stopped exits with 75 where torchrun may restart it: when machines join or leave, an
+    agent that has not noticed yet would take 0 for the end of the work.
+    """
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Taken out first: argparse would give them to an option before them, or not know them after one.
@@ -59,16 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if changes:
         args.overrides = [*args.overrides, *changes]
     warnings.showwarning = _show_warning
-    command: Callable[[argparse.Namespace], None] = args.run_command
+    command: Callable[[argparse.Namespace], int | None] = args.run_command
     try:
-        command(args)
+        with distributed.together():
+            return command(args) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         # What the user can mend is said in one sentence; anything else keeps its traceback.
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        distributed.cleanup()
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, help: str, command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def add(
+        name: str, help: str, command: Callable[[argparse.Namespace], int | None]
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help)
         added.set_defaults(run_command=command)
         return added
@@ -126,15 +131,16 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: objec
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def _pretrain(args: argparse.Namespace) -> None:
+def _pretrain(args: argparse.Namespace) -> int:
     config = config_file.load(args.config, args.overrides)
     result = pretrain(config, resume=args.resume)
-    if not distributed.is_main():
-        return
-    if result.scores:
-        print(scores_table(result.scores))
-    state = "finished" if result.finished else "stopped and saved; continue with --resume"
-    print(f"{config.run.out}: {state} after {result.step} steps")
+    if distributed.is_main():
+        if result.scores:
+            print(scores_table(result.scores))
+        state = "finished" if result.finished else "stopped and saved; continue with --resume"
+        print(f"{config.run.out}: {state} after {result.step} steps")
+    stopped = not result.finished and result.step != config.run.max_steps
+    return os.EX_TEMPFAIL if stopped and distributed.restartable() else 0
 
 
 def _knn(args: argparse.Namespace) -> None:

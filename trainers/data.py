@@ -183,7 +183,10 @@ def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable
     """
     world = distributed.world()
     if config.optim.batch % world:
-        raise ValueError(f"optim.batch {config.optim.batch} does not divide over {world} processes")
+        raise ValueError(
+            f"optim.batch {config.optim.batch} does not divide over {world} processes; "
+            "start a number of processes that divides it"
+        )
     views = training_views(config.views)
     return ViewLoader(index, views, config.optim.batch // world, regions=regions, **loader_options(config))
 

@@ -8,32 +8,49 @@ joined batch.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from .meeting import fresh_store
+from .watch import Watch
 
 __all__ = [
+    "all_equal",
     "all_mean",
     "any_rank",
+    "began",
     "barrier",
     "broadcast_buffers",
     "cleanup",
     "gather",
     "gather_rows",
     "gather_with_grad",
+    "greatest",
     "init",
     "is_main",
+    "launch",
     "local_rank",
     "rank",
+    "restartable",
+    "together",
     "world",
 ]
+
+_watch: Watch | None = None
 
 
 def init(kind: str, timeout_minutes: float = 30) -> torch.device:
     """Join the process group that torchrun announced (none: a single process) and return our device.
+
+    From then on the ranks end together, see `Watch`.
 
     Args:
         kind: "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
@@ -41,7 +58,9 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
 
     Raises:
         ValueError: there is no GPU for this process.
+        TimeoutError: some of the other processes have not come.
     """
+    global _watch
     device = torch.device("cpu")
     if kind == "gpu":
         if local_rank() >= torch.cuda.device_count():
@@ -54,18 +73,69 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
     elif kind != "cpu":
         raise ValueError(f"device kind should be gpu or cpu, not {kind!r}")
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
+        timeout = timedelta(minutes=timeout_minutes)
+        store, number, count = next(rendezvous("env://", timeout=timeout))
         dist.init_process_group(
             "nccl" if kind == "gpu" else "gloo",
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=timeout,
+            store=fresh_store(store, number, count, timeout),
+            rank=number,
+            world_size=count,
             device_id=device if kind == "gpu" else None,
         )
+        _watch = Watch(device) if world() > 1 else None
     return device
 
 
 def cleanup() -> None:
     """Leave the process group, if there is one."""
+    global _watch
+    if _watch is not None:
+        _watch.leave()
+        _watch = None
     if _joined():
         dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Leave the process group at the end of the block; an error in it ends the other ranks, with its message.
+
+    If the error only comes of another rank's end, this process ends here with the reason of that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # The others may be in a collective, which leaving would wait for.
+        if _watch is not None:
+            _watch.fail(error)
+        else:
+            cleanup()
+        raise
+    cleanup()
+
+
+def launch() -> str:
+    """What the processes of one torchrun share, be they started again by it; "" without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if name != "none":
+        return name
+    # The name of every launch that was given none. But each agent makes a new folder for its workers' errors.
+    parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    return str(parents[2]) if len(parents) > 3 else ""
+
+
+def began(name: str) -> bool:
+    """Whether the processes that noted this `launch` were ours, which torchrun has started again.
+
+    Not by the count of restarts: a launch that was refused is restarted, too.
+    """
+    return any_rank(name == launch() != "")
+
+
+def restartable() -> bool:
+    """Whether torchrun starts this process again if it ends with another code than 0."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
 def rank() -> int:
@@ -143,14 +213,25 @@ def all_mean(x: Tensor) -> Tensor:
     return total / world()
 
 
+def greatest(*values: float) -> list[float]:
+    """Of each value the greatest of all ranks."""
+    if world() == 1:
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    most = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return cast(list[float], most.tolist())
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    if world() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    count = torch.tensor(int(flag), device=device)
-    dist.all_reduce(count)
-    return bool(count.item())
+    return bool(greatest(flag)[0])
+
+
+def all_equal(value: float) -> bool:
+    """Whether all ranks have the same value."""
+    most, least = greatest(value, -value)
+    return most == -least
 
 
 def broadcast_buffers(module: nn.Module) -> None:

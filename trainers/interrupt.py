@@ -1,8 +1,9 @@
-"""Ending a run well when the machine is taken away: SIGTERM and Ctrl-C finish the step, save and exit."""
+"""Ending a run well when the machine is taken away: signals finish the step, save and exit."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,37 +11,49 @@ from . import distributed
 
 __all__ = ["Interrupt"]
 
-# Ranks must leave at the same step, or those that stay wait for ever; they agree every so many steps.
-_AGREE_EVERY = 10
+# Ranks must leave at the same step, or those that stay wait for ever. They agree at intervals that leave time
+# to save within the 30 seconds after which torchrun kills, and that cost little where steps are short.
+_SECONDS = 3.0
+_MOST = 50
 
 
 class Interrupt:
-    """While entered, SIGTERM and SIGINT are noted instead of obeyed; a second one is obeyed."""
+    """While entered, SIGTERM, SIGINT and SIGUSR1 are noted instead of obeyed; a second Ctrl-C is obeyed.
+
+    Other signals may come twice: from the job manager, and from torchrun, which got it and passes it on.
+    """
 
     def __init__(self) -> None:
         self.signalled = False
         self._before: dict[int, Any] = {}
+        self._interval = self._left = 1  # steps from one agreement to the next, and until then
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
+        self._since = time.perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._put_back()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
-        self._put_back()
-
-    def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def seen(self, step: int) -> bool:
-        """Whether any rank was signalled; all ranks get the same answer at the same step."""
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+
+    def seen(self) -> bool:
+        """Whether any rank was signalled; called after every step, and the same on all ranks."""
         if distributed.world() == 1:
             return self.signalled
-        return step % _AGREE_EVERY == 0 and distributed.any_rank(self.signalled)
+        self._left -= 1
+        if self._left:
+            return False
+        per_step = (time.perf_counter() - self._since) / self._interval
+        signalled, slowest = distributed.greatest(self.signalled, per_step)
+        self._interval = self._left = min(max(int(_SECONDS / slowest), 1), _MOST)
+        self._since = time.perf_counter()
+        return bool(signalled)

@@ -47,6 +47,8 @@ class Result:
 def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     """Train as `config` says; with `resume`, continue from the run folder's checkpoint if there is one.
 
+    What torchrun starts again continues by itself what its first processes began.
+
     Raises:
         FileExistsError: the folder holds a run and `resume` was not asked for.
         ValueError: parts of the configuration do not fit each other, the data or the run to resume.
@@ -85,10 +87,11 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
         if config.run.evaluate_every:
             result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
 
-    with Interrupt() as interrupt:
+    with report, Interrupt() as interrupt:
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)
+            regions.check_equal()
             for batch in loader if not stop else ():
                 clock = Clock(step, len(loader), config.run.epochs)
                 lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.floor_lr)
@@ -114,7 +117,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                     guide.after_step(batch)
                 step += 1
                 report.step(step, epoch, loss, lr, method.embedding)
-                stop = step == last or interrupt.seen(step)
+                stop = step == last or interrupt.seen()
                 if (stop and step < total) or is_due(step, config.run.checkpoint_every):
                     save(config, keep, step)
                 if stop:
@@ -131,7 +134,6 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 result.scores[moment] = report.scores(evaluator.run(), epoch + 1, step)
             loader.set_epoch(epoch + 1)
             save(config, keep, step)
-    report.close()
     result.step, result.finished = step, step == total
     return result
 
@@ -162,12 +164,20 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         saved = checkpoint.load(folder)
     except FileNotFoundError:
         saved = None
+    if saved and not {"config", "step", "method"} <= saved.keys():
+        raise ValueError(
+            f"{folder} holds a checkpoint of something else than a training run; choose another run.out"
+        )
+    if not distributed.all_equal(saved["step"] if saved else -1):
+        raise ValueError(
+            f"the processes find different checkpoints in {folder}; let run.out be a folder of all machines"
+        )
     if saved is None:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(config_file.dump(config))
         return None
-    if not resume:
+    if not (resume or distributed.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
@@ -186,9 +196,11 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     """Write a checkpoint of everything that the next step depends on. Called on all ranks."""
     distributed.broadcast_buffers(keep["method"])
     keep["guide"].sync()
+    keep["loader"].sync()
     if distributed.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
-        checkpoint.save(config.run.out, {"config": config_file.dump(config), "step": step, **state})
+        about = {"config": config_file.dump(config), "step": step, "launch": distributed.launch()}
+        checkpoint.save(config.run.out, {**about, **state})
 
 
 def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:

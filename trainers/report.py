@@ -1,17 +1,19 @@
-"""What a run leaves for people: progress, TensorBoard curves, metrics.jsonl, a picture per evaluation."""
+"""What a run leaves for people: progress, curves, metrics.jsonl, pictures, the list of bad images."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from dali_views import RegionTable, ViewLoader, show
+from dali_views import RegionTable, ViewLoader, bad_list, show
+from dali_views.region_sync import Traffic
 from dali_views.regions import Regions
 
 from . import config as cfg
@@ -21,7 +23,10 @@ from .data import DataSets
 from .evaluate import Evaluation
 from .guides.health import box_areas, health
 
-__all__ = ["Report", "table"]
+__all__ = ["QUARANTINE", "Report", "table"]
+
+QUARANTINE = "quarantine.txt"
+"""In a run's folder: its images that could not be read, as `SampleIndex.without` takes them."""
 
 _COLUMNS = {
     "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
@@ -31,7 +36,7 @@ _COLUMNS = {
 
 
 class Report:
-    """Writes into the run folder on the main rank; elsewhere only checks the loss.
+    """Writes into the run folder on the main rank; elsewhere only checks the loss. All ranks make all calls.
 
     Args:
         steps: optimiser steps this process may come to; step: those already taken by an earlier one, whose
@@ -48,9 +53,10 @@ class Report:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        folder = Path(config.run.out)
+        self.folder = folder = Path(config.run.out)
         self.metrics = folder / "metrics.jsonl"
         self.pictures = folder / "pictures"
+        self._listed = 0  # bad images
         _keep_until(self.metrics, step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
         tqdm.write(data.train.summary())
@@ -58,7 +64,8 @@ class Report:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float, embedding: torch.Tensor) -> None:
-        """Note step number `step` (from 1); every `run.log_every` steps the loss is read, which waits.
+        """Note step number `step` (from 1); every `run.log_every` steps the loss of all ranks is read, which
+        waits.
 
         `embedding` (B, D) is what the loss compared: its spread and rank tell a collapse.
         """
@@ -67,7 +74,7 @@ class Report:
             self.bar.update()
         if step % self.every:
             return
-        value = float(self._latest)
+        value = float(distributed.all_mean(self._latest))
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
@@ -81,6 +88,7 @@ class Report:
             "wait_share": stats.wait_share, "bad_images": stats.bad_images,
         }  # fmt: skip
         self._write({"step": step, "epoch": epoch, **values}, step)
+        self._list_bad_images()
         self.bar.set_postfix(loss=f"{value:.4f}", images_s=f"{values['images_per_second']:.0f}", epoch=epoch)
 
     def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
@@ -88,7 +96,7 @@ class Report:
         scores = dict(evaluation.scores)
         if self._latest is not None:
             rate = self.loader.stats.images_per_second * distributed.world()
-            scores |= {"loss": float(self._latest), "images_per_second": rate}
+            scores |= {"loss": float(distributed.all_mean(self._latest)), "images_per_second": rate}
         if self.main:
             self._write({"step": step, "epoch": epoch, **evaluation.scores}, step)
             told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
@@ -99,17 +107,31 @@ class Report:
         return scores
 
     def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
-        """Note the region table that a guide has just written after `epoch` epochs."""
+        """Note the region table that a guide has just written after `epoch` epochs, and what the ranks
+        have exchanged for it since the last time: rows and bytes received by the main one, and seconds."""
         if self.main:
             found = {f"guide_{name}": value for name, value in health(regions, before, self.index).items()}
+            if distributed.world() > 1:
+                found |= {f"sync_{name}": value for name, value in asdict(regions.traffic).items()}
+                regions.traffic = Traffic()
             self._write({"step": step, "epoch": epoch, **found}, step)
             self.board.add_histogram("guide_box_area", box_areas(regions), step)
 
-    def close(self) -> None:
-        """Finish the bar and the curves."""
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Finish the bar and the curves and list the images that could not be read, however the run ended."""
         if self.main:
             self.bar.close()
             self.board.close()
+            self._list_bad_images()
+
+    def _list_bad_images(self) -> None:
+        quarantine = self.index.quarantine
+        if len(quarantine) > self._listed:
+            bad_list.save(self.folder / QUARANTINE, quarantine)
+            self._listed = len(quarantine)
 
     def _write(self, values: Mapping[str, Any], step: int) -> None:
         with self.metrics.open("a") as file:

@@ -148,7 +148,8 @@ def train_classifier(
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
         if main:
             state = {name: part.state_dict() for name, part in keep.items()}
-            checkpoint.save(folder, {"description": description, "curve": curve, **state})
+            about = {"description": description, "curve": curve, "launch": distributed.launch()}
+            checkpoint.save(folder, {**about, **state})
     bar.close()
     encoder.train(was_training)
     return Result(curve)
@@ -224,11 +225,11 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
         saved = checkpoint.load(folder)
     except FileNotFoundError:
         return None
-    if not resume:
+    if not (resume or distributed.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds an evaluation already; continue it with --resume or remove the folder"
         )
-    changed = [name for name, value in description.items() if saved["description"].get(name) != value]
+    changed = [name for name, value in description.items() if saved.get("description", {}).get(name) != value]
     if changed:
         raise ValueError(
             f"the evaluation in {folder} was begun with another {', '.join(changed)}; "

@@ -1,0 +1,67 @@
+"""Small runs of the trainer: a configuration, a process, and what the run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from dali_views.scenes import make_scenes
+from trainers import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "run": {
+        "epochs": 3,
+        "evaluate_every": 0,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "device": "cpu",
+        "threads": 1,
+    },
+    "views": {"size": 16, "crop": "contrastive", "blur": 0},
+    "model": {"backbone": "resnet10"},
+    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
+    "optim": {"name": "sgd", "lr": 0.1, "batch": 16},
+}
+
+
+def scenes_in(folder: Path) -> dict[str, str]:
+    """Sixty-four small scenes as a `data` section; 48 of them are trained on."""
+    images, instances = make_scenes(folder, 64, size=48)
+    return {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.25}
+
+
+def write_config(folder: Path, data: dict, **changes: dict) -> Path:
+    """A configuration file of a small run into `folder`/run."""
+    tree = {**SMALL, "data": data, **changes}
+    tree["run"] = {**SMALL["run"], "out": str(folder / "run"), **changes.get("run", {})}
+    file = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of every logged step."""
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in checkpoint.load(folder / "run")["method"].items() if torch.is_tensor(v)}
+
+
+def launch(arguments: list[str], **options: object) -> subprocess.Popen:
+    """The trainer as a user starts it, in a process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *arguments], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
