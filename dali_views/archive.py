@@ -10,6 +10,7 @@ import math
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -115,4 +116,8 @@ def _array(archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
         raise ValueError(f"{member.filename} claims another size than it has")
     with archive.open(member) as file:  # opened again: after a step back, zipfile verifies no checksum
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind == "U":  # of which Python cannot make a text if a letter is none
+        letters = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"{member.filename} holds what is no Unicode")
     return array

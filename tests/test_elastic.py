@@ -125,15 +125,17 @@ def test_a_signal_to_one_process_saves_and_ends_all_at_one_step(scenes, tmp_path
 
 
 def test_torchrun_restarts_what_was_killed_and_it_goes_on_by_itself(scenes, tmp_path):
-    file = write_config(tmp_path / "restarted", scenes, **APART)
+    run = {"evaluate_every": 3}
+    file = write_config(tmp_path / "restarted", scenes, **APART, run=run)
     words = ["--nproc-per-node", "2", "--max-restarts", "1", recorded.__file__, str(tmp_path), "5:1:SIGKILL"]
     with launch([*TORCHRUN, *words, "pretrain", str(file)]) as process:
         output = process.communicate()[0]
     assert process.returncode == 0, output
     assert re.search(r"rank 0 on \S+ ends, for rank 1 on \S+ is gone: killed", output)
-    write_config(tmp_path / "whole", scenes, **APART)
+    write_config(tmp_path / "whole", scenes, **APART, run=run)
     codes, outputs = train(tmp_path / "whole", 2)
     assert codes == [0, 0], outputs
+    assert "knn_top1" in (tmp_path / "restarted" / "run" / "metrics.jsonl").read_text()
     assert curve(tmp_path / "restarted") == curve(tmp_path / "whole")
     ends = [weights(tmp_path / name) for name in ("restarted", "whole")]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

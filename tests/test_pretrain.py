@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 import torch
 from by_hand import finish, start
 from conftest import noise_images
+from kills import runs_that_survive
 from PIL import Image
-from runs import curve, launch, scenes_in, weights, write_config
+from runs import curve, launch, scenes_in, write_config
 
 from dali_views import SampleIndex
 from trainers import checkpoint, cli, config_file
@@ -62,24 +62,11 @@ def test_the_model_in_training_rewrites_the_boxes_of_the_next_epoch(undisturbed)
     assert ((boxes[:, 2:] - boxes[:, :2]).prod(1) < 1).any()
 
 
-@pytest.mark.parametrize("steps", [2, 3, 7])
-def test_a_run_killed_at_any_step_and_resumed_has_the_curve_and_weights_of_one_never_killed(
-    undisturbed, scenes, tmp_path, steps
-):
-    file = write_config(tmp_path, scenes)
-    (process,) = start(1, tmp_path, cli.main, lambda rank: [["pretrain", str(file)]])
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    # The log grows by a line per step; whatever the process is doing after line `steps`, it dies.
-    while process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < steps):
-        pass
-    process.kill()
-    assert finish([process]) == [-signal.SIGKILL]
-    result = pretrain(config_file.load(file), resume=True)
-    assert result.finished
-    assert not (tmp_path / "run" / "pictures").exists()  # evaluate_every is 0: never
-    assert curve(tmp_path) == curve(undisturbed)
-    whole = weights(undisturbed)
-    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path).items())
+def test_a_run_killed_at_random_instants_ends_with_checkpoint_and_curve_of_one_never_killed(tmp_path):
+    for _, folder, wrong in runs_that_survive(tmp_path, kills=3, seed=0):
+        assert not wrong
+        assert not (folder / "run" / "pictures").exists()  # evaluate_every is 0: never
+        assert curve(folder) == curve(tmp_path / "undisturbed")
 
 
 def test_sigterm_saves_and_exits_cleanly(scenes, tmp_path):

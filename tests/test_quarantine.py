@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -14,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recorded
 import torch
-import torch.distributed as dist
+from by_hand import finish, start
 from conftest import noise_images
 from PIL import Image
-from torch.multiprocessing.spawn import spawn
+from runs import write_config
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, order
 from dali_views.quarantine import Substitutes
+from trainers import checkpoint, distributed
 
 VIEWS = [View(size=8), View(size=8)]
 CUT, GONE = "0007.jpg", "0019.jpg"
@@ -154,10 +157,15 @@ def test_what_is_broken_before_indexing_is_left_out_and_the_rest_is_whole(many, 
     assert not loader.index.quarantine
 
 
-def read_on_one_rank(rank: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", f"file://{meeting}/meet", rank=rank, world_size=2)
+def damage_a_png(file: Path) -> None:
+    """Zeros among its pixels; header and end stay in order, so that only decoding tells."""
+    Image.open(file).resize((40, 40)).save(file, format="PNG")
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + bytes(1000) + content[1100:])
+
+
+def read_on_one_rank(rank: int, meeting: str) -> int:
+    distributed.init("cpu")
     index = SampleIndex.load(f"{meeting}/index.npz")
     loader = ViewLoader(index, VIEWS, 25, device="cpu", threads=1)
     found: dict[str, object] = {}
@@ -173,7 +181,8 @@ def read_on_one_rank(rank: int, meeting: str) -> None:
     except BadImageError as error:
         found["limit"] = str(error)
     torch.save(found, f"{meeting}/{rank}.pt")
-    dist.destroy_process_group()
+    distributed.cleanup()
+    return 0
 
 
 def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
@@ -183,7 +192,8 @@ def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
     index = SampleIndex.from_folder(folder, cache=False, progress=False)
     index.save(meeting / "index.npz")
     bad = break_in_seven_ways(folder)
-    spawn(read_on_one_rank, args=(str(meeting),), nprocs=2)
+    processes = start(2, meeting, read_on_one_rank, lambda rank: (rank, str(meeting)))
+    assert finish(processes) == [0, 0], (meeting / "0.log").read_text()
     ranks = [torch.load(meeting / f"{rank}.pt", weights_only=True) for rank in range(2)]
     loader = ViewLoader(index, VIEWS, 50, device="cpu")
     for epoch in range(2):
@@ -196,6 +206,42 @@ def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
     for rank in ranks:
         assert names(rank["0"]["all"]) == bad
         assert f"14 of {MANY} images cannot be read" in rank["limit"]
+
+
+def test_training_on_two_processes_lists_what_cannot_be_read_and_trains_on_all_else(many, tmp_path):
+    folder = Path(shutil.copytree(many, tmp_path / "images"))
+    break_in_seven_ways(folder)
+    damaged, vanishing = {"0033.jpg", "0777.jpg", "1555.jpg"}, "0888.jpg"
+    for name in damaged:
+        damage_a_png(folder / name)
+    index = SampleIndex.from_folder(folder, progress=False)
+    file = write_config(
+        tmp_path, {"kind": "folder", "path": str(folder)}, run={"epochs": 2, "checkpoint_every": 0},
+        guide={"name": "none"}, views={"size": 8}, optim={"name": "sgd", "lr": 0.1, "batch": 200},
+    )  # fmt: skip
+    arguments = (tmp_path, "never", "pretrain", str(file))
+    ranks = start(2, tmp_path, recorded.main, lambda rank: arguments)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while ranks[0].is_alive() and not (metrics.exists() and metrics.read_text()):
+        pass
+    (folder / vanishing).unlink()
+    assert finish(ranks) == [0, 0], (tmp_path / "0.log").read_text()
+
+    assert names(bad_list.load(tmp_path / "run" / "quarantine.txt")) == {*damaged, vanishing}
+    bad = {row for row in range(len(index)) if Path(index.path(row)).name in {*damaged, vanishing}}
+    assert checkpoint.load(tmp_path / "run")["loader"]["unreadable"].keys() == bad
+    files = tmp_path.glob("batches-*.jsonl")
+    lines = [json.loads(line) for each in files for line in each.read_text().splitlines()]
+    for epoch in range(2):
+        seen = Counter(row for step, row, *_ in lines if (step - 1) // 9 == epoch)
+        planned = set(order.permutation(len(index), 0, epoch)[:1800].tolist())
+        assert sum(seen.values()) == 1800
+        assert planned - bad <= seen.keys()
+        # All else are substitutes; in the first epoch the one that vanished may still have been read.
+        substitutes = sum((seen - Counter(planned - bad)).values())
+        assert substitutes == len(planned & bad)
+        if epoch:
+            assert not bad & seen.keys()
 
 
 def test_an_image_that_cannot_be_read_costs_that_image_and_is_named_once(tmp_path, device):
@@ -309,10 +355,7 @@ def test_a_failure_that_has_passed_when_it_is_looked_into_costs_nothing(tmp_path
 def test_check_finds_beforehand_what_a_run_would_stumble_over_and_its_list_is_honoured(tmp_path, capsys):
     folder, listed = tmp_path / "images", tmp_path / "bad.txt"
     noise_images(folder, 30)
-    # A PNG whose header and end are in order, so that only decoding tells.
-    Image.open(folder / CUT).save(folder / CUT, format="PNG")
-    content = (folder / CUT).read_bytes()
-    (folder / CUT).write_bytes(content[:100] + bytes(1000) + content[1100:])
+    damage_a_png(folder / CUT)
     (folder / GONE).write_bytes(b"")
     assert cli.main(["check", str(folder), "--out", str(listed), "--device", "cpu", "--batch-size", "8"]) == 1
     told = capsys.readouterr().out

@@ -254,6 +254,8 @@ def test_the_kept_scan_of_another_folder_is_not_believed(images: Path, tmp_path:
         {"boxes": np.zeros((3, 1), np.float32)},
         {"weights": np.full((3, 1), np.inf)},
         {"written": np.zeros(3)},
+        {"fingerprint": np.array([0x7FFFFFFF], np.uint32).view("U1")[0:1]},
+        {"fingerprint": np.array([0x7FFFFFFF], ">u4").view(">U1")[0:1]},
     ],
 )
 def test_a_region_table_with_wrong_values_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
