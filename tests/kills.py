@@ -29,7 +29,6 @@ from trainers import checkpoint, cli
 
 # A checkpoint after every step, and as many parts as can have a state of their own.
 RUN: dict[str, Any] = {
-    "run": {"epochs": 12},
     "views": {"size": 32, "crop": "contrastive", "blur": 0},
     "model": {"backbone": "test_resnet"},
     "method": {"name": "moco", "queue": 64},
@@ -79,7 +78,9 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if same else [place]
 
 
-def runs_that_survive(folder: Path, kills: int, seed: int) -> Iterator[tuple[int, Path, list[str]]]:
+def runs_that_survive(
+    folder: Path, kills: int, seed: int, epochs: int
+) -> Iterator[tuple[int, Path, list[str]]]:
     """Kills so far, folder of a run that has come through, and where it differs from an undisturbed one.
 
     Runs follow each other until there were so many kills.
@@ -88,7 +89,7 @@ def runs_that_survive(folder: Path, kills: int, seed: int) -> Iterator[tuple[int
     scenes = scenes_in(folder / "scenes")
 
     def begin(name: str) -> Path:
-        write_config(folder / name, scenes, **RUN)
+        write_config(folder / name, scenes, **RUN, run={"epochs": epochs})
         return folder / name
 
     for name in ("first", "undisturbed"):  # the first one waits for the imports of all
@@ -111,9 +112,10 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=12, help="of six steps each")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "kills")
     args = parser.parse_args()
-    for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed):
+    for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed, args.epochs):
         if wrong:
             print(f"{folder} differs from the undisturbed run in {', '.join(wrong)}")
             return 1

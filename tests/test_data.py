@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from conftest import noise_images
 from torchvision.datasets import STL10
 
-from dali_views import SampleIndex
+from dali_views import RegionTable, SampleIndex
+from trainers import distributed
 from trainers.config import Data
-from trainers.data import class_names, open_data
+from trainers.config_file import parse
+from trainers.data import class_names, open_data, training_loader
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +153,22 @@ def test_stl10_without_its_file_of_names_has_numbers_for_classes(
 def test_an_absent_archive_says_how_to_fetch_it(kind: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"torchvision\.datasets\.{name}\(.*download=True"):
         open_data(Data(kind=kind, path=str(tmp_path)))  # type: ignore[arg-type]
+
+
+def test_a_list_of_bad_files_is_left_out_with_its_reasons(folders: Path, tmp_path: Path) -> None:
+    whole = open_data(Data(kind="folder", path=str(folders))).train
+    name = os.path.relpath(whole.path(0), folders)
+    (tmp_path / "bad.txt").write_text(f"{name}\tout of focus\n")
+    train = open_data(Data(kind="folder", path=str(folders), leave_out=str(tmp_path / "bad.txt"))).train
+    assert (name, "out of focus") in train.left_out
+    assert whole.path(0) not in {train.path(row) for row in range(len(train))}
+    with pytest.raises(ValueError, match="leave_out names files"):
+        Data(kind="cifar10", path=str(folders), leave_out="bad.txt")
+
+
+def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse("run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: 16}")
+    index = SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(ValueError, match=r"optim\.batch 16 does not divide over 3 processes"):
+        training_loader(config, index, RegionTable(16))

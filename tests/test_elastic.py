@@ -163,10 +163,3 @@ def test_only_the_launch_that_began_a_run_goes_on_by_itself(scenes, tmp_path, mo
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     with pytest.raises(FileExistsError, match="--resume"):
         pretrain(config)
-
-
-def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_in_a_sentence(scenes, tmp_path):
-    write_config(tmp_path, scenes, **APART)
-    codes, outputs = train(tmp_path, 3)
-    assert 2 in codes
-    assert any("error: optim.batch 16 does not divide over 3 processes" in output for output in outputs)

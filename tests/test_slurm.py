@@ -21,7 +21,7 @@ COMMANDS = {
     """,
     "srun": """
         [ "$1" = --kill-on-bad-exit=1 ] && shift
-        for node in 1 2; do "$@" & echo $! >> "$SPOOL/tasks"; done
+        for node in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & echo $! >> "$SPOOL/tasks"; done
         code=0
         for task in $(jobs -p); do wait "$task" || code=$?; done
         exit "$code"
@@ -34,7 +34,7 @@ COMMANDS = {
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """What a job of two nodes with two processes each finds."""
+    """What a job of two nodes with one process each finds."""
     commands = tmp_path / "commands"
     commands.mkdir()
     for name, text in COMMANDS.items():
@@ -47,12 +47,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
         **os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": "1",
         "SPOOL": str(tmp_path), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1",
     }  # fmt: skip
 
 
 def test_a_job_saves_when_its_time_is_up_is_requeued_and_goes_on_to_the_end(tmp_path, environment):
-    run, model = {"epochs": 16, "checkpoint_every": 0}, {"backbone": "test_convnext"}
+    run, model = {"epochs": 50, "checkpoint_every": 0}, {"backbone": "test_convnext"}
     scenes, guide, method = scenes_in(tmp_path / "scenes"), {"name": "none"}, {"name": "moco", "queue": 64}
     file = write_config(
         tmp_path, scenes, run=run, model=model, guide=guide, method=method, views={"size": 32}
@@ -69,12 +69,12 @@ def test_a_job_saves_when_its_time_is_up_is_requeued_and_goes_on_to_the_end(tmp_
     step = checkpoint.load(tmp_path / "run")["step"]
     assert (tmp_path / "requeued").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n", output
     assert f"stopped and saved; continue with --resume after {step} steps" in output
-    assert 2 <= step < 48
+    assert 2 <= step < 150
 
     (tmp_path / "tasks").unlink()
-    fewer = {**environment, "SLURM_RESTART_COUNT": "1", "SLURM_GPUS_ON_NODE": "1"}
+    fewer = {**environment, "SLURM_RESTART_COUNT": "1", "SLURM_JOB_NUM_NODES": "1"}
     again = subprocess.run(command, **{**options, "env": fewer})
     assert again.returncode == 0, again.stdout
-    assert f"{tmp_path / 'run'}: finished after 48 steps" in again.stdout
-    assert [number for number, _ in curve(tmp_path)] == list(range(1, 49))
+    assert f"{tmp_path / 'run'}: finished after 150 steps" in again.stdout
+    assert [number for number, _ in curve(tmp_path)] == list(range(1, 151))
     assert (tmp_path / "requeued").read_text().count("requeue") == 1
