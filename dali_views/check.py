@@ -1,4 +1,4 @@
-"""check: every image of a data set decoded once by the loader's own decoder, before a run stumbles over it."""
+"""check: every image of a data set decoded once by the loader's decoder, before a run stumbles over it."""
 
 from __future__ import annotations
 

@@ -137,10 +137,10 @@ def decoded(path: Any, device: str, hw_decoder_load: float) -> Any:
 def _fit_to_decode(encoded: Any) -> Any:
     """The same bytes, or an error of the batch where a header cannot be parsed or states too many pixels.
 
-    DALI 2.4's decoder may crash the process on bytes that it cannot parse: it parses a batch on several threads,
-    and its own share may throw while the others still write to its frame. So the headers are read before. And
-    it asks for the memory of all stated pixels at once (30 GB for 100,000 x 100,000; on a GPU the pool keeps it).
-    The index leaves out files of either kind, but one may change afterwards.
+    DALI 2.4's decoder may crash the process on bytes that it cannot parse: it parses a batch on several
+    threads, and its own share may throw while the others still write to its frame. So the headers are read
+    before. And it asks for the memory of all stated pixels at once (30 GB for 100,000 x 100,000; on a GPU the
+    pool keeps it). The index leaves out files of either kind, but one may change afterwards.
     """
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
     too_many = fn.cast(shape[0] * shape[1] > MAX_PIXELS, dtype=types.FLOAT)
