@@ -25,6 +25,6 @@ def load(file: PathLike) -> dict[str, str]:
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"The list {os.fspath(file)!r} does not exist; check the path.")
-    lines = [line for line in os.fsdecode(Path(file).read_bytes()).split("\n") if line.strip()]
+    lines = [line.rstrip("\r") for line in os.fsdecode(Path(file).read_bytes()).split("\n") if line.strip()]
     pairs = [line.rpartition("\t") if "\t" in line else (line, "", "") for line in lines if line[0] != "#"]
     return {path: reason.strip() or "on the list of files to leave out" for path, _, reason in pairs}

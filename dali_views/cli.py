@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
     data.add_argument(
+        "--root", type=Path, metavar="DIR", help="where a list's paths start (default: its own folder)"
+    )
+    data.add_argument(
         "--leave-out", type=Path, metavar="LIST", help="files not to use, as `check` and a run list them"
     )
     views = argparse.ArgumentParser(add_help=False)
@@ -69,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", parents=[data], help="decode every image and list those that cannot be used"
     )
     check.set_defaults(run=_check)
-    check.add_argument(
-        "--out", type=Path, default=Path("bad.txt"), help="list to write, if any is bad (bad.txt)"
-    )
+    check.add_argument("--out", type=Path, default=Path("bad.txt"), help="list to write (bad.txt)")
     check.add_argument(
         "--device", choices=["gpu", "cpu"], help="whose decoder to ask; default: gpu if there is one"
     )
@@ -141,7 +142,7 @@ def _open(args: argparse.Namespace) -> SampleIndex:
     if args.coco is not None:
         index = SampleIndex.from_coco(args.images, args.coco)
     elif args.images.is_file():
-        index = SampleIndex.from_list(args.images)
+        index = SampleIndex.from_list(args.images, args.root)
     else:
         index = SampleIndex.from_folder(args.images)
     return index if args.leave_out is None else index.without(args.leave_out)
@@ -166,17 +167,21 @@ def _check(args: argparse.Namespace) -> int:
     print(index.summary())
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is a number of images, at least 1; got {args.batch_size}.")
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers is a number of threads, at least 1; got {args.workers}.")
     refused = check(index, device=_device(args), batch_size=args.batch_size, threads=args.workers)
     for path, reason in refused.items():
         print(f"  {path}: {reason}")
     bad = {os.path.join(index.root, path): reason for path, reason in index.left_out} | refused
+    for row in range(len(index)):  # what is left out because it is listed twice is good nevertheless
+        if (path := index.path(row)) not in refused:
+            bad.pop(path, None)
     print(
         f"{len(index) - len(refused)} images decoded, {len(refused)} not, "
         f"{len(index.left_out)} left out before"
     )
-    if bad:
-        bad_list.save(args.out, bad)
-        print(f"{args.out}: the {len(bad)} that cannot be used; give it as --leave-out or data.leave_out")
+    bad_list.save(args.out, bad)
+    print(f"{args.out}: the {len(bad)} that cannot be used, for --leave-out and data.leave_out")
     return int(bool(bad))
 
 
@@ -205,10 +210,13 @@ def _show(args: argparse.Namespace) -> None:
         shuffle=False,
         rank=0,
         world=1,
+        max_bad_share=1.0,
     )
     loader.set_epoch(args.epoch)
     batch = next(iter(loader))
-    heatmaps = None if args.model is None else _heatmaps(args, part)
+    # Of the images that the loader has shown: one that cannot be read is replaced.
+    shown = part.subset(batch.index.cpu().numpy())
+    heatmaps = None if args.model is None else _heatmaps(args, shown)
     show.save(show.grid(part, batch, heatmaps=heatmaps), args.out)
     print(f"{args.out}: {len(part)} images, {len(views)} views each")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -289,6 +290,12 @@ class SampleIndex:
         names = [os.fsdecode(name) for name in unpack_names(self.paths)]
         keep = np.array([name not in reasons for name in names])
         if keep.all():
+            if reasons and not reasons.keys() & {path for path, _ in self.left_out}:
+                warnings.warn(
+                    f"None of the {len(reasons)} files that {os.fspath(bad)!r} names is below {self.root!r}; "
+                    "its paths are relative to that folder, or absolute.",
+                    stacklevel=2,
+                )
             return self
         if not keep.any():
             raise ValueError(f"The list {os.fspath(bad)!r} names every image of {self.root!r}; check it.")

@@ -17,7 +17,7 @@ from .feed import Feed
 from .index import SampleIndex
 from .place import rank_and_world, torch_device
 from .profiling import stage
-from .quarantine import BadImageError, Substitutes
+from .quarantine import Substitutes
 from .regions import Regions, RegionTable
 from .views import View
 
@@ -206,16 +206,21 @@ class ViewLoader:
             raise ValueError(
                 f"The loader's state was saved with seed {state['seed']}, this loader has {self.seed}."
             )
+        rows = np.array(sorted(state["unreadable"]), np.int64)
+        if ((rows < 0) | (rows >= len(self.index))).any():
+            raise ValueError("The loader's state names an unreadable sample that the data set does not have.")
         self._freeze(int(state["epoch"]))
         if state["regions"] is not None:
             self._frozen = Regions.from_state_dict(state["regions"])
         self.position = int(state["position"])
-        self._substitutes.add(state["unreadable"])
+        self._substitutes.search(rows)  # who mended a file in the meantime gets it back
         self.stats.bad_images = len(self._substitutes.met)
         self._resumed = True
 
     def sync(self) -> None:
-        """Give all ranks the unreadable images that any of them has found; a collective call.
+        """Give all ranks the unreadable images that any of them has found.
+
+        A collective call on the default process group, whose ranks must have loaders of equal indexes.
 
         Raises:
             BadImageError: on every rank, if together they are more than `max_bad_share`.
@@ -279,11 +284,9 @@ class ViewLoader:
         self._failures = 0 if found else self._failures + 1
         if self._failures > RETRIES:
             raise error
-        for row, reason in found.items():
-            named = f"{self.index.path(row)}: {reason}"
-            if self.on_bad_image == "raise":
-                raise BadImageError(f'{named}; mend the file, leave it out or set on_bad_image to "skip".')
-            warnings.warn(f"Left out while running: {named}", stacklevel=4)
+        if self.on_bad_image == "skip":
+            for row, reason in found.items():
+                warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
         self._substitutes.check_share(self.max_bad_share)
         self._seek()
 
@@ -294,9 +297,13 @@ class ViewLoader:
         if self._order is None:
             self._order = order.permutation(len(self.index), self.seed, self.epoch, self.shuffle)
         rows = order.rank_slice(self._order, position, self.global_batch, self.rank, self.world)
+        if self.on_bad_image == "raise":
+            self._substitutes.refuse(rows)
         rows = self._substitutes.replaced(rows)
         self._substitutes.check_share(self.max_bad_share)
         partner = rows if self._frozen is None else self._frozen.partner[rows]
+        if self._partnered and self.on_bad_image == "raise":
+            self._substitutes.refuse(partner)
         if self._partnered:
             partner = np.where(self._substitutes.readable(partner), partner, rows)
         keys = plan.region_keys(self.seed, self.epoch, rows)

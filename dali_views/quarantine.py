@@ -95,12 +95,21 @@ class Substitutes:
         self.met.update(found)
 
     def reasons(self) -> dict[int, str]:
-        """The rows met so far, with the reason."""
-        return {row: self._files[self._index.path(row)] for row in sorted(self.met)}
+        """The rows met so far that are in quarantine, with the reason."""
+        paths = {row: self._index.path(row) for row in sorted(self.met)}
+        return {row: self._files[path] for row, path in paths.items() if path in self._files}
+
+    def refuse(self, rows: I64) -> None:
+        """Raise a BadImageError if one of the rows (B,) is in quarantine."""
+        for row in rows[~self.readable(rows)].tolist():
+            path = self._index.path(row)
+            raise BadImageError(
+                f'{path}: {self._files[path]}; mend the file, leave it out or set on_bad_image to "skip".'
+            )
 
     def check_share(self, most: float) -> None:
         """Raise a BadImageError with the list if more than the share `most` of the images was met."""
-        if len(self.met) > most * len(self._index):
+        if len(self.met) > most * len(self._index) and len(self.reasons()) > most * len(self._index):
             told = [f"{self._index.path(row)}: {reason}" for row, reason in self.reasons().items()]
             more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
             raise BadImageError(

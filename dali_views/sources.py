@@ -147,7 +147,7 @@ def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
             words.append(word)
     if not listing.names:
         raise ValueError(
-            f"The list {str(file)!r} names no file below {base!r}; check its lines or pass root=."
+            f"The list {str(file)!r} names no file below {base!r}; check its lines and the root."
         )
     listing.labels, listing.classes = _number(words)
     return listing

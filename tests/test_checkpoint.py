@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -281,3 +282,16 @@ def test_a_writer_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path: Pat
     save(tmp_path, {"step": -1})
     assert load(tmp_path) == {"step": -1}
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path) -> None:
+    save(tmp_path, {"step": 1})
+    save(tmp_path, {"step": 2})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        with pytest.raises(OSError, match="Too many open files"):
+            load(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert load(tmp_path) == {"step": 2}

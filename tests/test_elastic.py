@@ -91,7 +91,7 @@ def test_who_kills_one_of_four_processes_ends_all_with_the_reason(moved):
 
 def test_what_one_process_lacks_is_told_by_all(scenes, tmp_path):
     write_config(tmp_path, scenes, **APART)
-    words = ["pretrain", str(tmp_path / "config.yaml"), f"data.path={tmp_path}/none"]
+    words = ["pretrain", str(tmp_path / "config.yaml"), f"data.boxes={tmp_path}/none"]
     lacking = start(2, tmp_path, recorded.main, lambda rank: (tmp_path, "never", *words[: 2 + rank]))
     assert finish(lacking) == [1, 2]
     assert re.search(r"rank 1 on \S+: FileNotFoundError: .*none", (tmp_path / "0.log").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import warnings
@@ -24,7 +23,11 @@ from runs import write_config
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, order
 from dali_views.quarantine import Substitutes
-from trainers import checkpoint, distributed
+from dali_views.scenes import make_scenes
+from trainers import checkpoint, config_file, distributed
+from trainers.backbones import build_backbone
+from trainers.localise import boxes_of, maps_of
+from trainers.pretrain import pretrain
 
 VIEWS = [View(size=8), View(size=8)]
 CUT, GONE = "0007.jpg", "0019.jpg"
@@ -299,10 +302,78 @@ def test_loaders_of_an_index_and_of_its_parts_stumble_once(tmp_path):
     assert second.stats.bad_images == 2
 
 
-def test_raise_ends_with_the_name_the_reason_and_the_mend(tmp_path):
+def test_raise_ends_with_the_name_the_reason_and_the_mend_however_the_file_became_known(tmp_path):
     index = bad_folder(tmp_path)
-    with pytest.raises(BadImageError, match=r"(0007\.jpg: truncated|0019\.jpg: no such file).*on_bad_image"):
+    told = r"(0007\.jpg: truncated|0019\.jpg: no such file).*on_bad_image"
+    strict = ViewLoader(index, VIEWS, 5, device="cpu", on_bad_image="raise")
+    for _ in range(2):
+        with pytest.raises(BadImageError, match=told):
+            rows_of(strict)
+    lenient = ViewLoader(index, VIEWS, 5, device="cpu")
+    rows_of(lenient)
+    with pytest.raises(BadImageError, match=told):
         rows_of(ViewLoader(index, VIEWS, 5, device="cpu", on_bad_image="raise"))
+    resumed = ViewLoader(
+        replace(index, quarantine={}), VIEWS, 5, device="cpu", on_bad_image="raise", max_bad_share=0
+    )
+    resumed.load_state_dict({**lenient.state_dict(), "position": 0})
+    with pytest.raises(BadImageError, match=told):
+        rows_of(resumed)
+
+
+def test_a_file_that_was_mended_comes_back_with_a_resume_or_when_it_is_struck_off_the_list(tmp_path):
+    index = bad_folder(tmp_path)
+    good = {name: (tmp_path / "0000.jpg").read_bytes() for name in (CUT, GONE)}
+    loader = ViewLoader(index, VIEWS, 5, device="cpu")
+    rows_of(loader)
+    state = {**loader.state_dict(), "position": 0}
+    (tmp_path / CUT).write_bytes(good[CUT])
+    resumed = ViewLoader(replace(index, quarantine={}), VIEWS, 5, device="cpu")
+    resumed.load_state_dict(state)
+    assert set(range(30)) - set(rows_of(resumed)) == {19}
+    assert resumed.stats.bad_images == 1
+    (tmp_path / GONE).write_bytes(good[GONE])
+    index.quarantine.clear()
+    assert loader.state_dict()["unreadable"] == {}
+    assert sorted(rows_of(loader)) == list(range(30))
+
+
+def test_a_state_that_names_samples_which_are_not_there_is_refused(tmp_path):
+    loader = ViewLoader(bad_folder(tmp_path), VIEWS, 5, device="cpu")
+    with pytest.raises(ValueError, match="does not have"):
+        loader.load_state_dict({**loader.state_dict(), "unreadable": {30: "of another set"}})
+
+
+def test_a_run_goes_on_with_the_samples_that_it_began_with_although_files_vanish_and_come(tmp_path):
+    folder = noise_images(tmp_path / "images", 64)
+    file = write_config(
+        tmp_path, {"kind": "folder", "path": str(folder)}, run={"epochs": 2, "evaluate_every": 1},
+        guide={"name": "none"}, views={"size": 8},
+    )  # fmt: skip
+    assert pretrain(config_file.load(file, ["run.max_steps=2"])).step == 2
+    content = (folder / "0000.jpg").read_bytes()
+    for name in ("0000.jpg", "0033.jpg"):  # the first is among those whose picture is taken
+        (folder / name).unlink()
+    (folder / "new.jpg").write_bytes(content)
+    assert pretrain(config_file.load(file), resume=True).finished
+    assert names(bad_list.load(tmp_path / "run" / "quarantine.txt")) == {"0000.jpg", "0033.jpg"}
+    assert len(checkpoint.load(tmp_path / "run")["regions"]["partner"]) == 64
+
+
+def test_where_the_object_is_in_an_image_that_cannot_be_read_is_not_known(tmp_path):
+    images, instances = make_scenes(tmp_path, 12, size=48)
+    index = SampleIndex.from_coco(images, instances, cache=False, progress=False)
+    Path(index.path(7)).unlink()
+    data = {"kind": "coco", "path": str(images), "instances": str(instances)}
+    config = config_file.load(write_config(tmp_path, data, localise={"size": 96}))
+    encoder, device = build_backbone("resnet10"), torch.device("cpu")
+    boxes = boxes_of(config, encoder, index, device, config.localise, "activation", [0.5])
+    maps = maps_of(config, encoder, index, device, config.localise, "activation")
+    assert boxes[0, 7].tolist() == [0, 0, 1, 1]
+    assert (maps[7] == 1).all()
+    others = np.arange(12) != 7
+    assert (boxes[0, others] != [0, 0, 1, 1]).any()
+    assert ((maps[others] < 1).flatten(1).any(1)).all()
 
 
 def test_more_bad_images_than_the_limit_end_with_their_list(tmp_path):
@@ -378,11 +449,20 @@ def test_check_finds_beforehand_what_a_run_would_stumble_over_and_its_list_is_ho
     assert "28 images decoded, 0 not, 2 left out" in capsys.readouterr().out
 
 
-def test_check_of_a_sound_folder_says_so_and_writes_no_list(tmp_path, capsys):
+def test_check_of_a_sound_folder_says_so_and_leaves_an_empty_list(tmp_path, capsys):
     folder = noise_images(tmp_path / "images", 10)
+    (tmp_path / "bad.txt").write_text("images/0000.jpg\tof an earlier check\n")
     assert cli.main(["check", str(folder), "--out", str(tmp_path / "bad.txt"), "--device", "cpu"]) == 0
     assert "10 images decoded, 0 not" in capsys.readouterr().out
-    assert os.listdir(tmp_path) == ["images"]
+    assert bad_list.load(tmp_path / "bad.txt") == {}
+
+
+def test_check_does_not_list_a_good_image_that_is_listed_twice(tmp_path):
+    noise_images(tmp_path, 3)
+    (tmp_path / "list.txt").write_text("0000.jpg\n0001.jpg\n0000.jpg\n")
+    arguments = [str(tmp_path / "list.txt"), "--out", str(tmp_path / "bad.txt"), "--device", "cpu"]
+    assert cli.main(["check", *arguments]) == 0
+    assert bad_list.load(tmp_path / "bad.txt") == {}
 
 
 def test_a_list_may_name_files_in_full_or_relatively_and_files_that_are_gone(tmp_path):
@@ -394,7 +474,10 @@ def test_a_list_may_name_files_in_full_or_relatively_and_files_that_are_gone(tmp
         "0004.jpg": "on the list of files to leave out",
     }
     listed.write_text("never/was.jpg\n")
-    assert index.without(listed) is index
+    with pytest.warns(UserWarning, match="None of the 1 files"):
+        assert index.without(listed) is index
+    listed.write_bytes(b"0004.jpg\r\n0005.jpg\tblurred\r\n")  # written on Windows
+    assert dict(index.without(listed).left_out).keys() == {"0004.jpg", "0005.jpg"}
     listed.write_text("".join(f"{number:04d}.jpg\n" for number in range(30)))
     with pytest.raises(ValueError, match="names every image"):
         index.without(listed)

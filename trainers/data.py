@@ -38,21 +38,25 @@ class DataSets:
     """Labelled images to classify; None if there are no labels."""
 
 
-def open_data(config: cfg.Data, seed: int = 0) -> DataSets:
+def open_data(config: cfg.Data, seed: int = 0, kept: Path | None = None) -> DataSets:
     """Index the images of a run. Rank 0 scans first, the others then find its cache.
+
+    Args:
+        kept: file of the index that a run was begun with, which is read if it is there, else written. So a
+            resumed run has the same samples although files have vanished or come since.
 
     Raises:
         FileNotFoundError, ValueError: as by the constructors of SampleIndex, or if a part would be empty.
     """
     if not distributed.is_main():
         distributed.barrier()
-    sets = _open(config, seed)
+    sets = _open(config, seed, kept)
     if distributed.is_main():
         distributed.barrier()
     return sets
 
 
-def _open(config: cfg.Data, seed: int) -> DataSets:
+def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
     progress = distributed.is_main()
     classes = None if config.classes is None else class_names(config.classes)
     match config.kind:
@@ -65,14 +69,12 @@ def _open(config: cfg.Data, seed: int) -> DataSets:
             train = from_torchvision("stl10", config.path, split="train+unlabeled")
             queries = from_torchvision("stl10", config.path, split="test")
             return DataSets(train, train.subset(train.labels >= 0), queries)
-        case "folder":
-            whole = SampleIndex.from_folder(config.path, progress=progress, classes=classes)
-        case "list":
-            whole = SampleIndex.from_list(config.path, progress=progress)
-        case _:
-            whole = SampleIndex.from_coco(config.path, config.instances, progress=progress)
-    if config.leave_out is not None:
-        whole = whole.without(config.leave_out)
+    if kept is not None and kept.is_file():
+        whole = SampleIndex.load(kept)
+    else:
+        whole = _scanned(config, classes)
+        if kept is not None and distributed.is_main():
+            whole.save(kept)
     if config.boxes is not None:
         whole = whole.with_boxes(config.boxes)
     bank = whole
@@ -85,6 +87,18 @@ def _open(config: cfg.Data, seed: int) -> DataSets:
     rest, held = _split(bank, config.val_share, seed)
     # What is held out of the bank is trained on only if training has a set of its own.
     return DataSets(rest if config.eval_train is None else whole, rest, held)
+
+
+def _scanned(config: cfg.Data, classes: Sequence[str] | None) -> SampleIndex:
+    progress = distributed.is_main()
+    match config.kind:
+        case "folder":
+            found = SampleIndex.from_folder(config.path, progress=progress, classes=classes)
+        case "list":
+            found = SampleIndex.from_list(config.path, config.root, progress=progress)
+        case _:
+            found = SampleIndex.from_coco(config.path, config.instances, progress=progress)
+    return found if config.leave_out is None else found.without(config.leave_out)
 
 
 def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, SampleIndex | None]:
@@ -194,10 +208,13 @@ def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable
 def plain_loader(
     config: cfg.Config, index: SampleIndex, views: Sequence[View], alone: bool = False
 ) -> ViewLoader:
-    """Every image of an index once, in order, shared out over the ranks, or for this process `alone`."""
+    """Every image of an index once, in order, shared out over the ranks, or for this process `alone`.
+
+    How many may be unreadable is judged in training: of a few images, one may be a large share.
+    """
     rank, world = (0, 1) if alone else (distributed.rank(), distributed.world())
     batch = min(256, -(-len(index) // world))
-    options = {**loader_options(config), "rank": rank, "world": world}
+    options = {**loader_options(config), "rank": rank, "world": world, "max_bad_share": 1.0}
     return ViewLoader(index, views, batch, shuffle=False, drop_last=False, **options)
 
 

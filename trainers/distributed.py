@@ -74,11 +74,19 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
         raise ValueError(f"device kind should be gpu or cpu, not {kind!r}")
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
         timeout = timedelta(minutes=timeout_minutes)
-        store, number, count = next(rendezvous("env://", timeout=timeout))
+        try:
+            store, number, count = next(rendezvous("env://", timeout=timeout))
+            store = fresh_store(store, number, count, timeout)
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            told = str(error).partition("\n")[0]
+            raise ConnectionError(
+                f"process {os.environ['RANK']} met no others at {place} ({told})"
+            ) from error
         dist.init_process_group(
             "nccl" if kind == "gpu" else "gloo",
             timeout=timeout,
-            store=fresh_store(store, number, count, timeout),
+            store=store,
             rank=number,
             world_size=count,
             device_id=device if kind == "gpu" else None,

@@ -88,6 +88,25 @@ def input_size(config: cfg.Config, maps: cfg.Maps) -> int:
     return maps.size or config.views.size
 
 
+def maps_of(
+    config: cfg.Config,
+    network: Method | Backbone,
+    index: SampleIndex,
+    device: torch.device,
+    maps: cfg.Maps,
+    kind: cfg.MapKind,
+) -> Tensor:
+    """(N, h, w) maps of a whole index, on the CPU, by this process alone. Arguments as of `locate`.
+
+    The map of an image that cannot be read is all ones.
+    """
+    found = list(locate(config, network, index, device, maps, kind, alone=True))
+    known = torch.cat([part.maps for part in found]).float().cpu()
+    result = torch.ones(len(index), *known.shape[1:])
+    result[torch.cat([part.rows for part in found]).cpu()] = known
+    return result
+
+
 def boxes_of(
     config: cfg.Config,
     network: Method | Backbone,
@@ -106,6 +125,7 @@ def boxes_of(
         boxes.append(torch.stack(at, dim=1))
     everyone = distributed.gather_rows(torch.cat(rows)).cpu().numpy()
     found = distributed.gather_rows(torch.cat(boxes)).float().cpu().numpy()
-    result = np.empty((len(thresholds), len(index), 4), np.float32)
+    # An image that cannot be read is not among the rows; nothing is known of where its object is.
+    result = np.tile(np.array([0, 0, 1, 1], np.float32), (len(thresholds), len(index), 1))
     result[:, everyone] = found.transpose(1, 0, 2)
     return result

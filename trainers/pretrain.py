@@ -31,6 +31,8 @@ from .schedules import Clock, cosine, lr_at
 
 __all__ = ["Result", "pretrain"]
 
+INDEX = "index.npz"  # in the run's folder
+
 
 @dataclass
 class Result:
@@ -56,7 +58,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     """
     device = distributed.init(device_kind(config))
     saved = open_run(config, resume)
-    data = open_data(config.data, config.run.seed)
+    data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
     regions = RegionTable(len(data.train), getattr(config.box_guide, "regions", 1))
     loader = training_loader(config, data.train, regions)
 
@@ -176,6 +178,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(config_file.dump(config))
+            (folder / INDEX).unlink(missing_ok=True)  # of a run that did not come to its first checkpoint
         return None
     if not (resume or distributed.began(saved.get("launch", ""))):
         raise FileExistsError(

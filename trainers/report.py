@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list, show
+from dali_views.atomic import atomic_write
 from dali_views.region_sync import Traffic
 from dali_views.regions import Regions
 
@@ -145,12 +146,12 @@ def _keep_until(metrics: Path, step: int) -> None:
     """Take back the lines of steps that a resumed run is about to take again."""
     if not metrics.exists():
         return
-    lines = [
-        line
-        for line in metrics.read_text().splitlines()
-        if _is_whole(line) and json.loads(line)["step"] <= step
-    ]
-    metrics.write_text("".join(line + "\n" for line in lines))
+    text = metrics.read_text()
+    lines = [line for line in text.splitlines() if _is_whole(line) and json.loads(line)["step"] <= step]
+    kept = "".join(line + "\n" for line in lines)
+    if kept != text:
+        with atomic_write(metrics) as draft:
+            draft.write(kept.encode())
 
 
 def _is_whole(line: str) -> bool:

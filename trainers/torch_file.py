@@ -21,8 +21,11 @@ def read(path: Path, map_location: str | torch.device = "cpu", old: bool = False
         old: also read what PyTorch wrote before version 1.6, which is no archive and has no checksums.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, or holds something else.
+        OSError: the file cannot be opened.
+        ValueError: it is damaged, or holds something else.
     """
+    with open(path, "rb"):
+        pass  # a file that one may not or cannot open is not a damaged one
     try:
         if not old or is_zipfile(path):
             verify(path)

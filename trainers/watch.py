@@ -28,7 +28,7 @@ __all__ = ["Watch"]
 
 _PATIENCE = 10.0  # seconds for a connection, and for its first line
 _CAUSE = 5.0  # seconds for word of what caused the error of a collective
-_LAG = 2.0  # seconds that the rank at fault is given to end first, for launchers report the first to end
+_LAG = 4.0  # seconds that the rank at fault is given to end first, for launchers report the first to end
 _LONGEST = 600  # characters of a message
 _LINE = 8192  # bytes that are read at most of whoever connects
 _KEPT = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}

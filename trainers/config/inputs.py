@@ -54,6 +54,8 @@ class Data(Section):
     """COCO instances JSON with true boxes; only for kind coco."""
     boxes: str | None = None
     """Text file with true boxes, used to score localisation, never to train."""
+    root: str | None = None
+    """Folder that the paths of a list start from; absent: that of the list. Only for kind list."""
     leave_out: str | None = None
     """List of files not to use, as `dali-views check` and a run (quarantine.txt) write it."""
     eval_train: str | None = None
@@ -69,6 +71,8 @@ class Data(Section):
             raise ValueError(f"data.instances is only read for data.kind coco, not {self.kind}; remove it")
         if self.classes is not None and self.kind != "folder":
             raise ValueError(f"data.classes is only read for data.kind folder, not {self.kind}; remove it")
+        if self.root is not None and self.kind != "list":
+            raise ValueError(f"data.root is only read for data.kind list, not {self.kind}; remove it")
         if self.leave_out is not None and self.kind in ("cifar10", "cifar100", "stl10"):
             raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
         return self

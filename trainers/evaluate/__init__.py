@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import RegionTable, SampleIndex, ViewLoader, show
 
 from .. import config as cfg
 from .. import distributed
-from ..amp import autocast, device_kind
+from ..amp import autocast
 from ..backbones import Backbone
-from ..data import DataSets, evaluation_views, plain_loader, training_views
-from ..localise import boxes_of, locate
+from ..data import DataSets, evaluation_views, loader_options, plain_loader, training_views
+from ..localise import boxes_of, maps_of
 from .knn import extract, knn_accuracy
 from .localisation import MOST_LOCALISED, THRESHOLDS, best_threshold
 
@@ -103,16 +102,15 @@ class Evaluator:
         index = self.data.train.subset(self.rows)
         regions = self.regions.subset(self.rows)
         views = training_views(self.config.views)
+        options = {**loader_options(self.config), "dtype": "float32", "max_bad_share": 1.0}
         loader = ViewLoader(
-            index, views, len(index), regions=regions, device=device_kind(self.config), shuffle=False, rank=0,
-            world=1, mean=self.config.views.mean, std=self.config.views.std, threads=self.config.run.threads,
-        )  # fmt: skip
+            index, views, len(index), regions=regions, shuffle=False, rank=0, world=1, **options
+        )
         batch = next(iter(loader))
         how = self.config.localise
-        found = list(locate(self.config, self.encoder, index, self.device, how, how.map, alone=True))
-        maps: NDArray[np.float32] = torch.cat([part.maps for part in found]).float().cpu().numpy()
+        maps = maps_of(self.config, self.encoder, index, self.device, how, how.map)[batch.index.cpu()]
         views_config = self.config.views
-        return show.grid(index, batch, heatmaps=maps, mean=views_config.mean, std=views_config.std)
+        return show.grid(index, batch, heatmaps=maps.numpy(), mean=views_config.mean, std=views_config.std)
 
 
 def _spread(index: SampleIndex, most: int) -> SampleIndex:

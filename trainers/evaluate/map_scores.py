@@ -16,7 +16,7 @@ from dali_views.saliency import boxes_from_maps
 from .. import config as cfg
 from ..backbones import Backbone
 from ..guides.image_maps import ImageMaps
-from ..localise import input_size, locate
+from ..localise import input_size, maps_of
 from ..methods import Method
 from .localisation import MOST_LOCALISED, THRESHOLDS, best_threshold, localisation, reference
 
@@ -48,10 +48,7 @@ def map_scores(
     if isinstance(network, Method):
         kinds.append("gradient")
     how = config.localise
-    maps: dict[str, Tensor] = {}
-    for kind in kinds:
-        found = locate(config, network, part, device, how, kind, alone=True)
-        maps[kind] = torch.cat([each.maps.cpu() for each in found])
+    maps: dict[str, Tensor] = {kind: maps_of(config, network, part, device, how, kind) for kind in kinds}
     size = input_size(config, how)
     levels: tuple[float | Literal["otsu"], ...] = (*THRESHOLDS, "otsu")
 
