@@ -58,7 +58,7 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
 
     Raises:
         ValueError: there is no GPU for this process.
-        TimeoutError: some of the other processes have not come.
+        ConnectionError, TimeoutError: some of the other processes have not come.
     """
     global _watch
     device = torch.device("cpu")
