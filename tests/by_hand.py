@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# One process imports what the trainer does and is forked for each rank, which takes a tenth of the time.
 CONTEXT = multiprocessing.get_context("forkserver")
+# By the one process that is forked for each rank; see conftest.
 IMPORTED = ["trainers.cli", "timm", "torch.utils.tensorboard", "matplotlib.pyplot"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tarfile
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from by_hand import IMPORTED
 from PIL import Image
 
 from dali_views import SampleIndex
 
 matplotlib.use("Agg")
+# One process imports the trainer and is forked for each rank of a test, which takes a tenth of the time.
+multiprocessing.set_forkserver_preload(IMPORTED)
 # On a busy machine, threads wait for each other far longer than the tiny operators of tests take; and sums
 # hang on their number, while other processes are compared with this one.
 torch.set_num_threads(1)

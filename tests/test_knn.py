@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from trainers.evaluate.knn import extract, knn_accuracy
 
@@ -106,7 +106,7 @@ def gather_on_one_rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_with_unequal_shares_get_the_same_whole(tmp_path: Path) -> None:
-    spawn(gather_on_one_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    start_processes(gather_on_one_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     for rank in range(2):
         features, labels, index = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert index.tolist() == [0, 1, 2, 5, 9]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from test_frozen import config_of
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from dali_views import SampleIndex
 from dali_views.scenes import make_scenes
@@ -230,7 +230,7 @@ def search_on_one_rank(rank: int, images: Path, instances: Path, folder: Path) -
 
 def test_two_ranks_find_the_same_as_one_and_as_each_other(tmp_path):
     scenes = make_scenes(tmp_path / "scenes", 24, size=48)
-    spawn(search_on_one_rank, args=(*scenes, tmp_path), nprocs=2)
+    start_processes(search_on_one_rank, args=(*scenes, tmp_path), nprocs=2, start_method="forkserver")
     alone = searches(*scenes, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for rank in ranks:

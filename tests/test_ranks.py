@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from networks import SMALL, small_method, views_for, without_batch_norm
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from dali_views import RegionTable
@@ -81,7 +81,7 @@ def share_a_table(rank: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(learn_on_one_rank, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    start_processes(learn_on_one_rank, args=(str(folder),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -453,8 +452,6 @@ def sync_in_world(rank: int, world: int, prefix: str) -> None:
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    # One process imports torch and is forked for each rank; four imports would take most of the test's time.
-    multiprocessing.set_forkserver_preload(["torch.distributed"])
     start_processes(sync_on_rank, args=(str(folder),), nprocs=4, start_method="forkserver")  # type: ignore[no-untyped-call]
     return folder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +328,6 @@ def weigh_on_rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_weigh_their_samples_as_one_with_the_joined_batch(tmp_path: Path) -> None:
-    set_forkserver_preload(["torch.distributed"])  # one import of torch for both ranks
     start_processes(weigh_on_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for temperature, *parts in zip(TEMPERATURES, *ranks, strict=True):

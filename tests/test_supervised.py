@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from dali_views import SampleIndex
 from trainers import checkpoint
@@ -360,7 +360,7 @@ def evaluate_on_one_rank(rank: int, folder: str) -> None:
 
 def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path):
     (tmp_path / "two").mkdir()
-    spawn(evaluate_on_one_rank, args=(str(tmp_path / "two"),), nprocs=2)
+    start_processes(evaluate_on_one_rank, args=(str(tmp_path / "two"),), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, (evaluate, settings) in two_rank_configs().items():
         one, other = (rank[name] for rank in ranks)
