@@ -79,7 +79,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
 
 
 def runs_that_survive(
-    folder: Path, kills: int, seed: int, epochs: int
+    folder: Path, kills: int, seed: int, epochs: int, device: str = "cpu"
 ) -> Iterator[tuple[int, Path, list[str]]]:
     """Kills so far, folder of a run that has come through, and where it differs from an undisturbed one.
 
@@ -89,7 +89,7 @@ def runs_that_survive(
     scenes = scenes_in(folder / "scenes")
 
     def begin(name: str) -> Path:
-        write_config(folder / name, scenes, **RUN, run={"epochs": epochs})
+        write_config(folder / name, scenes, **RUN, run={"epochs": epochs, "device": device})
         return folder / name
 
     for name in ("first", "undisturbed"):  # the first one waits for the imports of all
@@ -112,10 +112,11 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--epochs", type=int, default=12, help="of six steps each")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "kills")
     args = parser.parse_args()
-    for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed, args.epochs):
+    for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed, args.epochs, args.device):
         if wrong:
             print(f"{folder} differs from the undisturbed run in {', '.join(wrong)}")
             return 1
