@@ -172,7 +172,6 @@ class ViewLoader:
 
     def _freeze(self, epoch: int) -> None:
         self.epoch, self.position, self._resumed = epoch, 0, False
-        self._order: order.Rows | None = None
         self._frozen: Regions | None = None
         if self.regions is not None:
             self.regions.epoch = epoch
@@ -287,20 +286,21 @@ class ViewLoader:
         if self.on_bad_image == "skip":
             for row, reason in found.items():
                 warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
-        self._substitutes.check_share(self.max_bad_share)
+            self._substitutes.check_share(self.max_bad_share)
         self._seek()
 
     # --- the draw -------------------------------------------------------------------------------
 
     def plan_at(self, position: int) -> plan.Plan:
         """What this rank will do with the global batch that begins `position` samples into the epoch."""
-        if self._order is None:
-            self._order = order.permutation(len(self.index), self.seed, self.epoch, self.shuffle)
-        rows = order.rank_slice(self._order, position, self.global_batch, self.rank, self.world)
+        length = len(self.index)
+        mine = order.rank_slice(position, length, self.global_batch, self.rank, self.world)
+        rows = order.rows(mine, length, self.seed, self.epoch, self.shuffle)
         if self.on_bad_image == "raise":
             self._substitutes.refuse(rows)
-        rows = self._substitutes.replaced(rows)
-        self._substitutes.check_share(self.max_bad_share)
+        else:
+            rows = self._substitutes.replaced(rows)
+            self._substitutes.check_share(self.max_bad_share)
         partner = rows if self._frozen is None else self._frozen.partner[rows]
         if self._partnered and self.on_bad_image == "raise":
             self._substitutes.refuse(partner)

@@ -119,7 +119,7 @@ def break_in_seven_ways(folder: Path) -> set[str]:
 def epoch_as_expected(loader: ViewLoader, rows: list[int], bad: set[str]) -> None:
     """Every good image of the epoch in its place exactly once, and for each bad one a good one by rule."""
     index = loader.index
-    planned = order.permutation(len(index), loader.seed, loader.epoch)
+    planned = order.rows(np.arange(len(index)), len(index), loader.seed, loader.epoch)
     is_bad = {row for row in range(len(index)) if Path(index.path(row)).name in bad}
     assert len(rows) == len(planned)
     for row, place in zip(rows, planned.tolist(), strict=True):
@@ -237,7 +237,7 @@ def test_training_on_two_processes_lists_what_cannot_be_read_and_trains_on_all_e
     lines = [json.loads(line) for each in files for line in each.read_text().splitlines()]
     for epoch in range(2):
         seen = Counter(row for step, row, *_ in lines if (step - 1) // 9 == epoch)
-        planned = set(order.permutation(len(index), 0, epoch)[:1800].tolist())
+        planned = set(order.rows(np.arange(1800), len(index), 0, epoch).tolist())
         assert sum(seen.values()) == 1800
         assert planned - bad <= seen.keys()
         # All else are substitutes; in the first epoch the one that vanished may still have been read.

@@ -104,12 +104,12 @@ class Frozen(Learner):
     def _kept_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         # In the loader's order and shares, hence the same steps on any number of ranks.
         features, labels = self._training_features
-        shuffled = order.permutation(len(labels), self.config.run.seed, epoch)
         rank, world = distributed.rank(), distributed.world()
         batch = self.settings.batch
         for step in range(self.steps):
-            mine = order.rank_slice(shuffled, step * batch, batch, rank, world)
-            rows = torch.from_numpy(mine).to(self.device)
+            mine = order.rank_slice(step * batch, len(labels), batch, rank, world)
+            found = order.rows(mine, len(labels), self.config.run.seed, epoch)
+            rows = torch.from_numpy(found).to(self.device)
             yield features[rows], labels[rows]
 
     @cached_property

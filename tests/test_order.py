@@ -1,0 +1,172 @@
+"""The order of an epoch: every sample once, no trace of how it is made, and no more work for more samples."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dali_views import order
+
+LEAST = 1e-3  # of a p-value; seeds are fixed, so that a test which holds once holds always
+SHORT = [7, 12]
+
+
+def whole(length: int, seed: int = 0, epoch: int = 0) -> order.Rows:
+    """All samples in the order of an epoch."""
+    return order.rows(np.arange(length), length, seed, epoch)
+
+
+@cache
+def many(length: int) -> order.Rows:
+    """The orders of 800 epochs of unlike seeds, shape (800, length)."""
+    return np.stack([whole(length, seed, epoch) for seed in range(200) for epoch in range(4)])
+
+
+def lengths() -> list[int]:
+    """All up to 300, and 700 up to a hundred thousand, the small ones more often."""
+    drawn = np.exp(np.random.default_rng(0).uniform(np.log(301), np.log(100_000), 698)).astype(int)
+    return [*range(1, 301), *drawn.tolist(), 99_999, 100_000]
+
+
+def test_every_sample_has_one_place_for_a_thousand_lengths():
+    assert len(lengths()) == 1000
+    for number, length in enumerate(lengths()):
+        assert (np.bincount(whole(length, seed=number), minlength=length) == 1).all(), length
+
+
+def test_a_row_does_not_depend_on_which_others_are_asked_for():
+    everything = whole(10_007)
+    some = np.random.default_rng(0).integers(0, 10_007, 500)
+    assert np.array_equal(order.rows(some, 10_007, 0, 0), everything[some])
+    assert [order.rows(np.array([p]), 10_007, 0, 0).item() for p in some[:20]] == everything[
+        some[:20]
+    ].tolist()
+    assert order.rows(some[:0], 10_007, 0, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("length", [10**8, 10**9, 10**12 + 39])
+def test_rows_of_a_huge_epoch_are_distinct_and_even_and_take_the_memory_of_a_batch(length):
+    positions = np.random.default_rng(0).choice(10**8, 20_000, replace=False) * (length // 10**8)
+    order.rows(positions, length, 3, 1)
+    tracemalloc.start()
+    rows = order.rows(positions, length, 3, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * positions.nbytes
+    assert len(np.unique(rows)) == len(rows)
+    assert rows.min() >= 0
+    assert rows.max() < length
+    assert stats.kstest(rows / length, "uniform").pvalue > LEAST
+    # Neighbours too, although they begin on the same line of the grid.
+    assert stats.kstest(order.rows(np.arange(20_000), length, 3, 1) / length, "uniform").pvalue > LEAST
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_all_permutations_of_a_few_samples_are_equally_frequent(length):
+    found = np.unique(many(length), axis=0, return_counts=True)[1]
+    missing = math.factorial(length) - len(found)
+    assert stats.chisquare([*found, *[0] * missing]).pvalue > LEAST
+
+
+@pytest.mark.parametrize("length", SHORT)
+def test_every_sample_is_equally_frequent_at_every_position(length):
+    orders = many(length)
+    table = np.stack([np.bincount(column, minlength=length) for column in orders.T])
+    expected = len(orders) / length
+    # Lines and columns of the table have fixed sums.
+    square = ((table - expected) ** 2 / expected).sum() * (length - 1) / length
+    assert stats.chi2.sf(square, (length - 1) ** 2) > LEAST
+
+
+@pytest.mark.parametrize("length", SHORT)
+def test_which_sample_comes_next_tells_nothing(length):
+    orders = many(length)
+    for position in (0, length // 2, length - 2):  # pairs of one order are not independent of each other
+        pairs = np.bincount(orders[:, position] * length + orders[:, position + 1], minlength=length**2)
+        follows = pairs.reshape(length, length)[~np.eye(length, dtype=bool)]
+        assert stats.chisquare(follows).pvalue > LEAST
+
+
+@pytest.mark.parametrize("length", [7, 8, 25])
+def test_steps_to_the_next_sample_are_equally_frequent(length):
+    steps = np.bincount((np.diff(many(length)) % length).ravel(), minlength=length)
+    assert steps[0] == 0
+    assert stats.chisquare(steps[1:]).pvalue > LEAST
+
+
+@pytest.mark.parametrize("length", [9, 25])
+def test_even_and_odd_permutations_are_equally_frequent(length):
+    signs = np.linalg.det(np.eye(length)[many(length)])
+    assert abs(signs.mean()) < 4 / math.sqrt(len(signs))
+
+
+@pytest.mark.parametrize("length", [10, 101])
+def test_the_first_half_of_an_epoch_holds_as_many_of_the_first_half_as_chance_has_it(length):
+    half = length // 2
+    inside = (many(length)[:, :half] < half).sum(1)
+    law = stats.hypergeom(length, half, half)
+    low, high = law.ppf([0.05, 0.95])  # rarer counts are taken together
+    found = np.bincount((np.clip(inside, low, high) - low).astype(int))
+    shares = np.diff([0, *law.cdf(np.arange(low, high)), 1])
+    assert stats.chisquare(found, shares * len(inside)).pvalue > LEAST
+
+
+@pytest.mark.parametrize(("seeds", "epochs"), [(1, 0), (0, 1), (-2, 10**6)])
+def test_orders_of_other_epochs_and_seeds_agree_at_one_position_on_average(seeds, epochs):
+    pairs = [(whole(500, s, s % 3), whole(500, s + seeds, s % 3 + epochs)) for s in range(300)]
+    assert_one_on_average([(one == other).sum() for one, other in pairs])
+
+
+def test_samples_at_their_own_position_are_one_on_average():
+    assert_one_on_average((many(101) == np.arange(101)).sum(1))
+
+
+def assert_one_on_average(counts):
+    """Poisson's law, as chance has it for how often two permutations agree."""
+    law = stats.poisson(1)
+    expected = len(counts) * np.array([*law.pmf(range(4)), law.sf(3)])
+    assert stats.chisquare(np.bincount(np.minimum(counts, 4)), expected).pvalue > LEAST
+
+
+@pytest.mark.parametrize("width", [256, 1000])
+def test_rows_near_each_other_on_the_grid_are_unrelated(width):
+    length = width * width
+    rows = whole(length, seed=5)
+    for lag in (1, 2, width - 1, width, width + 1, 2 * width):
+        assert abs(np.corrcoef(rows[:-lag], rows[lag:])[0, 1]) < 4 / width
+        steps = (rows[lag:] - rows[:-lag]) % length
+        assert stats.chisquare(np.bincount(steps // width, minlength=width)).pvalue > LEAST
+        # As many steps occur as boxes that have a ball in them when there are as many balls.
+        assert abs(len(np.unique(steps)) / length - (1 - math.exp(-1))) < 0.01
+
+
+def test_without_shuffling_the_order_is_the_indexs():
+    positions = np.array([3, 0, 6])
+    assert order.rows(positions, 7, 0, 0, shuffle=False).tolist() == [3, 0, 6]
+
+
+def test_seven_samples_are_shared_out_as_the_module_says():
+    slices = [[order.rank_slice(p, 7, 4, rank, 2).tolist() for p in (0, 4)] for rank in (0, 1)]
+    assert slices == [[[0, 1], [4, 5]], [[2, 3], [6]]]
+    assert [order.steps(7, 4, drop_last) for drop_last in (False, True)] == [2, 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 40, 41])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_share_a_global_batch_out_evenly_and_fill_up_from_the_beginning(length, world):
+    for batch in (1, 4):
+        for step in range(order.steps(length, batch * world, drop_last=False)):
+            begin = step * batch * world
+            shares = [order.rank_slice(begin, length, batch * world, rank, world) for rank in range(world)]
+            sizes = [len(share) for share in shares]
+            assert min(sizes) >= 1
+            assert max(sizes) <= min(batch, min(sizes) + 1)
+            joined = np.concatenate(shares).tolist()
+            rest = list(range(begin, min(begin + batch * world, length)))
+            again = [p % length for p in range(world - len(rest))]
+            assert joined == rest + again
