@@ -9,6 +9,7 @@ from .index import SampleIndex
 from .loader import Batch, ViewLoader
 from .quarantine import BadImageError
 from .regions import RegionTable
+from .source import Source, SourceGoneError
 from .views import View
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Batch",
     "RegionTable",
     "SampleIndex",
+    "Source",
+    "SourceGoneError",
     "View",
     "ViewLoader",
     "bad_list",

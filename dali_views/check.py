@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from . import pipeline, place
 from .index import SampleIndex
-from .quarantine import why
+from .quarantine import undecodable
 
 __all__ = ["check"]
 
@@ -22,7 +22,7 @@ def check(
     threads: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Decodes all images of an index of files.
+    """Decodes all images of an index of files, shards or a source.
 
     Decoders forgive some damage: a flipped bit in the middle of a JPEG is a stain, not an error. What passes
     here passes in the loader on the same kind of device.
@@ -34,12 +34,15 @@ def check(
         progress: Shows a bar on a terminal.
 
     Returns:
-        Reasons by full path of the files that cannot be decoded.
+        Reasons by full path of the images that cannot be decoded.
 
     Raises:
         TypeError: The index is one of arrays.
+        BadImageError: The folder of the images, or their source, is gone.
         RuntimeError: ``"gpu"`` is asked for where there is none.
     """
+    if index.form == "pixels":
+        raise TypeError("The images of an index of arrays are decoded; there is nothing to check.")
     device_id = place.torch_device(device).index
     refused: dict[str, str] = {}
     graph: Any = None
@@ -49,14 +52,14 @@ def check(
         for start in range(0, len(index), batch_size):
             rows = np.arange(start, min(start + batch_size, len(index)))
             graph = graph or pipeline.decoder(
-                batch_size, threads or pipeline.default_threads(), device, device_id
+                batch_size, threads or pipeline.default_threads(), device, device_id, index.form
             )
             try:
-                graph.run(path=index.path_rows(rows))
-            except RuntimeError:
-                paths = [index.path(row) for row in rows.tolist()]
-                refused |= pipeline.undecodable(paths, device, device_id)
+                graph.run(images=index.inputs(rows))
+            except Exception:  # DALI's RuntimeError, or the source's own
+                found = undecodable(index, rows, device, device_id)
+                refused |= {index.path(row): reason for row, reason in found.items()}
                 graph = None  # a graph that failed may not be used again
             bar.update(len(rows))
             bar.set_postfix(bad=len(refused), refresh=False)
-    return {path: why(path, told) for path, told in refused.items()}
+    return refused

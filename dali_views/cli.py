@@ -5,6 +5,7 @@ dali-views check photos --out bad.txt
 dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 dali-views bench photos
+dali-views bench imagenet-{000000..000146}.tar
 dali-views pack photos photos-256 --short-side 256
 """
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from . import bad_list, recipes
 from .index import SampleIndex
 from .regions import RegionTable
+from .shard_list import names_shards
 from .views import CROPS, View
 
 __all__ = ["main"]
@@ -46,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("images", type=Path, help="folder of images, or a text file that lists them")
+    data.add_argument(
+        "images", type=Path, nargs="+", help="folder of images, text file that lists them, or tar shards"
+    )
     data.add_argument(
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
@@ -139,12 +143,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> SampleIndex:
-    if args.coco is not None:
-        index = SampleIndex.from_coco(args.images, args.coco)
-    elif args.images.is_file():
-        index = SampleIndex.from_list(args.images, args.root)
+    images = args.images[0]
+    if args.coco is None and all(map(names_shards, args.images)):
+        index = SampleIndex.from_shards(args.images)
+    elif len(args.images) > 1:
+        raise ValueError(f"Only of tar shards there may be several; {images} and the others are none.")
+    elif args.coco is not None:
+        index = SampleIndex.from_coco(images, args.coco)
+    elif images.is_file():
+        index = SampleIndex.from_list(images, args.root)
     else:
-        index = SampleIndex.from_folder(args.images)
+        index = SampleIndex.from_folder(images)
     return index if args.leave_out is None else index.without(args.leave_out)
 
 

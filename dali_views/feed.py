@@ -6,15 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from . import pipeline
 from .index import SampleIndex
 from .plan import I64, Plan
 from .profiling import stage
+from .read_ahead import AHEAD, ReadAhead, Reading
 from .views import View
 
 
@@ -49,11 +48,15 @@ class Feed:
         self._options = {
             "device": device,
             "device_id": device_id,
-            "encoded": index.arrays is None,
+            "form": index.form,
             **options,
         }
         self._partnered = any(view.source == "partner" for view in views)
         self._pipeline: Any = None
+        self._reader = None if index.source is None else ReadAhead(index.source)
+        self._ahead = 0 if self._reader is None else AHEAD
+        # Batches that are drawn but not yet in the graph, and the plans of those that are in it.
+        self._asked: deque[tuple[Plan, list[pipeline.Images | Reading]]] = deque()
         self._planned: deque[Plan] = deque()
         self._next, self._stop = 0, 0
 
@@ -64,6 +67,7 @@ class Feed:
 
     def seek(self, position: int, stop: int) -> None:
         """Continue at `position`, discarding what is under way; the last batch begins before `stop`."""
+        self._forget()
         if self._pipeline is not None:
             self._drain()
         if self._pipeline is None:
@@ -82,6 +86,7 @@ class Feed:
             with stage("dali_views: wait for views"):
                 outputs = self._pipeline.run(*stream)
         except StopIteration:
+            self._forget()
             return None
         except RuntimeError:
             # A graph that failed may not be used again.
@@ -102,18 +107,26 @@ class Feed:
         except RuntimeError:  # an unreadable image that nobody waits for any more
             self._pipeline = None
 
-    def _source(self) -> list[NDArray[Any]]:
+    def _forget(self) -> None:
+        """Drop the batches that are being read ahead."""
+        self._asked.clear()
+        if self._reader is not None:
+            self._reader.forget()
+
+    def _source(self) -> list[Any]:
         """Inputs of the graph for the batch after the last planned one. DALI calls it ahead of `take`."""
-        if self._next >= self._stop:
+        while len(self._asked) <= self._ahead and self._next < self._stop:
+            with stage("dali_views: plan"):
+                drawn = self._plan_at(self._next)
+            self._next += self._stride
+            rows = [drawn.index, drawn.partner] if self._partnered else [drawn.index]
+            self._asked.append((drawn, [self._ask(each) for each in rows]))
+        if not self._asked:
             raise StopIteration
-        with stage("dali_views: plan"):
-            drawn = self._plan_at(self._next)
-        self._next += self._stride
+        drawn, asked = self._asked.popleft()
         self._planned.append(drawn)
-        images = [self._images(drawn.index)]
-        if self._partnered:
-            images.append(self._images(drawn.partner))
+        images = [each.wait() if isinstance(each, Reading) else each for each in asked]
         return pipeline.inputs(images, self._views, drawn.views)
 
-    def _images(self, rows: I64) -> NDArray[np.uint8]:
-        return self._index.path_rows(rows) if self._index.arrays is None else self._index.arrays[rows]
+    def _ask(self, rows: I64) -> pipeline.Images | Reading:
+        return self._index.inputs(rows) if self._reader is None else self._reader.ask(rows)

@@ -6,7 +6,8 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import bad_list
 from .atomic import PathLike
-from .index_build import scan_coco, scan_folder, scan_list
+from .index_build import scan_coco, scan_folder, scan_list, scan_shards
 from .index_file import pack_names, read_index, unpack_names, write_index
 from .scan_cache import Scanned
-from .sources import LeftOut
+from .shard_scan import ShardScan
+from .shards import ShardSource
+from .source import Form, Source, picked, read_rows
+from .source_scan import scan_source
+from .sources import LeftOut, check_labels
 from .truth_boxes import RowBoxes, match_boxes
 
 __all__ = ["LeftOut", "SampleIndex"]
@@ -27,15 +32,16 @@ __all__ = ["LeftOut", "SampleIndex"]
 class SampleIndex:
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
-    Built by `from_folder`, `from_list`, `from_coco` or `from_arrays`. Every file that was listed is
-    either a row or in `left_out` with a reason. All rectangles are (y0, x0, y1, x1) fractions of the
-    stored image. Do not change the arrays; `subset` and `with_boxes` return new indexes.
+    Built by `from_folder`, `from_list`, `from_coco`, `from_shards`, `from_source` or `from_arrays`. Every
+    file that was listed is either a row or in `left_out` with a reason. All rectangles are (y0, x0, y1, x1)
+    fractions of the stored image. Do not change the arrays; `subset` and `with_boxes` return new indexes.
     """
 
     root: str
-    """Absolute folder; "" for arrays."""
+    """Absolute folder; "" for arrays and a source of one's own."""
     paths: NDArray[np.uint8] | None
-    """(N, L) path of each file relative to the root, UTF-8, NUL-padded; None for arrays."""
+    """(N, L) path of each file relative to the root, UTF-8, NUL-padded; None for arrays. In a shard,
+    shard.tar/member.jpg; in a source of one's own, the name of the image."""
     sizes: NDArray[np.int32]
     """(N, 2) stored height and width in pixels; EXIF rotation is not applied."""
     labels: NDArray[np.int32]
@@ -43,6 +49,14 @@ class SampleIndex:
     classes: list[str] = field(default_factory=list)
     arrays: NDArray[np.uint8] | None = None
     """(N, H, W, 3) pixels, for an index of arrays."""
+    shards: list[str] = field(default_factory=list)
+    """Tar shards, relative to the root, for an index of shards."""
+    shard_stamps: NDArray[np.int64] | None = None
+    """(S, 2) bytes and mtime_ns of each shard as it was scanned, (-1, -1) of one that was not there."""
+    members: NDArray[np.int64] | None = None
+    """(N, 3) shard, offset in it and bytes of each image."""
+    source: Source | None = field(default=None, metadata={"stored": False})
+    """What reads the N images, unless they are files or arrays."""
     box_start: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(N + 1,) sample i has the boxes from box_start[i] up to box_start[i + 1]."""
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -57,6 +71,9 @@ class SampleIndex:
     and its subsets have one; it is not saved, nor part of the fingerprint."""
 
     def __post_init__(self) -> None:
+        if self.members is not None and self.shard_stamps is not None:
+            source = ShardSource(self.root, self.shards, self.shard_stamps, self.members)
+            object.__setattr__(self, "source", source)
         if not len(self.box_start):
             object.__setattr__(self, "box_start", np.zeros(len(self) + 1, np.int64))
         if not self.fingerprint:
@@ -177,21 +194,74 @@ class SampleIndex:
         if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
             raise ValueError(f"images must have the shape (N, H, W, 3), not {images.shape}; transpose them.")
         count = len(images)
-        given = np.full(count, -1, np.int32) if labels is None else np.asarray(labels)
-        if given.dtype.kind not in "iu":
-            raise TypeError(f"labels must be whole numbers, not {given.dtype}; convert them first.")
-        if given.shape != (count,):
-            raise ValueError(f"labels must have the shape ({count},) of the images, not {given.shape}.")
-        top = int(given.max()) + 1
-        names = [str(i) for i in range(top)] if classes is None else list(classes)
-        if given.min() < -1 or top > len(names):
-            raise ValueError(f"labels must lie between -1 and {len(names) - 1}; mend them or classes.")
+        given, names = check_labels(labels, count, classes)
         sizes = np.full((count, 2), images.shape[1:3], np.int32)
-        return cls("", None, sizes, given.astype(np.int32), names, images)
+        return cls("", None, sizes, given, names, images)
 
     @classmethod
-    def _of(cls, found: Scanned) -> SampleIndex:
-        return cls(found.root, found.paths, found.sizes, found.labels, found.classes, left_out=found.left_out)
+    def from_shards(
+        cls, pattern: PathLike | Sequence[PathLike], cache: bool | PathLike = True, progress: bool = True
+    ) -> SampleIndex:
+        """Indexes the images in tar shards, as WebDataset writes them; the order is one over all of them.
+
+        Every shard is looked through once, and its members are then read where they lie. They take the label
+        that a member of the same key has: `.cls`, a number or a word, else `.json` with a whole number as
+        "label", "cls" or "class_id". A key is the name up to the first dot after its folder. Labels are
+        numbered as in `from_list`. Other members are passed over. Left out are links, devices, sparse files,
+        names that lead out of the shard, compressed shards, and what a damaged shard has lost.
+
+        Args:
+            pattern: A shard; a glob; braces ("train-{000000..000146}.tar", "{a,b}.tar"); a text file with one
+                of these per line, relative to it; or a list of all these. Rows are in the order of the shards
+                and, in a shard, of its members.
+            cache, progress: See `from_folder`; if one shard has changed, all are looked through again.
+
+        Raises:
+            FileNotFoundError: There is no such shard.
+            ValueError: They hold no usable image, or a label below -1.
+        """
+        return cls._of(scan_shards(pattern, cache, progress))
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        labels: ArrayLike | None = None,
+        classes: Sequence[str] | None = None,
+        sizes: ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> SampleIndex:
+        """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
+
+        Args:
+            labels, classes: See `from_arrays`.
+            sizes: (N, 2) stored height and width in pixels of each image. Without them every image is read
+                once, and what cannot be used is left out.
+            names: A name of each, for messages, lists of bad images and the fingerprint; by default "row 7".
+            progress: Shows a bar on a terminal.
+
+        Raises:
+            TypeError: Labels or sizes are not whole numbers.
+            ValueError: A number or shape does not fit, two names are equal, or no image is usable.
+            SourceGoneError, ConnectionError: The whole source cannot be read.
+        """
+        given, kinds = check_labels(labels, len(source), classes)
+        found = scan_source(source, sizes, names, progress)
+        return cls(
+            "",
+            pack_names([os.fsencode(name) for name in found.names]),
+            found.sizes,
+            given[found.rows],
+            kinds,
+            left_out=found.left_out,
+            source=picked(source, found.rows),
+        )
+
+    @classmethod
+    def _of(cls, found: Scanned | ShardScan) -> SampleIndex:
+        kept = {f.name for f in fields(found)} & {f.name for f in fields(cls)}
+        return cls(**{name: getattr(found, name) for name in kept})
 
     # -- reading it -------------------------------------------------------------------------------
 
@@ -211,15 +281,41 @@ class SampleIndex:
             (B, P) UTF-8, padded with NULs.
 
         Raises:
-            TypeError: This is an index of arrays.
+            TypeError: This is no index of files.
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no paths; read index.arrays instead.")
+        if self.source is not None:
+            raise TypeError("The images of this index are no files; read them by index.encoded instead.")
         root = np.frombuffer(os.fsencode(os.path.join(self.root, "")), np.uint8)
         out = np.empty((len(rows), len(root) + self.paths.shape[1]), np.uint8)
         out[:, : len(root)] = root
         out[:, len(root) :] = self.paths[rows]
         return out
+
+    @property
+    def form(self) -> Form:
+        """How the graph is given the images: as names of files, encoded bytes or pixels."""
+        return "pixels" if self.arrays is not None else "bytes" if self.source is not None else "names"
+
+    def inputs(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """What a graph of this `form` is given for rows (B,): (B, P) names, B times bytes or (B, H, W, 3)."""
+        if self.source is not None:
+            return read_rows(self.source, rows.astype(np.int64))
+        return self.path_rows(rows) if self.arrays is None else np.asarray(self.arrays[rows])
+
+    def encoded(self, i: int) -> bytes:
+        """What the image file of row `i` holds, wherever it lies.
+
+        Raises:
+            TypeError: This is an index of arrays.
+            OSError: It cannot be read; of a source of one's own, any error.
+        """
+        if self.arrays is not None:
+            raise TypeError("The images of an index of arrays are decoded; read index.arrays instead.")
+        if self.source is None:
+            return Path(self.path(i)).read_bytes()
+        return read_rows(self.source, np.array([i]))[0].tobytes()
 
     def truth(self, i: int) -> NDArray[np.float32]:
         """(n, 4) ground-truth boxes of row `i`; n may be 0."""
@@ -231,7 +327,7 @@ class SampleIndex:
         middle = np.median(self.sizes, axis=0)
         largest = self.sizes[np.argmax(np.prod(self.sizes, 1, np.int64))]
         lines = [
-            f"{len(self)} images in {len(self.classes)} classes ({self.root or 'arrays'}), "
+            f"{len(self)} images in {len(self.classes)} classes ({self.root or self.form}), "
             f"{int((self.labels < 0).sum())} without a label",
             f"height x width: median {middle[0]:.0f} x {middle[1]:.0f}, largest {largest[0]} x {largest[1]}",
         ]
@@ -255,16 +351,18 @@ class SampleIndex:
             raise ValueError("A subset needs a list of at least one row, or a mask with one True.")
         counts = np.diff(self.box_start)[chosen]
         ends = np.cumsum(counts)
-        picked = np.repeat(self.box_start[chosen] - ends + counts, counts) + np.arange(ends[-1])
+        inside = np.repeat(self.box_start[chosen] - ends + counts, counts) + np.arange(ends[-1])
         return replace(
             self,
             paths=None if self.paths is None else pack_names(unpack_names(self.paths[chosen])),
             sizes=self.sizes[chosen],
             labels=self.labels[chosen],
             arrays=None if self.arrays is None else self.arrays[chosen],
+            members=None if self.members is None else self.members[chosen],
+            source=None if self.source is None else picked(self.source, chosen),
             box_start=np.concatenate([[0], ends]).astype(np.int64),
-            boxes=self.boxes[picked],
-            box_labels=self.box_labels[picked],
+            boxes=self.boxes[inside],
+            box_labels=self.box_labels[inside],
             fingerprint="",
         )
 
@@ -326,7 +424,13 @@ class SampleIndex:
     # -- storing it -------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
-        """Writes the index to one file (NumPy's .npz, uncompressed), in one step."""
+        """Writes the index to one file (NumPy's .npz, uncompressed), in one step.
+
+        Raises:
+            TypeError: This is an index of a source of one's own, which no file can hold.
+        """
+        if self.source is not None and self.members is None:
+            raise TypeError("An index of a source cannot be saved; make it of the source again.")
         write_index(path, self)
 
     @classmethod

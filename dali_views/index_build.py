@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from .atomic import PathLike
 from .index_file import pack_names, unpack_names
-from .scan import scan
+from .scan import scan, scan_bar
 from .scan_cache import ScanCache, Scanned
+from .shard_list import list_shards
+from .shard_scan import ShardScan, merge, scan_shard
 from .sources import LeftOut, Listing, list_coco, list_file, list_folder
 from .truth_boxes import RowBoxes
+
+_THREADS = 4  # shards looked through at a time; more wait for the interpreter, not for the disk
 
 
 def scan_folder(
@@ -27,7 +32,7 @@ def scan_folder(
 ) -> Scanned:
     """An image folder; if nothing in it has changed, it is not even listed."""
     base = os.path.abspath(os.fspath(root))
-    place = ScanCache(cache, base, ["folder", None if classes is None else list(classes)])
+    place = ScanCache(cache, base, ["folder", None if classes is None else list(classes)], Scanned)
     if place.kept is not None and place.kept.holds():
         return place.kept
     return _scan(list_folder(base, classes), place, processes, progress)
@@ -38,7 +43,7 @@ def scan_list(
 ) -> Scanned:
     """The files that a text file names."""
     listing = list_file(file, root)
-    place = ScanCache(cache, listing.root, ["list", os.path.abspath(os.fspath(file))])
+    place = ScanCache(cache, listing.root, ["list", os.path.abspath(os.fspath(file))], Scanned)
     return _scan(listing, place, processes, progress)
 
 
@@ -52,7 +57,7 @@ def scan_coco(
     """The images of a COCO set, and the boxes of its instances file."""
     listing, boxes = list_coco(images, instances)
     source = None if instances is None else os.path.abspath(os.fspath(instances))
-    place = ScanCache(cache, listing.root, ["coco", source])
+    place = ScanCache(cache, listing.root, ["coco", source], Scanned)
     scanned = _scan(listing, place, processes, progress)
     row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
     rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
@@ -60,7 +65,25 @@ def scan_coco(
     return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
 
 
-def _scan(listing: Listing, place: ScanCache, processes: int | None, progress: bool) -> Scanned:
+def scan_shards(pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, progress: bool) -> ShardScan:
+    """The images in tar shards; if no shard has changed, none is opened."""
+    paths = list_shards(pattern)
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    shards = [os.path.relpath(path, root) for path in paths]
+    place = ScanCache(cache, root, ["shards", shards], ShardScan)
+    if place.kept is not None and place.kept.holds():
+        return place.kept
+    contents = []
+    with ThreadPoolExecutor(_THREADS) as threads, scan_bar(len(paths), " shards", progress) as bar:
+        for found in threads.map(scan_shard, paths):
+            contents.append(found)
+            bar.update()
+    scanned = merge(root, shards, contents)
+    place.keep(scanned)
+    return scanned
+
+
+def _scan(listing: Listing, place: ScanCache[Scanned], processes: int | None, progress: bool) -> Scanned:
     """Scans the listed files, parts good from bad and keeps the result."""
     known = {} if place.kept is None else place.kept.records()
     records = scan(os.fsencode(listing.root), listing.names, known, processes=processes, progress=progress)

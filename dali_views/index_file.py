@@ -27,12 +27,14 @@ FORMAT = 1
 T = TypeVar("T")
 
 # Type and shape of every array that an index or a kept scan has. A letter stands for the same number
-# everywhere: N images, M boxes, K files that the scan refused, F folders; None for any number.
+# everywhere: N images, M boxes, S shards, K files that the scan refused, F folders; None for any number.
 _ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
     "paths": (np.uint8, ("N", None)),
     "arrays": (np.uint8, ("N", None, None, 3)),
     "sizes": (np.int32, ("N", 2)),
     "labels": (np.int32, ("N",)),
+    "members": (np.int64, ("N", 3)),
+    "shard_stamps": (np.int64, ("S", 2)),
     "box_start": (np.int64, (None,)),
     "boxes": (np.float32, ("M", 4)),
     "box_labels": (np.int32, ("M",)),
@@ -70,6 +72,7 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         facts = {name: told[name] for name in told.keys() & known - _ARRAYS.keys()}
         _check_facts(facts)
         _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
+        _check_shards(arrays, facts.get("shards", []))
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
         index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
     return index
@@ -126,6 +129,23 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], classes: int, left_out: in
             raise ValueError(f"{name} have no class")
     if counts.get("K", 0) > left_out:
         raise ValueError("more files have the stamp of a refused one than were refused")
+
+
+def _check_shards(arrays: Mapping[str, NDArray[Any]], shards: Any) -> None:
+    """Every member inside one of the shards, which lie below the root."""
+    members, stamps = arrays.get("members"), arrays.get("shard_stamps")
+    if members is None or stamps is None or "paths" not in arrays:
+        if members is not None or stamps is not None or shards:
+            raise ValueError("it has a part of what an index of shards has")
+        return
+    if not isinstance(shards, list) or len(shards) != len(stamps) or not all(shards):
+        raise ValueError("shards are no list of names with a stamp each")
+    _check_paths(pack_names([os.fsencode(name) for name in shards]))
+    if members[:, 0].min() < 0 or members[:, 0].max() >= len(shards):
+        raise ValueError("a member lies in no shard")
+    ends, (offset, size) = stamps[members[:, 0], 0], members[:, 1:].T
+    if offset.min() < 0 or size.min() < 1 or (offset > ends - size).any():
+        raise ValueError("a member leads out of its shard")
 
 
 def _check_paths(paths: NDArray[np.uint8]) -> None:

@@ -110,15 +110,18 @@ def pack(
 
     Raises:
         TypeError: The index is one of arrays.
-        ValueError: An option is out of range; the destination lies in the source, holds something else, was
-            begun with other settings or is being packed by another process; a file is in the index twice;
-            `instances` does not belong to the source; or no image is usable.
+        ValueError: The index is one of shards or a source; an option is out of range; the destination lies in
+            the source, holds something else, was begun with other settings or is being packed by another
+            process; a file is in the index twice; `instances` does not belong to the source; or no image is
+            usable.
         FileNotFoundError: There is no such `instances` file.
         OSError: The copy cannot be written (a full disk).
         RuntimeError: A packed file is damaged: something else has written there.
     """
     if source.paths is None:
         raise TypeError("An index of arrays has no files to pack; its images are decoded already.")
+    if source.source is not None:
+        raise ValueError("Only images that are files are packed; unpack shards first.")
     if short_side < 1 or not 1 <= quality <= 100 or (workers is not None and workers < 1):
         raise ValueError(
             "short_side and workers are at least 1 and quality lies between 1 and 100; "

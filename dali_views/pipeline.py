@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +17,27 @@ from nvidia.dali import Pipeline, fn, types
 from . import photometric
 from .plan import ViewPlan
 from .scan import MAX_PIXELS
+from .source import Form
 from .views import View
 
 # Rows read ahead of the batch in hand. The graph computes one batch while the trainer works on another.
 PREFETCH = 2
 _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
 
-Source = Callable[[], Sequence[NDArray[Any]]]
+Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""Names (B, P), B times encoded bytes (1-D) or pixels (B, H, W, 3): what `SampleIndex.inputs` gives."""
+Inputs: TypeAlias = Callable[[], Sequence[Images | NDArray[Any]]]
 
 
 def build(
     views: Sequence[View],
-    source: Source,
+    source: Inputs,
     *,
     batch_size: int,
     device: str,
     device_id: int | None,
     threads: int,
-    encoded: bool,
+    form: Form,
     dtype: str,
     mean: Sequence[float],
     std: Sequence[float],
@@ -47,7 +50,7 @@ def build(
         views: the V views, which fix sizes, interpolation and which operators the graph needs at all.
         source: called once per batch; returns `inputs(...)`, or raises StopIteration at the end of an epoch.
         device: ``"gpu"`` (mixed decode) or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
-        encoded: whether the source gives file names (uint8 rows, NUL-padded) or decoded (H, W, 3) images.
+        form: whether the source gives images as names of files, as encoded bytes or as pixels; see `Images`.
         dtype: ``"float32"`` or ``"float16"``; mean, std: of RGB in [0, 1].
         fused: see `photometric.apply`; by default on the CPU.
     """
@@ -58,10 +61,10 @@ def build(
     )
     partner = any(view.source == "partner" for view in views)
     with pipe:
-        nodes = iter(_external(source, encoded, partner, views))
-        images = {"self": _image(next(nodes), encoded, device, hw_decoder_load)}
+        nodes = iter(_external(source, form, partner, views))
+        images = {"self": _image(next(nodes), form, device, hw_decoder_load)}
         if partner:
-            images["partner"] = _image(next(nodes), encoded, device, hw_decoder_load)
+            images["partner"] = _image(next(nodes), form, device, hw_decoder_load)
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}
@@ -92,18 +95,18 @@ def _parameters(view: View) -> list[str]:
 
 
 def inputs(
-    images: Sequence[NDArray[np.uint8]], views: Sequence[View], plans: Sequence[ViewPlan]
-) -> list[NDArray[Any]]:
+    images: Sequence[Images], views: Sequence[View], plans: Sequence[ViewPlan]
+) -> list[Images | NDArray[Any]]:
     """What the source returns for one batch: images of samples (and of partners), then each view's plan."""
-    arrays: list[NDArray[Any]] = list(images)
+    arrays: list[Images | NDArray[Any]] = list(images)
     for view, drawn in zip(views, plans, strict=True):
         arrays += [getattr(drawn, name) for name in _parameters(view)]
     return arrays
 
 
-def _external(source: Source, encoded: bool, partner: bool, views: Sequence[View]) -> list[Any]:
+def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) -> list[Any]:
     """The source's nodes, in the order of `inputs`, with type and rank declared."""
-    image = (types.UINT8, 1) if encoded else (types.UINT8, 3)
+    image = (types.UINT8, 3 if form == "pixels" else 1)
     kinds = [image] * (1 + partner) + [_KINDS[name] for view in views for name in _parameters(view)]
     return list(
         fn.external_source(
@@ -116,21 +119,21 @@ def _external(source: Source, encoded: bool, partner: bool, views: Sequence[View
     )
 
 
-def _image(node: Any, encoded: bool, device: str, hw_decoder_load: float) -> Any:
-    """Full RGB images of a batch, from their files or as they are."""
-    if encoded:
-        return decoded(node, device, hw_decoder_load)
+def _image(node: Any, form: Form, device: str, hw_decoder_load: float) -> Any:
+    """Full RGB images of a batch, from their files or bytes, or as they are."""
+    if form != "pixels":
+        return decoded(read(node, form), device, hw_decoder_load)
     images = fn.reshape(node, layout="HWC")
     return images.gpu() if device == "gpu" else images
 
 
-def decoded(path: Any, device: str, hw_decoder_load: float) -> Any:
-    """RGB images of files, as stored: EXIF orientation is not applied, as in torchvision's loader."""
+def decoded(encoded: Any, device: str, hw_decoder_load: float) -> Any:
+    """RGB images of encoded ones, as stored: EXIF orientation is not applied, as in torchvision's loader."""
     options: dict[str, Any] = {"device": "cpu"}
     if device == "gpu":
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
     return fn.decoders.image(
-        _fit_to_decode(read(path)), output_type=types.RGB, adjust_orientation=False, **options
+        _fit_to_decode(encoded), output_type=types.RGB, adjust_orientation=False, **options
     )
 
 
@@ -148,9 +151,12 @@ def _fit_to_decode(encoded: Any) -> Any:
     return fn.slice(encoded, rel_start=0.0, rel_shape=1.0 + too_many, axes=[0], out_of_bounds_policy="error")
 
 
-def read(path: Any) -> Any:
-    """The bytes of files, read: to map them into memory is slow on network disks, and no faster on others."""
-    return fn.io.file.read(path, dont_use_mmap=True)
+def read(node: Any, form: Form = "names") -> Any:
+    """The encoded bytes of images, read if only names are given.
+
+    To map files into memory is slow on network disks, and no faster on others.
+    """
+    return fn.io.file.read(node, dont_use_mmap=True) if form == "names" else node
 
 
 def _crop(view: View, image: Any, start: Any, end: Any) -> Any:
@@ -170,30 +176,34 @@ def default_threads(local_world: int = 1) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world)
 
 
-def decoder(batch_size: int, threads: int, device: str, device_id: int | None) -> Pipeline:
-    """A graph that reads and decodes files as the loader does: `run(path=...)` takes rows (B, P) of names."""
+def decoder(batch_size: int, threads: int, device: str, device_id: int | None, form: Form) -> Pipeline:
+    """A graph that reads and decodes as the loader does: `run(images=...)` takes names or encoded bytes."""
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, seed=0
     )
     with pipe:
-        path = fn.external_source(name="path", batch=True, dtype=types.UINT8, ndim=1)
-        pipe.set_outputs(decoded(path, device, 0.65 if batch_size > 1 else 0.0))
+        images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=1)
+        pipe.set_outputs(decoded(read(images, form), device, 0.65 if batch_size > 1 else 0.0))
     pipe.build()
     return pipe
 
 
-def undecodable(paths: Sequence[str], device: str, device_id: int | None) -> dict[str, str]:
-    """Those of the files that the loader cannot decode, each tried alone, with what DALI says about it."""
-    refused = {}
-    alone: Pipeline | None = None
-    for path in paths:
-        alone = alone or decoder(1, 1, device, device_id)
+class Alone:
+    """Decodes images one by one, to find those of a failed batch that the loader cannot decode."""
+
+    def __init__(self, device: str, device_id: int | None) -> None:
+        self._device = device, device_id
+        self._graph: Pipeline | None = None
+
+    def refusal(self, encoded: bytes) -> str:
+        """What DALI says against an image, or ""."""
+        self._graph = self._graph or decoder(1, 1, *self._device, "bytes")
         try:
-            alone.run(path=np.frombuffer(os.fsencode(path), np.uint8)[None])
+            self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:
-            refused[path] = _reason(str(error))
-            alone = None  # a graph that failed may not be used again
-    return refused
+            self._graph = None  # a graph that failed may not be used again
+            return _reason(str(error))
+        return ""
 
 
 def _reason(error: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 
@@ -10,7 +11,8 @@ import numpy as np
 from . import pipeline, rng
 from .index import SampleIndex
 from .plan import I64, Bool
-from .scan import inspect_file
+from .scan import inspect
+from .source import GONE, reason
 
 __all__ = ["BadImageError", "Substitutes"]
 
@@ -75,17 +77,11 @@ class Substitutes:
         """Decode each row's file alone; put those that fail into quarantine and return them with the reason.
 
         Raises:
-            BadImageError: the folder of the index is gone, which is no fault of the files.
+            BadImageError: the folder or the source of the index is gone, which is no fault of the images.
         """
         if self._index.arrays is not None:
             return {}
-        if not os.path.isdir(self._index.root):
-            raise BadImageError(
-                f"The image folder {self._index.root!r} is gone, for example unmounted; bring it back."
-            )
-        paths = {self._index.path(row): row for row in np.unique(rows).tolist()}
-        refused = pipeline.undecodable(list(paths), self._device, self._device_id)
-        found = {paths[path]: why(path, told) for path, told in refused.items()}
+        found = undecodable(self._index, np.unique(rows), self._device, self._device_id)
         self.add(found)
         return found
 
@@ -118,6 +114,25 @@ class Substitutes:
             )
 
 
-def why(path: str, told: str) -> str:
-    """Why the decoder refuses a file: what the header scan has against it, else what the decoder told."""
-    return inspect_file(os.fsencode(path))[4] or f"the decoder refuses it ({told})"
+def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
+    """Those of the rows whose images the loader cannot decode, each tried alone, with the reason.
+
+    Raises:
+        BadImageError: the folder or the source of the index is gone.
+    """
+    if index.root and not os.path.isdir(index.root):
+        raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")
+    alone = pipeline.Alone(device, device_id)
+    found = {}
+    for row in rows.tolist():
+        try:
+            encoded = index.encoded(row)
+        except GONE as error:
+            raise BadImageError(f"The source of the images is gone ({error}); bring it back.") from error
+        except Exception as error:
+            found[row] = reason(error)
+            continue
+        if told := alone.refusal(encoded):
+            # What the header scan has against it says more than the decoder.
+            found[row] = inspect(io.BytesIO(encoded), len(encoded))[2] or f"the decoder refuses it ({told})"
+    return found

@@ -75,18 +75,26 @@ def inspect_file(path: bytes, known: Record | None = None) -> Record:
         return known
     try:
         if not stat.S_ISREG(status.st_mode):
-            raise _Refused("not a regular file")
-        if status.st_size == 0:
-            raise _Refused("empty file")
+            return 0, 0, *stamp, "not a regular file"
         with open(path, "rb") as file:
-            height, width = _inspect(file, status.st_size)
+            height, width, reason = inspect(file, status.st_size)
+    except OSError as error:
+        return 0, 0, *stamp, f"cannot be read ({error.strerror})"
+    return height, width, *stamp, reason
+
+
+def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
+    """Looks at an image of `size` bytes that can be sought in: (height, width, reason); never raises."""
+    try:
+        if size == 0:
+            raise _Refused("empty file")
+        return *_inspect(file, size), ""
     except _Refused as refusal:
-        return 0, 0, *stamp, str(refusal)
+        return 0, 0, str(refusal)
     except Exception as error:  # the system's, or whatever Pillow stumbles over in a damaged file
         if isinstance(error, OSError) and error.strerror:
-            return 0, 0, *stamp, f"cannot be read ({error.strerror})"
-        return 0, 0, *stamp, f"truncated or damaged ({' '.join(str(error).split())})"
-    return height, width, *stamp, ""
+            return 0, 0, f"cannot be read ({error.strerror})"
+        return 0, 0, f"truncated or damaged ({' '.join(str(error).split())})"
 
 
 def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
@@ -192,16 +200,23 @@ def scan(
     with (
         _runner(min(processes, len(chunks))) as run,
         ThreadPoolExecutor(processes or min(8, 2 * cores)) as threads,
-        tqdm(
-            total=len(names), desc="scan", unit=" files", delay=1, disable=None if progress else True
-        ) as bar,
-        warnings.catch_warnings(),
+        scan_bar(len(names), " files", progress) as bar,
     ):
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images; we judge those
         for part in threads.map(run, jobs):
             records += part
             bar.update(len(part))
     return records
+
+
+@contextmanager
+def scan_bar(total: int, unit: str, progress: bool) -> Iterator[Any]:
+    """tqdm's bar; under it, nobody hears Pillow warn of odd EXIF and of large images, which we judge."""
+    with (
+        tqdm(total=total, desc="scan", unit=unit, delay=1, disable=None if progress else True) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield bar
 
 
 _Job: TypeAlias = list[tuple[bytes, "Record | None"]]

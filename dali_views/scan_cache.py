@@ -8,6 +8,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from .sources import LeftOut
 
 CHECKED_FILES = 20_000
 """Up to so many files are compared by size and mtime before a kept scan is believed."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +61,18 @@ class Scanned:
         """Whether folders and files still look the same; of more than `CHECKED_FILES`, an even sample."""
         base = os.path.join(os.fsencode(self.root), b"")
         folders = zip(self.stamp_folders.tolist(), self.stamp_times.tolist(), strict=True)
-        if any(_stamp(base + name)[1] != time for name, time in folders):
+        if any(stamp_of(base + name)[1] != time for name, time in folders):
             return False
         count = len(self.paths)
         rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED_FILES)).astype(np.int64))
         names = unpack_names(self.paths[rows]) + [os.fsencode(f.path) for f in self.left_out]
         stamps = self.stamp_files[rows].tolist() + self.stamp_left[:CHECKED_FILES].tolist()
         # What the listing refused has no stamp: its reason does not lie in the file.
-        return all(_stamp(base + n) == tuple(stamp) for n, stamp in zip(names, stamps, strict=False))
+        return all(stamp_of(base + n) == tuple(stamp) for n, stamp in zip(names, stamps, strict=False))
 
 
-def _stamp(path: bytes) -> tuple[int, int]:
+def stamp_of(path: bytes | str) -> tuple[int, int]:
+    """(bytes, mtime_ns) of a file, (-1, -1) where there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # a NUL in a name that someone else put into the file
@@ -76,10 +80,10 @@ def _stamp(path: bytes) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-class ScanCache:
+class ScanCache(Generic[T]):
     """The place of one kept scan, and what lies there."""
 
-    def __init__(self, cache: bool | PathLike, root: str, options: object) -> None:
+    def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
         """Looks the scan up.
 
         Args:
@@ -87,9 +91,10 @@ class ScanCache:
                 a path means that folder; False means nowhere.
             root: The folder that was scanned.
             options: What else shaped the listing, JSON-able.
+            kind: Dataclass of the scan, which has a `root`.
         """
         self.file: Path | None = None
-        self.kept: Scanned | None = None
+        self.kept: T | None = None
         if cache is False:
             return
         if cache is True:
@@ -101,12 +106,12 @@ class ScanCache:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
         self.file = folder / f"{name or 'root'}-{digest}.npz"
         try:
-            kept = read_index(self.file, Scanned)
+            kept: Any = read_index(self.file, kind)
         except (OSError, ValueError):
             return  # absent, damaged or wrong: the scan is done anew
         self.kept = kept if kept.root == root else None
 
-    def keep(self, scanned: Scanned) -> None:
+    def keep(self, scanned: T) -> None:
         """Writes the scan; a place that cannot be written costs a warning."""
         if self.file is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def read_image(index: SampleIndex, row: int) -> NDArray[np.uint8]:
     """The stored image as (H, W, 3); EXIF orientation is not applied, as in the loader."""
     if index.arrays is not None:
         return np.asarray(index.arrays[row])
-    return np.asarray(Image.open(index.path(row)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(index.encoded(row))).convert("RGB"))
 
 
 def _denormalise(

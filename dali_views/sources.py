@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .atomic import PathLike
 from .truth_boxes import RowBoxes
@@ -149,7 +149,7 @@ def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
         raise ValueError(
             f"The list {str(file)!r} names no file below {base!r}; check its lines and the root."
         )
-    listing.labels, listing.classes = _number(words)
+    listing.labels, listing.classes = number_labels(words)
     return listing
 
 
@@ -181,7 +181,7 @@ def _split(line: str, root: str) -> tuple[str, str | None]:
     return parts[0], parts[1]
 
 
-def _number(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
+def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     """Labels and classes of the label column: numbers stay as they are, words are numbered in order."""
     try:
         labels = [-1 if word is None else int(word) for word in words]
@@ -194,6 +194,23 @@ def _number(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
             f"Labels must lie between -1 (unknown) and {_MAX_LABEL - 1}; number the classes from 0."
         )
     return labels, [str(i) for i in range(max(labels) + 1)]
+
+
+def check_labels(
+    labels: ArrayLike | None, count: int, classes: Sequence[str] | None
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Labels of `count` images and their classes, as they are given; see `SampleIndex.from_arrays`."""
+    given = np.full(count, -1, np.int32) if labels is None else np.asarray(labels)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"labels must be whole numbers, not {given.dtype}; convert them first.")
+    if given.shape != (count,):
+        raise ValueError(f"labels must have the shape ({count},) of the images, not {given.shape}.")
+    given = given.astype(np.int64)  # -1 must be a number of its kind
+    top = int(given.max(initial=-1)) + 1
+    names = [str(i) for i in range(top)] if classes is None else list(classes)
+    if given.min(initial=-1) < -1 or top > len(names):
+        raise ValueError(f"labels must lie between -1 and {len(names) - 1}; mend them or classes.")
+    return given.astype(np.int32), names
 
 
 def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[Listing, RowBoxes]:

@@ -71,7 +71,7 @@ def judge(kind: str, file: Path) -> str:
             SampleIndex.from_folder(file.parent, cache=False, progress=False)
         except ValueError:
             return "left out"
-        return "undecodable" if pipeline.undecodable([str(file)], "cpu", None) else "image"
+        return "undecodable" if pipeline.Alone("cpu", None).refusal(file.read_bytes()) else "image"
     try:
         return _LOADERS[kind](file, images)
     except (ValueError, FileNotFoundError) as error:

@@ -59,7 +59,7 @@ def through_graph(pixels: np.ndarray, view: View, way: str, **parameters: object
         device=device,
         device_id=0 if device == "gpu" else None,
         threads=1,
-        encoded=False,
+        form="pixels",
         dtype="float32",
         hw_decoder_load=0.0,
         fused=way == "cpu",

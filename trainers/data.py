@@ -96,6 +96,8 @@ def _scanned(config: cfg.Data, classes: Sequence[str] | None) -> SampleIndex:
             found = SampleIndex.from_folder(config.path, progress=progress, classes=classes)
         case "list":
             found = SampleIndex.from_list(config.path, config.root, progress=progress)
+        case "shards":
+            found = SampleIndex.from_shards(config.path, progress=progress)
         case _:
             found = SampleIndex.from_coco(config.path, config.instances, progress=progress)
     return found if config.leave_out is None else found.without(config.leave_out)

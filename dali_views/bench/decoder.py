@@ -25,9 +25,8 @@ def check(setup: Setup, *, passes: int = 10, told: Callable[[str], None] = print
 
     The last row counts images that hardware and software decode to different pixels, which is no fault.
     """
-    index = setup.index.subset(
-        np.unique(setup.index.path_rows(np.arange(len(setup.index))), axis=0, return_index=True)[1]
-    )
+    assert setup.index.paths is not None
+    index = setup.index.subset(np.unique(setup.index.paths, axis=0, return_index=True)[1])
     quiet: dict[float, list[int]] = {}
     rows = []
     for load in (0.0, 1.0) if setup.device == "gpu" else (0.0,):
@@ -50,9 +49,9 @@ def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False)
     """CRC-32 of the decoded pixels of every image."""
     order = iter(range(0, len(index), setup.batch_size))
 
-    def source() -> np.ndarray:
+    def source() -> pipeline.Images:
         start = next(order)  # its StopIteration ends the graph's epoch
-        return index.path_rows(np.arange(start, min(start + setup.batch_size, len(index))))
+        return index.inputs(np.arange(start, min(start + setup.batch_size, len(index))))
 
     gpu = setup.device == "gpu"
     graph = Pipeline(
@@ -63,8 +62,8 @@ def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False)
         seed=0,
     )
     with graph:
-        path = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
-        graph.set_outputs(pipeline.decoded(path, setup.device, load))
+        images = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
+        graph.set_outputs(pipeline.decoded(pipeline.read(images, index.form), setup.device, load))
     graph.build()
     work = _Work(gpu) if busy else None
     sums: list[int] = []

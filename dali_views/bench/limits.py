@@ -24,9 +24,9 @@ def contenders(setup: Setup) -> list[Contender]:
     size = setup.views[0].size
     decoded = partial(pipeline.decoded, device=setup.device, hw_decoder_load=setup.hw_decoder_load)
     stages: dict[str, Callable[[Any], Any]] = {
-        READ: pipeline.read,
+        READ: lambda encoded: encoded,
         DECODE: decoded,
-        RESIZE: lambda path: fn.resize(decoded(path), size=[size, size]),
+        RESIZE: lambda encoded: fn.resize(decoded(encoded), size=[size, size]),
     }
     for load in _LOADS if setup.device == "gpu" else ():
         stages[f"{DECODE}, hardware {load:.0%}"] = partial(
@@ -46,7 +46,7 @@ def _batches(setup: Setup, cut: Callable[[Any], Any]) -> Batches:
     def source() -> Any:
         nonlocal turn
         turn += 1
-        return setup.index.path_rows(
+        return setup.index.inputs(
             np.take(order, np.arange(setup.batch_size) + turn * setup.batch_size, mode="wrap")
         )
 
@@ -58,8 +58,8 @@ def _batches(setup: Setup, cut: Callable[[Any], Any]) -> Batches:
         seed=0,
     )
     with graph:
-        path = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
-        graph.set_outputs(cut(path))
+        images = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
+        graph.set_outputs(cut(pipeline.read(images, setup.index.form)))
     graph.build()
     while True:
         graph.run()

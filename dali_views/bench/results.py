@@ -16,7 +16,7 @@ class Row:
     """One figure."""
 
     part: str
-    """``"loaders"``, ``"training"``, ``"memory"`` or ``"decoder"``."""
+    """``"loaders"``, ``"training"``, ``"memory"``, ``"decoder"`` or ``"sources"``."""
     name: str
     """What was measured."""
     measure: str

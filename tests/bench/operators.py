@@ -76,7 +76,7 @@ def main() -> None:
     operators: dict[str, tuple[list[Any], Callable[..., Any]]] = {
         "read": ([paths], pipeline.read),
         "read by mapping into memory": ([paths], fn.io.file.read),
-        "read and decode": ([paths], lambda path: pipeline.decoded(path, "cpu", 0.0)),
+        "read and decode": ([paths], lambda path: pipeline.decoded(pipeline.read(path), "cpu", 0.0)),
         "read and decode the crop only": (
             [paths, start, shape],
             lambda path, start, shape: fn.decoders.image_slice(
@@ -156,13 +156,15 @@ def _cost(graph: Pipeline, threads: int, runs: int = 6) -> float:
 
 
 def _decoded(paths: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
-    (images,) = _graph([paths], lambda path: pipeline.decoded(path, "cpu", 0.0), args.threads).run()
+    (images,) = _graph(
+        [paths], lambda path: pipeline.decoded(pipeline.read(path), "cpu", 0.0), args.threads
+    ).run()
     return [images.at(i) for i in range(BATCH)]
 
 
 def _views(paths: np.ndarray, start: np.ndarray, end: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     def cut(path: Any, start: Any, end: Any) -> Any:
-        image = pipeline.decoded(path, "cpu", 0.0)
+        image = pipeline.decoded(pipeline.read(path), "cpu", 0.0)
         return fn.resize(image, size=[args.size, args.size], roi_start=start, roi_end=end)
 
     (views,) = _graph([paths, start, end], cut, args.threads).run()

@@ -38,6 +38,11 @@ def table(path: Path) -> str:
         )
     if lines[0]["part"] == "loaders":
         return _loaders(lines)
+    if lines[0]["part"] == "sources":
+        return _markdown(
+            ["images from", "images/s", "x folder"],
+            [[line["name"], f"{float(line['value']):.0f}", f"{float(line['ratio']):.2f}"] for line in lines],
+        )
     return _markdown(["", "", ""], [[line["name"], *_figure(line)] for line in lines])
 
 

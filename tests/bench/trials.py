@@ -133,7 +133,7 @@ def decoding(setup: Setup, act: Callable[..., Any]) -> Batches:
 
 
 def whole(path: Any, start: Any, shape: Any) -> Any:
-    return pipeline.decoded(path, "cpu", 0.0), start, shape
+    return pipeline.decoded(pipeline.read(path), "cpu", 0.0), start, shape
 
 
 def mapped(path: Any, start: Any, shape: Any) -> Any:
@@ -156,7 +156,7 @@ def viewing(setup: Setup, act: Callable[..., Any]) -> Batches:
         return [setup.index.path_rows(plan.index), *(getattr(plan.views[0], name) for name in names)]
 
     def graph(path: Any, start: Any, end: Any, *given: Any) -> Any:
-        image = pipeline.decoded(path, "cpu", 0.0)
+        image = pipeline.decoded(pipeline.read(path), "cpu", 0.0)
         image = fn.resize(image, size=[224, 224], roi_start=start, roi_end=end)
         return act(image, *given, threads=setup.workers)
 

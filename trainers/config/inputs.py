@@ -43,11 +43,13 @@ class Run(Section):
 class Data(Section):
     """Which images there are."""
 
-    kind: Literal["folder", "list", "coco", "cifar10", "cifar100", "stl10"]
+    kind: Literal["folder", "list", "coco", "shards", "cifar10", "cifar100", "stl10"]
     """folder: one subfolder per class (or none); list: text file of paths; coco: image folder with
-    `instances`; cifar10, cifar100, stl10: torchvision's archives (STL-10: train and unlabelled images)."""
+    `instances`; shards: WebDataset's tar shards; cifar10, cifar100, stl10: torchvision's archives (STL-10:
+    train and unlabelled images)."""
     path: str
-    """Image folder, list file or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
+    """Image folder, list file, shards (one, a glob, braces as in "train-{000000..000146}.tar", a text file of
+    them) or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
     classes: str | None = None
     """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
     instances: str | None = None

@@ -29,7 +29,9 @@ NAMES = (
 def found(setup: Setup, told: Callable[[str], None] = print) -> list[Contender]:
     """The contenders of all peers whose modules are installed; a line to `told` for each that lacks one."""
     contenders = []
-    for name in NAMES:
+    if setup.index.form != "names":
+        told("left out: all peers but the first, which read files and know no other images")
+    for name in NAMES if setup.index.form == "names" else NAMES[:1]:
         peer = import_module(f"{__name__}.{name}")
         missing = [module for module in peer.NEEDS if find_spec(module) is None]
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Views(torch.utils.data.Dataset[list[Any]]):
     def __init__(
         self,
         index: SampleIndex,
-        opened: Callable[[str], Any],
+        opened: Callable[[Any], Any],
         transforms: Sequence[Callable[[Any], Any]],
     ) -> None:
         self.index = index
@@ -29,7 +30,8 @@ class Views(torch.utils.data.Dataset[list[Any]]):
         return len(self.index)
 
     def __getitem__(self, row: int) -> list[Any]:
-        image = self.opened(self.index.path(row))
+        files = self.index.form == "names"
+        image = self.opened(self.index.path(row) if files else io.BytesIO(self.index.encoded(row)))
         return [transform(image) for transform in self.transforms]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image, ImageFilter
@@ -28,9 +28,9 @@ def contenders(setup: Setup) -> list[Contender]:
     return [Contender(NAME, "peer", "cpu", start, len(setup.views))]
 
 
-def opened(path: str) -> Image.Image:
+def opened(file: str | IO[bytes]) -> Image.Image:
     """The image in RGB."""
-    return Image.open(path).convert("RGB")
+    return Image.open(file).convert("RGB")
 
 
 def transform(view: View) -> Callable[[Image.Image], torch.Tensor]:

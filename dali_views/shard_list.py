@@ -1,0 +1,87 @@
+"""Which tar shards are meant: by paths, lists of them, globs and brace patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
+
+from .atomic import PathLike
+
+_MOST = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
+
+
+def names_shards(path: PathLike) -> bool:
+    """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
+    if os.path.isdir(path):
+        return False
+    if _SHARD.search(os.path.basename(path)):
+        return True
+    return os.path.isfile(path) and any(_SHARD.search(line) for line in islice(_lines(path), 1))
+
+
+def list_shards(pattern: PathLike | Sequence[PathLike]) -> list[str]:
+    """Absolute paths of the shards in the order given, each once; see `SampleIndex.from_shards`.
+
+    Raises:
+        FileNotFoundError: No shard is there.
+        ValueError: A pattern stands for more than a million shards.
+    """
+    given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
+    found = dict.fromkeys(os.path.abspath(path) for one in given for path in _expand(os.fspath(one)))
+    if not any(os.path.exists(path) for path in found):
+        told = ", ".join(repr(os.fspath(one)) for one in given[:3])
+        raise FileNotFoundError(f"There is no shard {told}; check the path or the pattern.")
+    return list(found)
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    if os.path.isfile(pattern) and not _SHARD.search(os.path.basename(pattern)):
+        for line in _lines(pattern):
+            yield from _named(os.path.join(os.path.dirname(pattern), line))
+    else:
+        yield from _named(pattern)
+
+
+def _lines(path: PathLike) -> Iterator[str]:
+    """Paths that a text file names."""
+    with open(path, "rb") as file:
+        for line in file:
+            if (text := os.fsdecode(line).strip()) and not text.startswith("#"):
+                yield text
+
+
+def _named(pattern: str) -> Iterator[str]:
+    """The paths that a name with braces and wildcards stands for; without wildcards they need not exist."""
+    if os.path.exists(pattern):
+        yield pattern
+        return
+    parts = _BRACES.split(pattern)
+    choices = [_choices(part) if i % 2 else [part] for i, part in enumerate(parts)]
+    count = 1
+    for each in choices:
+        count *= len(each)
+    if count > _MOST:
+        raise ValueError(f"The pattern {pattern!r} stands for more than {_MOST} shards; check its numbers.")
+    for words in product(*choices):
+        path = "".join(words)
+        yield from sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+
+
+def _choices(inside: str) -> Sequence[str]:
+    """What one pair of braces stands for: numbers from .. to, as wide as they are written, or words."""
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.split(",")
+    first, last = int(match[1]), int(match[2])
+    padded = any(len(word) > 1 and word[0] == "0" for word in match.groups())
+    width = max(map(len, match.groups())) if padded else 0
+    if abs(last - first) >= _MOST:
+        raise ValueError(f"The pattern {{{inside}}} stands for more than {_MOST} shards; check its numbers.")
+    step = 1 if last >= first else -1
+    return [f"{number:0{width}d}" for number in range(first, last + step, step)]

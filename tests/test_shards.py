@@ -1,0 +1,529 @@
+"""Tar shards: the batches of the folder they were made of, and a reason for whatever is not used."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from PIL import Image
+from tars import add, pack_folder, write_shard
+from test_loader import FULL, digest
+
+from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, show
+from dali_views.shard_list import list_shards
+from dali_views.shard_scan import merge, scan_shard
+from trainers import config as cfg
+from trainers import data
+
+VIEWS = [View(size=8), View(size=8)]
+SHARDS = 5
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of twenty images each."""
+    folder = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("ant", "bee")):
+        noise_images(folder / name, 20, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pattern(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same images in five shards."""
+    return pack_folder(classes, tmp_path_factory.mktemp("shards"), SHARDS)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def own(pattern: str, tmp_path: Path) -> Path:
+    """A copy of the shards, to be broken."""
+    return Path(shutil.copytree(Path(pattern).parent, tmp_path / "own"))
+
+
+@pytest.fixture(scope="module")
+def images(classes: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(classes.rglob("*.jpg"))]
+
+
+def from_folder(folder: Path) -> SampleIndex:
+    return SampleIndex.from_folder(folder, cache=False, progress=False)
+
+
+def from_shards(pattern: Any) -> SampleIndex:
+    return SampleIndex.from_shards(pattern, cache=False, progress=False)
+
+
+def members(index: SampleIndex) -> list[str]:
+    """The rows' names without their shards."""
+    names = [os.path.relpath(index.path(row), index.root) for row in range(len(index))]
+    return [name.partition(".tar/")[2] for name in names]
+
+
+def rows_of(loader: ViewLoader) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Left out while running")
+        return [row for batch in loader for row in batch.index.tolist()]
+
+
+# -- the same batches -----------------------------------------------------------------------------
+
+
+def test_shards_give_the_batches_of_their_folder_also_when_resumed(classes, pattern, device):
+    folder, shards = from_folder(classes), from_shards(pattern)
+    assert shards.classes == folder.classes
+    views = [FULL, View(size=16, source="partner")]
+    expected, state = [], {}
+    for index in (folder, shards):
+        regions = RegionTable(len(index))
+        regions.update(np.arange(40), partner=np.arange(40)[::-1])
+        loader = ViewLoader(index, views, 8, device=device, regions=regions, seed=3)
+        if index is folder:
+            expected = [digest(batch) for batch in loader]
+            continue
+        for step, batch in enumerate(loader):
+            assert digest(batch) == expected[step]
+            if step == 1:
+                state = loader.state_dict()
+                break
+        resumed = ViewLoader(index, views, 8, device=device, regions=regions, seed=3)
+        resumed.load_state_dict(state)
+        assert [digest(batch) for batch in resumed] == expected[2:]
+        assert [digest(batch) for batch in loader] == expected  # the loop left before left nothing behind
+
+
+def test_a_batch_is_drawn_from_all_shards(pattern):
+    index = from_shards(pattern)
+    assert index.members is not None
+    first = next(iter(ViewLoader(index, VIEWS, 20, device="cpu")))
+    assert set(index.members[first.index.numpy(), 0].tolist()) == set(range(SHARDS))
+
+
+def test_parts_of_an_index_read_their_own_images(classes, pattern):
+    folder, rows = from_folder(classes), np.array([31, 2, 17])
+    part = from_shards(pattern).subset(rows).subset([2, 0])
+    assert [part.encoded(0), part.encoded(1)] == [folder.encoded(17), folder.encoded(31)]
+    assert np.array_equal(show.read_image(part, 1), show.read_image(folder, 31))
+
+
+def test_shards_without_an_image_are_passed_over_and_left_out_images_too(pattern, tmp_path):
+    whole = from_shards(pattern)
+    listed = tmp_path / "bad.txt"
+    bad_list.save(listed, {whole.path(3): "ugly"})
+    rest = whole.without(listed)
+    assert len(rest) == 39
+    assert rest.encoded(3) == whole.encoded(4)
+
+
+# -- which shards ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ("part-000.tar", [0]),
+        ("part-*.tar", [0, 1, 2, 3, 4]),
+        ("part-{000..004}.tar", [0, 1, 2, 3, 4]),
+        ("part-00{4,1}.tar", [4, 1]),
+        ("list.txt", [2, 3, 4]),
+        (["part-003.tar", "part-00[03].tar", "part-{000..001}.tar"], [3, 0, 1]),
+    ],
+)
+def test_shards_are_named_by_path_list_glob_braces_and_file(own, given, numbers):
+    (own / "list.txt").write_text("# shards\npart-002.tar\n\npart-00{3..4}.tar\n")
+    found = list_shards(own / given if isinstance(given, str) else [own / each for each in given])
+    assert found == [str(own / f"part-{number:03d}.tar") for number in numbers]
+
+
+def test_numbers_in_braces_are_as_wide_as_written(tmp_path):
+    (tmp_path / "a8.tar").touch()
+    names = [Path(path).name for path in list_shards(tmp_path / "a{8..11}.tar")]
+    assert names == ["a8.tar", "a9.tar", "a10.tar", "a11.tar"]
+
+
+def test_a_pattern_of_too_many_or_no_shards_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="more than"):
+        list_shards(tmp_path / "{0..999999999999}.tar")
+    with pytest.raises(ValueError, match="more than"):
+        list_shards(tmp_path / "{0..99999}{0..99999}.tar")
+    with pytest.raises(FileNotFoundError, match="no shard"):
+        list_shards(tmp_path / "{0..9}.tar")
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+def test_an_image_has_the_label_of_its_key(images, tmp_path):
+    told = [json.dumps(facts).encode() for facts in ({"label": 4}, {"class_id": 1}, {"label": "4"}, [4])]
+    shard = write_shard(
+        tmp_path / "a.tar",
+        [
+            ("0.cls", b"2\n"),
+            ("0.jpg", images[0]),
+            ("1.left.jpg", images[1]),
+            ("1.right.jpg", images[2]),
+            ("1.json", told[0]),
+            ("2.jpg", images[3]),
+            ("2.json", told[1]),
+            ("2.cls", b"3"),
+            ("./3.jpg", images[4]),
+            ("3.json", told[1]),
+            ("4.jpg", images[5]),
+            ("4.json", told[2]),
+            ("5.jpg", images[6]),
+            ("5.json", told[3]),
+            ("6.jpg", images[7]),
+            ("6.cls", b"\xff\xfe"),
+            ("other/0.jpg", images[8]),
+        ],
+    )
+    index = from_shards(shard)
+    assert dict(zip(members(index), index.labels.tolist(), strict=True)) == {
+        "0.jpg": 2,
+        "1.left.jpg": 4,
+        "1.right.jpg": 4,
+        "2.jpg": 3,
+        "3.jpg": 1,
+        "4.jpg": -1,
+        "5.jpg": -1,
+        "6.jpg": -1,
+        "other/0.jpg": -1,
+    }
+    assert index.classes == ["0", "1", "2", "3", "4"]
+    assert index.left_out == []
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_members_that_must_not_be_read_are_left_out_with_the_reason(images, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "good.jpg", images[0])
+        add(tar, "/etc/absolute.jpg", images[1])
+        add(tar, "a/../../up.jpg", images[1])
+        add(tar, "link.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(tar, "hard.jpg", type=tarfile.LNKTYPE, linkname="good.jpg")
+        add(tar, "device.jpg", type=tarfile.CHRTYPE)
+        add(tar, "pipe.jpg", type=tarfile.FIFOTYPE)
+        add(tar, "folder.jpg", type=tarfile.DIRTYPE)
+        add(tar, "sparse.jpg", images[1], type=tarfile.GNUTYPE_SPARSE)
+        add(tar, "good.jpg", images[2])
+        add(tar, "text.jpg", b"no image")
+        add(tar, "empty.jpg")
+        add(tar, "last.jpg", images[3])
+    index = from_shards(tmp_path / "a.tar")
+    assert members(index) == ["good.jpg", "last.jpg"]
+    assert index.encoded(0) == images[0]
+    reasons = {os.path.basename(path): reason for path, reason in index.left_out}
+    for name, word in {
+        "absolute.jpg": "out of the shard",
+        "up.jpg": "out of the shard",
+        "link.jpg": "a link",
+        "hard.jpg": "a link",
+        "device.jpg": "no regular file",
+        "pipe.jpg": "no regular file",
+        "sparse.jpg": "sparse",
+        "good.jpg": "twice",
+        "text.jpg": "not an image",
+        "empty.jpg": "empty",
+    }.items():
+        assert word in reasons.pop(name), name
+    assert not reasons
+
+
+def test_other_members_are_never_read(images, tmp_path):
+    """Bytes that would fail a run if anybody decoded or unpickled them lie between the images."""
+    trap = b"cos\nabort\n(tR."
+    names = ["0.pyd", "0.pkl", "0.pickle", "0.npy", "0.pt", "0.txt", "__index__.py"]
+    shard = write_shard(tmp_path / "a.tar", [*((name, trap) for name in names), ("0.jpg", images[0])])
+    index = from_shards(shard)
+    assert members(index) == ["0.jpg"]
+    assert (index.labels.tolist(), index.left_out) == ([-1], [])
+    assert rows_of(ViewLoader(index, VIEWS, 1, device="cpu")) == [0]
+
+
+@pytest.mark.parametrize("magic", [b"", b"\xfd7zXZ\0", b"BZh9", b"\x28\xb5\x2f\xfd"])
+def test_a_compressed_shard_is_left_out_with_the_mend(own, magic):
+    packed = own / "part-005.tar.gz"
+    packed.write_bytes(magic + bytes(2000) if magic else gzip.compress((own / "part-000.tar").read_bytes()))
+    index = from_shards(own / "part-*.tar*")
+    assert len(index) == 40
+    ((name, reason),) = index.left_out
+    assert name == "part-005.tar.gz"
+    assert "unpack it with" in reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda content, at: content[: at + 700], "cut off"),  # in the pixels of the fifth image
+        (lambda content, at: content[: at + 100], "cut off"),  # in its header
+        (lambda content, at: content[:at], "cut off"),  # between two members
+        (lambda content, at: content[:at] + b"\xaa" * 512 + content[at + 512 :], "damaged"),
+        (lambda content, at: content[: at + 124] + b"\xff" * 12 + content[at + 136 :], "damaged"),
+    ],
+)
+def test_of_a_damaged_shard_what_is_whole_is_used(own, damage, word):
+    shard = own / "part-000.tar"
+    with tarfile.open(shard) as tar:
+        at = [member.offset for member in tar if member.name.endswith(".jpg")][4]
+    shard.write_bytes(damage(shard.read_bytes(), at))
+    index = from_shards(own / "*.tar")
+    assert len(index) == 32 + 4
+    assert all(path.startswith("part-000.tar") for path, _ in index.left_out)
+    assert any(word in reason for _, reason in index.left_out)
+    assert sorted(rows_of(ViewLoader(index, VIEWS, 4, device="cpu", on_bad_image="raise"))) == list(range(36))
+
+
+def test_what_is_no_shard_or_is_not_there_is_left_out(own):
+    (own / "part-005.tar").write_bytes(b"this is no tar" * 100)
+    (own / "part-006.tar").write_bytes(b"")
+    (own / "part-007.tar").mkdir()
+    os.mkfifo(own / "part-008.tar")
+    index = from_shards(own / "part-{000..009}.tar")
+    reasons = dict(index.left_out)
+    assert len(index) == 40
+    assert [reasons.pop(f"part-00{n}.tar") for n in (5, 6, 9)] == ["no tar", "no tar", "no such file"]
+    assert all("not a regular file" in reason for reason in reasons.values())
+    assert len(reasons) == 2
+
+
+def test_shards_without_a_usable_image_are_an_error(tmp_path):
+    write_shard(tmp_path / "a.tar", [("0.jpg", b"no image")])
+    with pytest.raises(ValueError, match=r"no usable image \(a.tar/0.jpg: not an image"):
+        from_shards(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("claim", ["size", "long name", "negative size"])
+def test_a_made_up_header_costs_neither_memory_nor_time(images, tmp_path, claim):
+    shard = write_shard(tmp_path / "a.tar", [("0.jpg", images[0])])
+    content = shard.read_bytes()[: 512 + -(-len(images[0]) // 512) * 512]
+    member = tarfile.TarInfo("1.jpg")
+    member.size = -1024 if claim == "negative size" else 1 << 40
+    member.type = tarfile.GNUTYPE_LONGNAME if claim == "long name" else tarfile.REGTYPE
+    shard.write_bytes(content + member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with shard.open("ab") as file:
+        file.truncate(1 << 33)  # eight gigabytes that take no room
+    index = from_shards(shard)
+    assert members(index) == ["0.jpg"]
+    assert index.left_out
+
+
+def test_no_damage_makes_the_scan_fail_or_lead_out_of_the_shard(images, tmp_path):
+    """Two thousand shards with a few bytes of their headers changed, cut or repeated."""
+    shard = tmp_path / "a.tar"
+    draw = np.random.default_rng(0)
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(shard, "w", format=kind) as tar:
+            for number in range(3):
+                add(tar, "x" * 150 + f"{number}.jpg", images[number], mtime=number + 0.5)
+                add(tar, f"{number}.cls", b"7")
+        whole = shard.read_bytes()
+        headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
+        for _ in range(1000):
+            content = bytearray(whole)
+            for _ in range(draw.integers(1, 4)):
+                block = int(draw.choice(headers)) + 512 * int(draw.integers(0, 2))
+                at = block + int(draw.choice([0, 124, 148, 156, 257])) + int(draw.integers(0, 12))
+                content[at % len(content)] = draw.integers(0, 256)
+                if draw.random() < 0.7:  # a checksum that fits, or nothing after it is looked at
+                    header = content[block : block + 512]
+                    header[148:156] = b" " * 8
+                    content[block + 148 : block + 156] = b"%06o\0 " % sum(header)
+            shard.write_bytes(content[: draw.integers(1, len(content))] if draw.random() < 0.2 else content)
+            found = scan_shard(str(shard))
+            assert all(at >= 0 and at + size <= shard.stat().st_size for _, _, (at, size), _ in found.images)
+            for name, told in found.left_out:
+                assert told
+                assert "\0" not in name
+            if found.images:
+                merge(str(tmp_path), ["a.tar"], [found])
+
+
+# -- shards that change ---------------------------------------------------------------------------
+
+
+def test_the_scan_is_kept_until_a_shard_changes(own, tmp_path, images):
+    def scan(pattern: str = "part-*.tar") -> SampleIndex:
+        return SampleIndex.from_shards(own / pattern, cache=tmp_path / "cache", progress=False)
+
+    first = scan()
+    (kept,) = (tmp_path / "cache").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    assert scan().fingerprint == first.fingerprint
+    assert kept.stat().st_mtime_ns == stamp
+    write_shard(own / "part-002.tar", [("new.jpg", images[0])])
+    assert len(scan()) == 33
+    assert kept.stat().st_mtime_ns != stamp
+    write_shard(own / "part-009.tar", [("new.jpg", images[0])])
+    assert len(scan()) == 34
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda shard: shard.unlink(), "no such file"),
+        (lambda shard: write_shard(shard, [("0.jpg", b"")]), "has changed since it was indexed"),
+    ],
+)
+def test_a_shard_that_is_gone_or_another_costs_its_images(own, change, word):
+    index = from_shards(own / "part-*.tar")
+    change(own / "part-001.tar")
+    loader = ViewLoader(index, VIEWS, 8, device="cpu", max_bad_share=0.5)
+    assert set(rows_of(loader)) == set(range(40)) - set(range(8, 16))
+    assert all("part-001.tar" in path and word in why for path, why in index.quarantine.items())
+    assert len(index.quarantine) == 8
+    strict = ViewLoader(index, VIEWS, 8, device="cpu")
+    with pytest.raises(BadImageError, match="of 40 images cannot be read"):
+        rows_of(strict)
+
+
+def test_shards_cut_off_while_they_are_read_cost_what_is_lost(own):
+    index = from_shards(own / "part-*.tar")
+    assert index.members is not None
+    loader = ViewLoader(index, VIEWS, 8, device="cpu", max_bad_share=0.5)
+    assert len(rows_of(loader)) == 40
+    at = int(index.members[12, 1]) + 100
+    os.truncate(own / "part-001.tar", at)
+    loader.set_epoch(1)
+    assert set(rows_of(loader)) == set(range(40)) - set(range(12, 16))
+    assert {why for why in index.quarantine.values()} == {
+        "cannot be read (its shard has been cut off since it was indexed)"
+    }
+
+
+def test_shards_whose_folder_is_gone_end_the_run_and_blame_no_image(own):
+    index = from_shards(own / "part-*.tar")
+    own.rename(own.with_name("elsewhere"))
+    with pytest.raises(BadImageError, match="is gone, for example unmounted"):
+        rows_of(ViewLoader(index, VIEWS, 8, device="cpu"))
+    assert not index.quarantine
+
+
+def test_no_more_descriptors_are_open_than_allowed(images, tmp_path):
+    many = [write_shard(tmp_path / f"{n:03d}.tar", [("0.jpg", images[n % 40])]) for n in range(300)]
+    index = from_shards(many)
+    before = len(os.listdir("/proc/self/fd"))
+    for epoch in range(2):
+        loader = ViewLoader(index, VIEWS, 50, device="cpu", seed=epoch)
+        assert len(set(rows_of(loader))) == 300
+    assert len(os.listdir("/proc/self/fd")) - before <= 256 + 32  # DALI has some of its own
+
+
+# -- storing --------------------------------------------------------------------------------------
+
+
+def test_an_index_of_shards_is_saved_and_loaded(pattern, tmp_path):
+    index = from_shards(pattern)
+    index.subset([5, 1]).save(tmp_path / "index.npz")
+    loaded = SampleIndex.load(tmp_path / "index.npz")
+    assert [loaded.encoded(0), loaded.encoded(1)] == [index.encoded(5), index.encoded(1)]
+    assert loaded.fingerprint == index.subset([5, 1]).fingerprint
+    assert loaded.path(0) == index.path(5)
+
+
+def _changed(name: str, at: tuple[int, ...], value: int) -> Callable[[dict[str, Any]], None]:
+    def change(stored: dict[str, Any]) -> None:
+        stored[name][at] = value
+
+    return change
+
+
+def _facts(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    def change(stored: dict[str, Any]) -> None:
+        facts = {**json.loads(stored["meta"].tobytes()), **changes}
+        stored["meta"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _changed("members", (0, 0), SHARDS),
+        _changed("members", (0, 0), -1),
+        _changed("members", (0, 1), -1),
+        _changed("members", (0, 1), 1 << 62),
+        _changed("members", (0, 2), 0),
+        _changed("members", (0, 2), (1 << 63) - 1),
+        _changed("shard_stamps", (0, 0), 10),
+        lambda stored: stored.pop("members"),
+        lambda stored: stored.pop("shard_stamps"),
+        lambda stored: stored.update(members=stored["members"][:, :2]),
+        lambda stored: stored.update(members=stored["members"][:-1]),
+        lambda stored: stored.update(members=stored["members"].astype(np.float64)),
+        _facts(shards=[]),
+        _facts(shards=["part-000.tar"]),
+        _facts(shards="abcde"),
+        _facts(shards=[1, 2, 3, 4, 5]),
+        _facts(shards=["/etc/passwd", "b", "c", "d", "e"]),
+        _facts(shards=["../a", "b", "c", "d", "e"]),
+        _facts(shards=["a\0", "b", "c", "d", "e\0f"]),
+        _facts(shards=["", "b", "c", "d", "e"]),
+    ],
+)
+def test_an_index_of_shards_that_contradicts_itself_is_refused(pattern, tmp_path, change):
+    from_shards(pattern).save(tmp_path / "index.npz")
+    with np.load(tmp_path / "index.npz") as stored:
+        arrays = {name: stored[name].copy() for name in stored}
+    change(arrays)
+    np.savez(tmp_path / "index.npz", **arrays)
+    with pytest.raises(ValueError, match=r"index\.npz"):
+        SampleIndex.load(tmp_path / "index.npz")
+
+
+# -- through the front doors ----------------------------------------------------------------------
+
+
+def test_the_command_line_takes_shards(own, tmp_path, capsys):
+    shards = [str(own / f"part-00{n}.tar") for n in range(SHARDS)]  # as a shell expands braces
+    assert cli.main(["index", *shards]) == 0
+    told = capsys.readouterr().out
+    assert cli.main(["index", str(own / "part-{000..004}.tar")]) == 0
+    assert capsys.readouterr().out == told
+    assert "40 images in 2 classes" in told
+    content = bytearray((own / "part-000.tar").read_bytes())
+    with tarfile.open(own / "part-000.tar") as tar:
+        member = tar.getmember("ant/0003.jpg")
+    content[member.offset_data + 20 : member.offset_data + member.size - 20] = bytes(member.size - 40)
+    (own / "part-000.tar").write_bytes(content)
+    cli_check = ["check", *shards, "--out", str(tmp_path / "bad.txt"), "--device", "cpu"]
+    assert cli.main(cli_check) == 1
+    assert [Path(path).name for path in bad_list.load(tmp_path / "bad.txt")] == ["0003.jpg"]
+    drawn = ["show", *shards, "--out", str(tmp_path / "views.png"), "--device", "cpu", "--count", "2"]
+    assert cli.main([*drawn, "--size", "32"]) == 0
+    assert Image.open(tmp_path / "views.png").width > 100
+    assert cli.main(["pack", *shards, str(tmp_path / "packed")]) == 2
+    assert "unpack shards first" in capsys.readouterr().err
+    assert cli.main(["index", str(own), str(own)]) == 2
+    assert "Only of tar shards" in capsys.readouterr().err
+
+
+def test_the_bench_measures_shards(own, tmp_path, capsys):
+    options = ["--device", "cpu", "--seconds", "0.1", "--rounds", "1", "--size", "16", "--batch-size", "8"]
+    options += ["--only", "guided"]
+    table = tmp_path / "out.csv"
+    assert cli.main(["bench", str(own / "part-*.tar"), *options, "--workers", "1", "--csv", str(table)]) == 0
+    assert "torchvision PIL" in table.read_text()
+    assert "know no other images" in capsys.readouterr().out
+
+
+def test_a_run_reads_shards(pattern):
+    sets = data.open_data(cfg.Data(kind="shards", path=pattern, val_share=0.2))
+    assert (len(sets.train), sets.train.classes) == (32, ["ant", "bee"])
+    assert sets.queries is not None
+    assert sets.queries.encoded(0)
