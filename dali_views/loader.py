@@ -302,9 +302,9 @@ class ViewLoader:
             rows = self._substitutes.replaced(rows)
             self._substitutes.check_share(self.max_bad_share)
         partner = rows if self._frozen is None else self._frozen.partner[rows]
-        if self._partnered and self.on_bad_image == "raise":
-            self._substitutes.refuse(partner)
         if self._partnered:
+            if self.on_bad_image == "raise":
+                self._substitutes.refuse(partner)
             partner = np.where(self._substitutes.readable(partner), partner, rows)
         keys = plan.region_keys(self.seed, self.epoch, rows)
         guidance = self._guidance(rows, keys)
