@@ -7,12 +7,15 @@ has, and no file can ask for more memory than its own size: one that is compress
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import struct
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
@@ -20,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .atomic import PathLike
+
+MAPPED_FROM = 16 << 20
+"""Arrays of archives of so many bytes are mapped into memory, smaller ones read."""
 
 # All that NumPy, zipfile and the makers of tables were seen to raise when bytes were flipped or cut off.
 _DAMAGE = (
@@ -39,7 +45,7 @@ _DAMAGE = (
 # there, which can be nested deeply enough to exhaust the parser.
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
-    rb"\{'descr': '([<>|][biufSU][1-9]\d{0,8})', 'fortran_order': (?:True|False), "
+    rb"\{'descr': '([<>|][biufSU][1-9]\d{0,8})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,18}, )*\d{1,18},?|)\), \} *\n"
 )
 
@@ -83,7 +89,7 @@ def verify(path: PathLike) -> None:
 
 @contextmanager
 def open_npz(path: PathLike, what: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """Gives the arrays of an .npz file to a block that makes `what` of them.
+    """Gives the arrays of an .npz file to a block that makes `what` of them; large ones are read-only.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -94,7 +100,8 @@ def open_npz(path: PathLike, what: str) -> Iterator[dict[str, NDArray[Any]]]:
     with open(path, "rb") as raw:  # outside the try: a file one may not read is not a damaged file
         try:
             with open_stored(raw) as archive:
-                arrays = {m.filename.removesuffix(".npy"): _array(archive, m) for m in archive.infolist()}
+                read = _reader(raw, archive)
+                arrays = {m.filename.removesuffix(".npy"): read(m) for m in archive.infolist()}
             yield arrays
         except _DAMAGE as error:
             raise ValueError(
@@ -103,19 +110,53 @@ def open_npz(path: PathLike, what: str) -> Iterator[dict[str, NDArray[Any]]]:
             ) from error
 
 
+def _reader(raw: IO[bytes], archive: ZipFile) -> Callable[[ZipInfo], NDArray[Any]]:
+    """What makes an array of a member: of a large archive mapped into memory, read-only."""
+    if os.fstat(raw.fileno()).st_size < MAPPED_FROM:
+        return partial(_array, archive)
+    return partial(_mapped, archive, memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
 def _array(archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     """One array, whose header must describe exactly the bytes that the member has."""
     with archive.open(member) as file:
-        start = file.read(10)
-        length = int.from_bytes(start[8:], "little")
-        header = _HEADER.fullmatch(file.read(length))
-    if not start.startswith(_MAGIC) or header is None:
-        raise ValueError(f"{member.filename} is no array of numbers or texts")
-    count = math.prod(int(side) for side in header[2].split(b",") if side)
-    if count * np.dtype(header[1].decode()).itemsize != member.file_size - 10 - length:
-        raise ValueError(f"{member.filename} claims another size than it has")
+        _header(file, member)
     with archive.open(member) as file:  # opened again: after a step back, zipfile verifies no checksum
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return _readable(array, member)
+
+
+def _mapped(archive: ZipFile, content: memoryview, member: ZipInfo) -> NDArray[Any]:
+    """The same, as a view of the archive's content."""
+    with archive.open(member) as file:
+        kind, shape, in_columns, length = _header(file, member)
+    # zipfile has held the local header against the directory, but does not tell where it ends.
+    name, extra = struct.unpack_from("<HH", content, member.header_offset + 26)
+    start = member.header_offset + 30 + name + extra
+    data = content[start : start + member.file_size]
+    if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
+        raise BadZipFile(f"the checksum of {member.filename} is wrong")
+    array = np.frombuffer(data, kind, offset=length) if len(data) > length else np.zeros(0, kind)
+    return _readable(array.reshape(shape, order="F" if in_columns else "C"), member)
+
+
+def _header(file: IO[bytes], member: ZipInfo) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """Type, shape, whether by columns, and bytes of the header of an array, held against those it has."""
+    start = file.read(10)
+    length = 10 + int.from_bytes(start[8:], "little")
+    header = _HEADER.fullmatch(file.read(length - 10))
+    if not start.startswith(_MAGIC) or header is None:
+        raise ValueError(f"{member.filename} is no array of numbers or texts")
+    kind, shape = (
+        np.dtype(header[1].decode()),
+        tuple(int(side) for side in header[3].split(b",") if side.strip()),
+    )
+    if math.prod(shape) * kind.itemsize != member.file_size - length:
+        raise ValueError(f"{member.filename} claims another size than it has")
+    return kind, shape, header[2] == b"True", length
+
+
+def _readable(array: NDArray[Any], member: ZipInfo) -> NDArray[Any]:
     if array.dtype.kind == "U":  # of which Python cannot make a text if a letter is none
         letters = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
         if letters.max(initial=0) > sys.maxunicode:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import bad_list
 from .atomic import PathLike
-from .index_build import scan_coco, scan_folder, scan_list, scan_shards
 from .index_file import pack_names, read_index, unpack_names, write_index
-from .scan_cache import Scanned
-from .shard_scan import ShardScan
-from .shards import ShardSource
+from .index_open import Constructors
 from .source import Form, Source, picked, read_rows
-from .source_scan import scan_source
-from .sources import LeftOut, check_labels
+from .sources import LeftOut
+from .stored_source import Holder, open_source
 from .truth_boxes import RowBoxes, match_boxes
 
 __all__ = ["LeftOut", "SampleIndex"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SampleIndex:
+class SampleIndex(Constructors):
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
-    Built by `from_folder`, `from_list`, `from_coco`, `from_shards`, `from_source` or `from_arrays`. Every
-    file that was listed is either a row or in `left_out` with a reason. All rectangles are (y0, x0, y1, x1)
-    fractions of the stored image. Do not change the arrays; `subset` and `with_boxes` return new indexes.
+    Built by one of the constructors `from_...` (see `index_open`). Every file that was listed is either a row
+    or in `left_out` with a reason. All rectangles are (y0, x0, y1, x1) fractions of the stored image. Do not
+    change the arrays; `subset` and `with_boxes` return new indexes.
     """
 
     root: str
@@ -49,14 +46,18 @@ class SampleIndex:
     classes: list[str] = field(default_factory=list)
     arrays: NDArray[np.uint8] | None = None
     """(N, H, W, 3) pixels, for an index of arrays."""
-    shards: list[str] = field(default_factory=list)
-    """Tar shards, relative to the root, for an index of shards."""
-    shard_stamps: NDArray[np.int64] | None = None
-    """(S, 2) bytes and mtime_ns of each shard as it was scanned, (-1, -1) of one that was not there."""
-    members: NDArray[np.int64] | None = None
-    """(N, 3) shard, offset in it and bytes of each image."""
+    holder: Holder = ""
+    """What holds the images, if they are neither files of their own nor arrays; see `stored_source`."""
+    files: list[str] = field(default_factory=list)
+    """Files that hold the images of an index of containers (tar shards, tables), relative to the root."""
+    file_stamps: NDArray[np.int64] | None = None
+    """(S, 2) bytes and mtime_ns of each of these files as it was scanned, (-1, -1) if it was not there."""
+    places: NDArray[np.int64] | None = None
+    """(N, 3) where each image lies, in the terms of its holder."""
+    column: str = ""
+    """Column of a table that holds the images."""
     source: Source | None = field(default=None, metadata={"stored": False})
-    """What reads the N images, unless they are files or arrays."""
+    """What reads the N images, unless they are local files of their own or arrays."""
     box_start: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(N + 1,) sample i has the boxes from box_start[i] up to box_start[i + 1]."""
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -71,9 +72,8 @@ class SampleIndex:
     and its subsets have one; it is not saved, nor part of the fingerprint."""
 
     def __post_init__(self) -> None:
-        if self.members is not None and self.shard_stamps is not None:
-            source = ShardSource(self.root, self.shards, self.shard_stamps, self.members)
-            object.__setattr__(self, "source", source)
+        if self.holder and self.source is None:
+            object.__setattr__(self, "source", open_source(self))
         if not len(self.box_start):
             object.__setattr__(self, "box_start", np.zeros(len(self) + 1, np.int64))
         if not self.fingerprint:
@@ -88,180 +88,6 @@ class SampleIndex:
 
     def __repr__(self) -> str:
         return f"SampleIndex({len(self)} images, {len(self.classes)} classes, root={self.root!r})"
-
-    # -- where the images are ---------------------------------------------------------------------
-
-    @classmethod
-    def from_folder(
-        cls,
-        root: PathLike,
-        cache: bool | PathLike = True,
-        processes: int | None = None,
-        progress: bool = True,
-        classes: Sequence[str] | None = None,
-    ) -> SampleIndex:
-        """Indexes a folder of class folders, or a flat folder of images.
-
-        A class is a folder in `root` with images in or below it, numbered in the order of the names;
-        without such folders all labels are -1. Files are sorted by relative path, folder by folder.
-        Hidden folders are passed over.
-
-        Args:
-            cache: Keep the scan under $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
-                ~/.cache/dali_views (True), in another folder (a path), or nowhere (False).
-            processes: See `dali_views.scan.scan`.
-            progress: Shows a bar on a terminal.
-            classes: Only these class folders, numbered in the order given (ImageNet-100; or the
-                classes of the training set, so that another split has the same numbers).
-
-        Raises:
-            FileNotFoundError: There is no such folder.
-            ValueError: It holds no usable image, or not the classes asked for.
-        """
-        return cls._of(scan_folder(root, cache, processes, progress, classes))
-
-    @classmethod
-    def from_list(
-        cls,
-        file: PathLike,
-        root: PathLike | None = None,
-        cache: bool | PathLike = True,
-        processes: int | None = None,
-        progress: bool = True,
-    ) -> SampleIndex:
-        """Indexes the images that a text file names: a path and optionally a label per line.
-
-        A tab parts path and label. Without a tab the whole line is the path if it is an existing file
-        or ends like an image; else the last word is the label. Labels are numbers or, if any is not,
-        words that are numbered in sorted order. Blank lines and lines starting with # are skipped.
-
-        Args:
-            root: Folder that relative paths start from (default: the list's); files that do not lie below
-                it are left out.
-            cache, processes, progress: See `from_folder`; only changed files are opened again.
-
-        Raises:
-            FileNotFoundError: There is no such list or root.
-            ValueError: It names no usable image, or a label below -1.
-        """
-        return cls._of(scan_list(file, root, cache, processes, progress))
-
-    @classmethod
-    def from_coco(
-        cls,
-        images: PathLike,
-        instances: PathLike | None = None,
-        cache: bool | PathLike = True,
-        processes: int | None = None,
-        progress: bool = True,
-    ) -> SampleIndex:
-        """Indexes COCO images, with the boxes of an instances file as ground truth.
-
-        The label of an image is the class of its largest box (in pixels; the first of equals), -1
-        without boxes. Category ids become 0, 1, ... in their order. Crowd boxes are left out, boxes are
-        clipped to the image.
-
-        Args:
-            instances: COCO instances JSON; without it every image in the folder is taken, unlabelled. Files
-                that do not lie below the folder are left out.
-            cache, processes, progress: See `from_list`.
-
-        Raises:
-            FileNotFoundError: There is no such folder or file.
-            ValueError: The file is not COCO's, or no image is usable.
-        """
-        scanned, boxes = scan_coco(images, instances, cache, processes, progress)
-        return cls._of(scanned)._attach(boxes)
-
-    @classmethod
-    def from_arrays(
-        cls, images: NDArray[np.uint8], labels: ArrayLike | None = None, classes: Sequence[str] | None = None
-    ) -> SampleIndex:
-        """Indexes pixels in memory (CIFAR); they are neither copied nor encoded.
-
-        Args:
-            images: (N, H, W, 3) uint8 RGB.
-            labels: (N,) whole numbers, -1 unknown.
-            classes: Their names; by default their numbers.
-
-        Raises:
-            TypeError: The images are not a uint8 array, or the labels not whole numbers.
-            ValueError: A shape does not fit, or a label has no class.
-        """
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            kind = getattr(images, "dtype", type(images).__name__)
-            raise TypeError(f"images must be a NumPy array of uint8, not {kind}; convert it first.")
-        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-            raise ValueError(f"images must have the shape (N, H, W, 3), not {images.shape}; transpose them.")
-        count = len(images)
-        given, names = check_labels(labels, count, classes)
-        sizes = np.full((count, 2), images.shape[1:3], np.int32)
-        return cls("", None, sizes, given, names, images)
-
-    @classmethod
-    def from_shards(
-        cls, pattern: PathLike | Sequence[PathLike], cache: bool | PathLike = True, progress: bool = True
-    ) -> SampleIndex:
-        """Indexes the images in tar shards, as WebDataset writes them; the order is one over all of them.
-
-        Every shard is looked through once, and its members are then read where they lie. They take the label
-        that a member of the same key has: `.cls`, a number or a word, else `.json` with a whole number as
-        "label", "cls" or "class_id". A key is the name up to the first dot after its folder. Labels are
-        numbered as in `from_list`. Other members are passed over. Left out are links, devices, sparse files,
-        names that lead out of the shard, compressed shards, and what a damaged shard has lost.
-
-        Args:
-            pattern: A shard; a glob; braces ("train-{000000..000146}.tar", "{a,b}.tar"); a text file with one
-                of these per line, relative to it; or a list of all these. Rows are in the order of the shards
-                and, in a shard, of its members.
-            cache, progress: See `from_folder`; if one shard has changed, all are looked through again.
-
-        Raises:
-            FileNotFoundError: There is no such shard.
-            ValueError: They hold no usable image, or a label below -1.
-        """
-        return cls._of(scan_shards(pattern, cache, progress))
-
-    @classmethod
-    def from_source(
-        cls,
-        source: Source,
-        labels: ArrayLike | None = None,
-        classes: Sequence[str] | None = None,
-        sizes: ArrayLike | None = None,
-        names: Sequence[str] | None = None,
-        progress: bool = True,
-    ) -> SampleIndex:
-        """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
-
-        Args:
-            labels, classes: See `from_arrays`.
-            sizes: (N, 2) stored height and width in pixels of each image. Without them every image is read
-                once, and what cannot be used is left out.
-            names: A name of each, for messages, lists of bad images and the fingerprint; by default "row 7".
-            progress: Shows a bar on a terminal.
-
-        Raises:
-            TypeError: Labels or sizes are not whole numbers.
-            ValueError: A number or shape does not fit, two names are equal, or no image is usable.
-            SourceGoneError, ConnectionError: The whole source cannot be read.
-        """
-        given, kinds = check_labels(labels, len(source), classes)
-        found = scan_source(source, sizes, names, progress)
-        return cls(
-            "",
-            pack_names([os.fsencode(name) for name in found.names]),
-            found.sizes,
-            given[found.rows],
-            kinds,
-            left_out=found.left_out,
-            source=picked(source, found.rows),
-        )
-
-    @classmethod
-    def _of(cls, found: Scanned | ShardScan) -> SampleIndex:
-        kept = {f.name for f in fields(found)} & {f.name for f in fields(cls)}
-        return cls(**{name: getattr(found, name) for name in kept})
 
     # -- reading it -------------------------------------------------------------------------------
 
@@ -358,7 +184,7 @@ class SampleIndex:
             sizes=self.sizes[chosen],
             labels=self.labels[chosen],
             arrays=None if self.arrays is None else self.arrays[chosen],
-            members=None if self.members is None else self.members[chosen],
+            places=None if self.places is None else self.places[chosen],
             source=None if self.source is None else picked(self.source, chosen),
             box_start=np.concatenate([[0], ends]).astype(np.int64),
             boxes=self.boxes[inside],
@@ -413,9 +239,10 @@ class SampleIndex:
             ValueError: A box is no rectangle in the image, or none of the names is known.
         """
         names = [] if self.paths is None else unpack_names(self.paths)
-        return self._attach(match_boxes(boxes, names, self.sizes, self.labels))
+        return self.with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))
 
-    def _attach(self, truth: RowBoxes) -> SampleIndex:
+    def with_row_boxes(self, truth: RowBoxes) -> SampleIndex:
+        """The same index with these ground-truth boxes."""
         order = np.argsort(truth.rows, kind="stable")
         ends = np.cumsum(np.bincount(truth.rows, minlength=len(self)))
         start = np.concatenate([[0], ends]).astype(np.int64)
@@ -429,7 +256,7 @@ class SampleIndex:
         Raises:
             TypeError: This is an index of a source of one's own, which no file can hold.
         """
-        if self.source is not None and self.members is None:
+        if self.source is not None and not self.holder:
             raise TypeError("An index of a source cannot be saved; make it of the source again.")
         write_index(path, self)
 

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .atomic import PathLike
+from .container_scan import ContainerScan
 from .index_file import pack_names, unpack_names
 from .scan import scan, scan_bar
 from .scan_cache import ScanCache, Scanned
 from .shard_list import list_shards
-from .shard_scan import ShardScan, merge, scan_shard
+from .shard_scan import merge, scan_shard
 from .sources import LeftOut, Listing, list_coco, list_file, list_folder
 from .truth_boxes import RowBoxes
 
@@ -65,20 +66,22 @@ def scan_coco(
     return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
 
 
-def scan_shards(pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, progress: bool) -> ShardScan:
+def scan_shards(
+    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, progress: bool
+) -> ContainerScan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     shards = [os.path.relpath(path, root) for path in paths]
-    place = ScanCache(cache, root, ["shards", shards], ShardScan)
+    place = ScanCache(cache, root, ["shards", shards], ContainerScan)
     if place.kept is not None and place.kept.holds():
         return place.kept
-    contents = []
+    shards_found = []
     with ThreadPoolExecutor(_THREADS) as threads, scan_bar(len(paths), " shards", progress) as bar:
         for found in threads.map(scan_shard, paths):
-            contents.append(found)
+            shards_found.append(found)
             bar.update()
-    scanned = merge(root, shards, contents)
+    scanned = merge(root, shards, shards_found)
     place.keep(scanned)
     return scanned
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -20,21 +20,25 @@ from .archive import open_npz
 from .atomic import PathLike, atomic_write
 from .scan import MAX_PIXELS
 from .sources import LeftOut
+from .stored_source import PLACED
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""
+
+_CHECKED = 1 << 20  # rows that are checked at a time
 
 T = TypeVar("T")
 
 # Type and shape of every array that an index or a kept scan has. A letter stands for the same number
-# everywhere: N images, M boxes, S shards, K files that the scan refused, F folders; None for any number.
+# everywhere: N images, M boxes, S files that hold many images, K files that the scan refused, F folders; None
+# for any number.
 _ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
     "paths": (np.uint8, ("N", None)),
     "arrays": (np.uint8, ("N", None, None, 3)),
     "sizes": (np.int32, ("N", 2)),
     "labels": (np.int32, ("N",)),
-    "members": (np.int64, ("N", 3)),
-    "shard_stamps": (np.int64, ("S", 2)),
+    "places": (np.int64, ("N", 3)),
+    "file_stamps": (np.int64, ("S", 2)),
     "box_start": (np.int64, (None,)),
     "boxes": (np.float32, ("M", 4)),
     "box_labels": (np.int32, ("M",)),
@@ -48,6 +52,8 @@ _ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
 def write_index(path: PathLike, index: Any) -> None:
     """Writes the fields of a dataclass of NumPy arrays and JSON-able facts, in one step."""
     values = {name: getattr(index, name) for name in _stored(index)}
+    if not len(values.get("boxes", [0])):
+        del values["box_start"]  # of N + 1 zeros
     arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     facts = {name: value for name, value in values.items() if name not in arrays and value is not None}
     text = json.dumps({"format": FORMAT, **facts}).encode()
@@ -57,6 +63,8 @@ def write_index(path: PathLike, index: Any) -> None:
 
 def read_index(path: PathLike, kind: type[T]) -> T:
     """Makes a `kind` of the fields that it has and the file stores; a `SampleIndex` reads a kept scan, too.
+
+    The arrays of a large file are mapped, not read: processes on one machine share their pages.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -72,7 +80,7 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         facts = {name: told[name] for name in told.keys() & known - _ARRAYS.keys()}
         _check_facts(facts)
         _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
-        _check_shards(arrays, facts.get("shards", []))
+        _check_places(arrays, facts)
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
         index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
     return index
@@ -112,52 +120,72 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], classes: int, left_out: in
         raise ValueError("it has no images")
     if paths is not None:
         _check_paths(paths)
-    largest = np.prod(sizes, axis=1, dtype=np.int64).max()
-    if sizes.min() < 1 or (largest > MAX_PIXELS if images is None else (sizes != images.shape[1:3]).any()):
-        raise ValueError("sizes are no sizes of images")
-    boxes = arrays.get("boxes", np.zeros((0, 4), np.float32))
-    start = arrays.get("box_start", np.zeros(len(sizes) + 1, np.int64))
-    if len(start) != len(sizes) + 1 or start[0] or start[-1] != len(boxes) or (start[1:] < start[:-1]).any():
-        raise ValueError("box_start does not divide the boxes among the images")
-    if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-        raise ValueError("boxes are no rectangles in their images")
-    box_labels = arrays.get("box_labels", np.zeros(0, np.int32))
-    if len(box_labels) != len(boxes):
-        raise ValueError("box_labels are not as many as boxes")
-    for name, labels in (("labels", arrays["labels"]), ("box_labels", box_labels)):
-        if len(labels) and (labels.min() < -1 or labels.max() >= classes):
+    for part in _parts(sizes):
+        largest = np.prod(part, axis=1, dtype=np.int64).max()
+        if part.min() < 1 or (largest > MAX_PIXELS if images is None else (part != images.shape[1:3]).any()):
+            raise ValueError("sizes are no sizes of images")
+    _check_boxes(arrays, len(sizes))
+    for name in arrays.keys() & {"labels", "box_labels"}:
+        if any(part.min() < -1 or part.max() >= classes for part in _parts(arrays[name])):
             raise ValueError(f"{name} have no class")
     if counts.get("K", 0) > left_out:
         raise ValueError("more files have the stamp of a refused one than were refused")
 
 
-def _check_shards(arrays: Mapping[str, NDArray[Any]], shards: Any) -> None:
-    """Every member inside one of the shards, which lie below the root."""
-    members, stamps = arrays.get("members"), arrays.get("shard_stamps")
-    if members is None or stamps is None or "paths" not in arrays:
-        if members is not None or stamps is not None or shards:
-            raise ValueError("it has a part of what an index of shards has")
-        return
-    if not isinstance(shards, list) or len(shards) != len(stamps) or not all(shards):
-        raise ValueError("shards are no list of names with a stamp each")
-    _check_paths(pack_names([os.fsencode(name) for name in shards]))
-    if members[:, 0].min() < 0 or members[:, 0].max() >= len(shards):
-        raise ValueError("a member lies in no shard")
-    ends, (offset, size) = stamps[members[:, 0], 0], members[:, 1:].T
-    if offset.min() < 0 or size.min() < 1 or (offset > ends - size).any():
-        raise ValueError("a member leads out of its shard")
+def _check_boxes(arrays: Mapping[str, NDArray[Any]], count: int) -> None:
+    boxes = arrays.get("boxes", np.zeros((0, 4), np.float32))
+    start = arrays.get("box_start")
+    if start is None:
+        divided = not len(boxes)
+    else:
+        divided = len(start) == count + 1 and start[0] == 0 and start[-1] == len(boxes)
+        divided = divided and not (start[1:] < start[:-1]).any()
+    if not divided:
+        raise ValueError("box_start does not divide the boxes among the images")
+    if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError("boxes are no rectangles in their images")
+    if len(arrays.get("box_labels", np.zeros(0))) != len(boxes):
+        raise ValueError("box_labels are not as many as boxes")
+
+
+def _check_places(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """What the holder of the images needs is there, and nothing else; it lies below the root."""
+    holder, files, stamps = facts.get("holder", ""), facts.get("files", []), arrays.get("file_stamps")
+    needed = PLACED.get(holder)
+    if needed is None:
+        raise ValueError(f"this version knows no holder {holder!r}")
+    has = {"paths": "paths" in arrays, "files": bool(files), "places": "places" in arrays}
+    if any(has[what] != wanted for what, wanted in needed.items()) or (stamps is None) == has["files"]:
+        raise ValueError("it has a part of what an index of containers has")
+    if not isinstance(files, list) or len(files) != (0 if stamps is None else len(stamps)) or not all(files):
+        raise ValueError("files are no list of names with a stamp each")
+    if files:
+        _check_paths(pack_names([os.fsencode(name) for name in files]))
+    for part in _parts(arrays.get("places", np.zeros((0, 3), np.int64))):
+        if part.min() < 0 or (len(files) and part[:, 0].max() >= len(files)):
+            raise ValueError("an image lies in no file")
+        if holder == "ranges":
+            ends, offset, size = arrays["file_stamps"][part[:, 0], 0], part[:, 1], part[:, 2]
+            if size.min() < 1 or (offset > ends - size).any():
+                raise ValueError("an image leads out of its file")
+
+
+def _parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The rows, some at a time, so that checking takes no memory of their number."""
+    return (array[start : start + _CHECKED] for start in range(0, len(array), _CHECKED))
 
 
 def _check_paths(paths: NDArray[np.uint8]) -> None:
     """Names below the root, each padded with NULs at its end."""
-    filled, longest = paths.ravel() != 0, paths.shape[1]
-    after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
-    if not filled[::longest].all() or (after_nul % longest).any():
-        raise ValueError("a path is empty or has a NUL inside")
-    # Few data sets have two dots anywhere; only then are a million names worth parting.
-    climbs = b".." in paths.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(paths))
-    if climbs or (paths[:, 0] == ord("/")).any():
-        raise ValueError("a path leaves the root")
+    for part in _parts(paths):
+        filled, longest = part.ravel() != 0, part.shape[1]
+        after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
+        if not filled[::longest].all() or (after_nul % longest).any():
+            raise ValueError("a path is empty or has a NUL inside")
+        # Few data sets have two dots anywhere; only then are many names worth parting.
+        climbs = b".." in part.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(part))
+        if climbs or (part[:, 0] == ord("/")).any():
+            raise ValueError("a path leaves the root")
 
 
 def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -11,14 +11,14 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .container_scan import ContainerScan
 from .index_file import pack_names
 from .scan import inspect
-from .scan_cache import stamp_of
 from .source import reason
 from .sources import EXTENSIONS, LeftOut, number_labels
 
@@ -29,53 +29,56 @@ _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28
 
 
 @dataclass(frozen=True, eq=False)
-class ShardScan:
-    """The images of shards after the scan, and what the shards looked like then; see `SampleIndex`."""
+class Shard:
+    """The usable images of one shard. As arrays, for there may be a hundred million in all."""
 
-    root: str
-    paths: NDArray[np.uint8]
+    stamp: tuple[int, int]
+    """Bytes and mtime_ns, (-1, -1) if it is not there."""
+    names: NDArray[np.uint8]
+    """(n, L) of the members, NUL-padded."""
+    places: NDArray[np.int64]
+    """(n, 2) offset and bytes."""
     sizes: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    classes: list[str]
-    left_out: list[LeftOut]
-    shards: list[str]
-    shard_stamps: NDArray[np.int64]
-    members: NDArray[np.int64]
-
-    def holds(self) -> bool:
-        """Whether all shards still look the same."""
-        stamps = self.shard_stamps.tolist()
-        paths = [os.path.join(self.root, name) for name in self.shards]
-        return all(stamp_of(path) == tuple(stamp) for path, stamp in zip(paths, stamps, strict=True))
-
-
-class Member(NamedTuple):
-    """An image in a shard."""
-
-    name: str
-    key: str
-    """What it has in common with its label file: the name up to the first dot of its last part."""
-    place: tuple[int, int]
-    """Offset and bytes."""
-    size: tuple[int, int]
-    """Stored height and width."""
-
-
-@dataclass
-class Contents:
-    """What one shard holds."""
-
-    stamp: tuple[int, int] = (-1, -1)
-    images: list[Member] = field(default_factory=list)
-    words: dict[str, str] = field(default_factory=dict)
-    """Label by key, a word or a number in figures."""
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(n, 2) stored height and width."""
+    words: list[str]
+    """The different labels, words or numbers in figures."""
+    word: NDArray[np.int32]
+    """(n,) which of the words an image has, -1 for none."""
+    left_out: list[tuple[str, str]]
     """Reason by name of member, or by "" for the shard."""
 
 
-def scan_shard(path: str) -> Contents:
+@dataclass
+class _Contents:
+    """What has been found of a shard so far."""
+
+    stamp: tuple[int, int] = (-1, -1)
+    names: list[bytes] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """What an image has in common with its label file: the name up to the first dot of its last part."""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    label_of: dict[str, str] = field(default_factory=dict)
+    """Label by key."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def shard(self) -> Shard:
+        words = sorted(set(self.label_of.values()))
+        number = {word: i for i, word in enumerate(words)}
+        return Shard(
+            stamp=self.stamp,
+            names=pack_names(self.names) if self.names else np.zeros((0, 1), np.uint8),
+            places=np.array(self.places, np.int64).reshape(-1, 2),
+            sizes=np.array(self.sizes, np.int32).reshape(-1, 2),
+            words=words,
+            word=np.array([number.get(self.label_of.get(key, ""), -1) for key in self.keys], np.int32),
+            left_out=self.left_out,
+        )
+
+
+def scan_shard(path: str) -> Shard:
     """Looks through one shard; never raises for a bad one. What is whole in a damaged one counts."""
-    found = Contents()
+    found = _Contents()
     try:
         if not os.path.isfile(path):
             raise FileNotFoundError if not os.path.exists(path) else OSError("not a regular file")
@@ -90,38 +93,64 @@ def scan_shard(path: str) -> Contents:
             _walk(file, status.st_size, found)
     except OSError as error:
         found.left_out.append(("", reason(error)))
-    return found
+    return found.shard()
 
 
-def merge(root: str, shards: list[str], contents: list[Contents]) -> ShardScan:
+def merge(root: str, shards: list[str], found: list[Shard]) -> ContainerScan:
     """The scan of all shards, in their order.
 
     Raises:
         ValueError: They hold no usable image, or a label below -1.
     """
     left_out = [
-        LeftOut(os.path.join(shard, name) if name else shard, told)
-        for shard, found in zip(shards, contents, strict=True)
-        for name, told in found.left_out
+        LeftOut(os.path.join(name, member) if member else name, told)
+        for name, shard in zip(shards, found, strict=True)
+        for member, told in shard.left_out
     ]
-    rows = [(i, found, image) for i, found in enumerate(contents) for image in found.images]
-    if not rows:
+    counts = [len(shard.names) for shard in found]
+    if not sum(counts):
         first = "; ".join(f"{path}: {told}" for path, told in left_out[:3])
         raise ValueError(
             f"The {len(shards)} shards below {root!r} hold no usable image ({first}); check the path."
         )
-    labels, classes = number_labels([found.words.get(image.key) for _, found, image in rows])
-    return ShardScan(
+    labels, classes = _labels(found)
+    shard_of = np.repeat(np.arange(len(shards)), counts)
+    return ContainerScan(
         root=root,
-        paths=pack_names([os.fsencode(os.path.join(shards[i], image.name)) for i, _, image in rows]),
-        sizes=np.array([image.size for _, _, image in rows], np.int32),
-        labels=np.array(labels, np.int32),
+        paths=_paths(shards, found),
+        sizes=np.concatenate([shard.sizes for shard in found]),
+        labels=labels,
         classes=classes,
         left_out=left_out,
-        shards=shards,
-        shard_stamps=np.array([found.stamp for found in contents], np.int64),
-        members=np.array([(i, *image.place) for i, _, image in rows], np.int64),
+        holder="ranges",
+        files=shards,
+        file_stamps=np.array([shard.stamp for shard in found], np.int64),
+        places=np.column_stack([shard_of, np.concatenate([shard.places for shard in found])]),
     )
+
+
+def _labels(found: list[Shard]) -> tuple[NDArray[np.int32], list[str]]:
+    """(N,) label of each image, and the classes."""
+    words = sorted({shard.words[i] for shard in found for i in np.unique(shard.word).tolist() if i >= 0})
+    numbers, classes = number_labels([*words, None])
+    label_of = dict(zip(words, numbers, strict=False))
+    # No word is number -1, which finds the last of these.
+    known = [np.array([*(label_of.get(word, -1) for word in shard.words), -1], np.int32) for shard in found]
+    return np.concatenate([k[shard.word] for k, shard in zip(known, found, strict=True)]), classes
+
+
+def _paths(shards: list[str], found: list[Shard]) -> NDArray[np.uint8]:
+    """(N, L) shard.tar/member of each image."""
+    starts = [np.frombuffer(os.fsencode(os.path.join(name, "")), np.uint8) for name in shards]
+    widest = max(len(start) + shard.names.shape[1] for start, shard in zip(starts, found, strict=True))
+    paths = np.zeros((sum(len(shard.names) for shard in found), widest), np.uint8)
+    row = 0
+    for start, shard in zip(starts, found, strict=True):
+        part = paths[row : row + len(shard.names)]
+        part[:, : len(start)] = start
+        part[:, len(start) : len(start) + shard.names.shape[1]] = shard.names
+        row += len(shard.names)
+    return paths
 
 
 class _Headers(io.FileIO):
@@ -133,7 +162,7 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def _walk(file: _Headers, size: int, found: Contents) -> None:
+def _walk(file: _Headers, size: int, found: _Contents) -> None:
     """Adds all members, up to the end or to the first damage."""
     seen: set[str] = set()
     last, tar = -1, None
@@ -158,7 +187,7 @@ def _walk(file: _Headers, size: int, found: Contents) -> None:
         found.left_out.append(("", told))
 
 
-def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found: Contents) -> None:
+def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found: _Contents) -> None:
     name = os.path.normpath(member.name)
     ending = os.path.splitext(name)[1].lower()
     if member.isdir():
@@ -176,13 +205,15 @@ def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found:
     if not refused and ending in EXTENSIONS:
         height, width, refused = inspect(window, member.size)
         if not refused:
-            place = (member.offset_data, member.size)
-            found.images.append(Member(name, key, place, (height, width)))
+            found.names.append(os.fsencode(name))
+            found.keys.append(key)
+            found.places.append((member.offset_data, member.size))
+            found.sizes.append((height, width))
     elif not refused and (word := _label(window.read(_MOST_LABEL), ending)) is not None:
         if ending == ".cls":
-            found.words[key] = word
+            found.label_of[key] = word
         else:
-            found.words.setdefault(key, word)
+            found.label_of.setdefault(key, word)
     if refused:
         found.left_out.append((name.replace("\0", "?"), refused))
 

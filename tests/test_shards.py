@@ -108,9 +108,9 @@ def test_shards_give_the_batches_of_their_folder_also_when_resumed(classes, patt
 
 def test_a_batch_is_drawn_from_all_shards(pattern):
     index = from_shards(pattern)
-    assert index.members is not None
+    assert index.places is not None
     first = next(iter(ViewLoader(index, VIEWS, 20, device="cpu")))
-    assert set(index.members[first.index.numpy(), 0].tolist()) == set(range(SHARDS))
+    assert set(index.places[first.index.numpy(), 0].tolist()) == set(range(SHARDS))
 
 
 def test_parts_of_an_index_read_their_own_images(classes, pattern):
@@ -346,11 +346,12 @@ def test_no_damage_makes_the_scan_fail_or_lead_out_of_the_shard(images, tmp_path
                     content[block + 148 : block + 156] = b"%06o\0 " % sum(header)
             shard.write_bytes(content[: draw.integers(1, len(content))] if draw.random() < 0.2 else content)
             found = scan_shard(str(shard))
-            assert all(at >= 0 and at + size <= shard.stat().st_size for _, _, (at, size), _ in found.images)
+            assert (found.places >= 0).all()
+            assert (found.places.sum(axis=1) <= shard.stat().st_size).all()
             for name, told in found.left_out:
                 assert told
                 assert "\0" not in name
-            if found.images:
+            if len(found.names):
                 merge(str(tmp_path), ["a.tar"], [found])
 
 
@@ -394,15 +395,15 @@ def test_a_shard_that_is_gone_or_another_costs_its_images(own, change, word):
 
 def test_shards_cut_off_while_they_are_read_cost_what_is_lost(own):
     index = from_shards(own / "part-*.tar")
-    assert index.members is not None
+    assert index.places is not None
     loader = ViewLoader(index, VIEWS, 8, device="cpu", max_bad_share=0.5)
     assert len(rows_of(loader)) == 40
-    at = int(index.members[12, 1]) + 100
+    at = int(index.places[12, 1]) + 100
     os.truncate(own / "part-001.tar", at)
     loader.set_epoch(1)
     assert set(rows_of(loader)) == set(range(40)) - set(range(12, 16))
     assert {why for why in index.quarantine.values()} == {
-        "cannot be read (its shard has been cut off since it was indexed)"
+        "cannot be read (part-001.tar has been cut off since it was indexed)"
     }
 
 
@@ -454,26 +455,26 @@ def _facts(**changes: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     "change",
     [
-        _changed("members", (0, 0), SHARDS),
-        _changed("members", (0, 0), -1),
-        _changed("members", (0, 1), -1),
-        _changed("members", (0, 1), 1 << 62),
-        _changed("members", (0, 2), 0),
-        _changed("members", (0, 2), (1 << 63) - 1),
-        _changed("shard_stamps", (0, 0), 10),
-        lambda stored: stored.pop("members"),
-        lambda stored: stored.pop("shard_stamps"),
-        lambda stored: stored.update(members=stored["members"][:, :2]),
-        lambda stored: stored.update(members=stored["members"][:-1]),
-        lambda stored: stored.update(members=stored["members"].astype(np.float64)),
-        _facts(shards=[]),
-        _facts(shards=["part-000.tar"]),
-        _facts(shards="abcde"),
-        _facts(shards=[1, 2, 3, 4, 5]),
-        _facts(shards=["/etc/passwd", "b", "c", "d", "e"]),
-        _facts(shards=["../a", "b", "c", "d", "e"]),
-        _facts(shards=["a\0", "b", "c", "d", "e\0f"]),
-        _facts(shards=["", "b", "c", "d", "e"]),
+        _changed("places", (0, 0), SHARDS),
+        _changed("places", (0, 0), -1),
+        _changed("places", (0, 1), -1),
+        _changed("places", (0, 1), 1 << 62),
+        _changed("places", (0, 2), 0),
+        _changed("places", (0, 2), (1 << 63) - 1),
+        _changed("file_stamps", (0, 0), 10),
+        lambda stored: stored.pop("places"),
+        lambda stored: stored.pop("file_stamps"),
+        lambda stored: stored.update(places=stored["places"][:, :2]),
+        lambda stored: stored.update(places=stored["places"][:-1]),
+        lambda stored: stored.update(places=stored["places"].astype(np.float64)),
+        _facts(files=[]),
+        _facts(files=["part-000.tar"]),
+        _facts(files="abcde"),
+        _facts(files=[1, 2, 3, 4, 5]),
+        _facts(files=["/etc/passwd", "b", "c", "d", "e"]),
+        _facts(files=["../a", "b", "c", "d", "e"]),
+        _facts(files=["a\0", "b", "c", "d", "e\0f"]),
+        _facts(files=["", "b", "c", "d", "e"]),
     ],
 )
 def test_an_index_of_shards_that_contradicts_itself_is_refused(pattern, tmp_path, change):

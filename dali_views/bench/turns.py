@@ -68,7 +68,7 @@ def rate(batches: Batches, seconds: float, most: float = math.inf) -> float:
 
 def forget_files(index: SampleIndex) -> None:
     """Ask the kernel to drop the images from the page cache, so that the next turn reads the disk."""
-    shards = [os.path.join(index.root, shard) for shard in index.shards]
-    for path in shards or map(index.path, range(len(index))):
+    files = [os.path.join(index.root, file) for file in index.files]
+    for path in files or map(index.path, range(len(index))):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
