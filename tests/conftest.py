@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tarfile
 from pathlib import Path
+
+# Processors that add in other orders round differently, and training enlarges it until curves differ. So
+# everywhere the instructions are used that any has; read when PyTorch is loaded.
+os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 import matplotlib
 import numpy as np

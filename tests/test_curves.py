@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import conftest  # noqa: F401  # before PyTorch: it chooses the processor's instructions
 import numpy as np
 import pytest
 import torch
