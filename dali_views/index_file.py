@@ -25,7 +25,7 @@ from .stored_source import PLACED
 FORMAT = 2
 """Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""
 
-_CHECKED = 1 << 20  # rows that are checked at a time
+_CHECKED = 1 << 16  # rows that are checked at a time
 
 T = TypeVar("T")
 

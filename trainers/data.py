@@ -75,6 +75,7 @@ def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
         whole = _scanned(config, classes)
         if kept is not None and distributed.is_main():
             whole.save(kept)
+            whole = SampleIndex.load(kept)  # a large one is mapped, and so shared with the other ranks
     if config.boxes is not None:
         whole = whole.with_boxes(config.boxes)
     bank = whole
