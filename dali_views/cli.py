@@ -5,7 +5,7 @@ dali-views check photos --out bad.txt
 dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 dali-views bench photos
-dali-views bench imagenet-{000000..000146}.tar
+dali-views bench photos --source shards/*.tar photos.parquet
 dali-views pack photos photos-256 --short-side 256
 """
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from . import bad_list, recipes
 from .index import SampleIndex
+from .open_images import open_images
 from .regions import RegionTable
-from .shard_list import names_shards
 from .views import CROPS, View
 
 __all__ = ["main"]
@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument(
-        "images", type=Path, nargs="+", help="folder of images, text file that lists them, or tar shards"
-    )
+    data.add_argument("images", nargs="+", help="folder of images, text file that lists them, or tar shards")
     data.add_argument(
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
@@ -106,9 +104,16 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--parts",
         nargs="+",
-        default=["loaders"],
-        choices=["loaders", "training", "memory", "decoder"],
-        help="what to measure (loaders)",
+        choices=["loaders", "training", "memory", "decoder", "sources"],
+        help="what to measure (loaders; with --source: sources)",
+    )
+    bench.add_argument(
+        "--source",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="IMAGES",
+        help="the same images in another place, to be measured beside; may be given several times",
     )
     bench.add_argument("--batch-size", type=int, help="default: 256 on a GPU, 64 on the CPU")
     bench.add_argument(
@@ -143,17 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> SampleIndex:
-    images = args.images[0]
-    if args.coco is None and all(map(names_shards, args.images)):
-        index = SampleIndex.from_shards(args.images)
-    elif len(args.images) > 1:
-        raise ValueError(f"Only of tar shards there may be several; {images} and the others are none.")
-    elif args.coco is not None:
-        index = SampleIndex.from_coco(images, args.coco)
-    elif images.is_file():
-        index = SampleIndex.from_list(images, args.root)
-    else:
-        index = SampleIndex.from_folder(images)
+    index = open_images(args.images, args.coco, args.root)
     return index if args.leave_out is None else index.without(args.leave_out)
 
 
@@ -261,7 +256,8 @@ def _bench(args: argparse.Namespace) -> None:
     rows = bench.run(
         index,
         recipes.BY_NAME[args.recipe](args.size),
-        parts=args.parts,
+        parts=args.parts or (["sources"] if args.source else ["loaders"]),
+        elsewhere={os.path.basename(where[0].rstrip("/")): open_images(where) for where in args.source},
         batch_size=batch_size,
         device=_device(args),
         workers=args.workers or default_threads(),

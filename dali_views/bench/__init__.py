@@ -1,12 +1,14 @@
 """`dali-views bench`: the one place where speed is judged, on any folder, in one run.
 
 `loaders` sets ours beside the limits and the peers, `training` says what loading costs a model, `memory` what
-it takes and whether it grows, `decoder` whether the hardware decoder's pixels can be trusted.
+it takes and whether it grows, `decoder` whether the hardware decoder's pixels can be trusted,
+`sources` what it costs to keep the images elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +16,14 @@ import numpy as np
 from ..index import SampleIndex
 from ..machine import machine
 from ..views import View
-from . import decoder, loaders, memory, training
+from . import decoder, loaders, memory, sources, training
 from .contender import Setup
 from .results import Row, read_csv, table, write_csv
 
 __all__ = ["PARTS", "Row", "Setup", "read_csv", "run", "table", "write_csv"]
 
-PARTS = ("loaders", "training", "memory", "decoder")
+PARTS = ("loaders", "training", "memory", "decoder", "sources")
+
 _EPOCH = 50_000  # images
 
 
@@ -41,6 +44,7 @@ def run(
     cold: bool = False,
     hw_decoder_load: float = 0.65,
     recipe: str = "",
+    elsewhere: Mapping[str, SampleIndex] | None = None,
     told: Callable[[str], None] = print,
 ) -> list[Row]:
     """Measure the parts asked for and return their figures, each with the configuration it belongs to.
@@ -53,6 +57,7 @@ def run(
         models: torchvision ResNets to train (`training`).
         batches: how long memory is watched; batch_sizes: for which peaks are taken (`memory`).
         cold: drop the images from the page cache before every turn.
+        elsewhere: the same images in other places, by a name for each (`sources`).
         told: receives lines about progress and about what is left out.
 
     Raises:
@@ -63,10 +68,14 @@ def run(
             raise ValueError(f"{part!r} is no part of the bench; there are {', '.join(PARTS)}.")
     if index.paths is None:
         raise ValueError("The bench reads files; give an index of a folder or of a list.")
-    # A small folder is repeated, so that no one pays for the beginning and end of an epoch every few batches.
-    times = 1 if cold else -(-_EPOCH // len(index))
-    repeated = index.subset(np.tile(np.arange(len(index)), times))
-    setup = Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load)
+
+    def set_up(index: SampleIndex) -> Setup:
+        # A small set is repeated, so that no one pays for the ends of an epoch every few batches.
+        times = 1 if cold else -(-_EPOCH // len(index))
+        repeated = index.subset(np.tile(np.arange(len(index)), times))
+        return Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load)
+
+    setup = set_up(index)
     rows: list[Row] = []
     if "loaders" in parts:
         rows += loaders.compare(setup, rounds=rounds, seconds=seconds, only=only, cold=cold, told=told)
@@ -77,6 +86,11 @@ def run(
         rows += memory.measure(setup, batches=batches, batch_sizes=batch_sizes, threads=threads, told=told)
     if "decoder" in parts:
         rows += decoder.check(setup, told=told)
+    if "sources" in parts:
+        places = {os.path.basename(index.root): setup} | {
+            name: set_up(other) for name, other in (elsewhere or {}).items()
+        }
+        rows += sources.compare(places, rounds=rounds, seconds=seconds, cold=cold)
     setting: dict[str, str | int | float] = {
         "recipe": recipe,
         "size": views[0].size,
