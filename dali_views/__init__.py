@@ -4,13 +4,17 @@ A model in training writes a box and a weight per sample into a `RegionTable`; a
 table once per epoch, draws the crops and lets a DALI graph decode each image once and cut all views.
 """
 
-from . import bad_list, recipes
-from .index import SampleIndex
-from .loader import Batch, ViewLoader
-from .quarantine import BadImageError
-from .regions import RegionTable
-from .source import Source, SourceGoneError
-from .views import View
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import bad_list, recipes
+    from .index import SampleIndex
+    from .loader import Batch, ViewLoader
+    from .quarantine import BadImageError
+    from .regions import RegionTable
+    from .source import Source, SourceGoneError
+    from .views import View
 
 __all__ = [
     "BadImageError",
@@ -24,3 +28,23 @@ __all__ = [
     "bad_list",
     "recipes",
 ]
+
+_HOME = {
+    "BadImageError": "quarantine",
+    "Batch": "loader",
+    "RegionTable": "regions",
+    "SampleIndex": "index",
+    "Source": "source",
+    "SourceGoneError": "source",
+    "View": "views",
+    "ViewLoader": "loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: to index files need not wait for PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME.get(name)
+    module = import_module(f".{home or name}", __name__)
+    return module if home is None else getattr(module, name)

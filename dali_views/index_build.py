@@ -14,14 +14,16 @@ import numpy as np
 from .atomic import PathLike
 from .container_scan import ContainerScan
 from .index_file import pack_names, unpack_names
-from .scan import scan, scan_bar
+from .scan import cores, scan, scan_bar
 from .scan_cache import ScanCache, Scanned
+from .scan_workers import in_workers
 from .shard_list import list_shards
 from .shard_scan import merge, scan_shard
 from .sources import LeftOut, Listing, list_coco, list_file, list_folder
 from .truth_boxes import RowBoxes
 
-_THREADS = 4  # shards looked through at a time; more wait for the interpreter, not for the disk
+_SMALL = 1 << 30  # bytes of shards that threads look through sooner than processes have started
+_THREADS = 4  # more wait for the interpreter, not for the disk
 
 
 def scan_folder(
@@ -67,7 +69,7 @@ def scan_coco(
 
 
 def scan_shards(
-    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, progress: bool
+    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, processes: int | None, progress: bool
 ) -> ContainerScan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
@@ -77,8 +79,15 @@ def scan_shards(
     if place.kept is not None and place.kept.holds():
         return place.kept
     shards_found = []
-    with ThreadPoolExecutor(_THREADS) as threads, scan_bar(len(paths), " shards", progress) as bar:
-        for found in threads.map(scan_shard, paths):
+    if processes is None:
+        small = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) < _SMALL
+        processes = 0 if small else min(cores(), len(paths))
+    with (
+        in_workers(scan_shard, processes) as scan_one,
+        ThreadPoolExecutor(processes or _THREADS) as threads,
+        scan_bar(len(paths), " shards", progress) as bar,
+    ):
+        for found in threads.map(scan_one, paths):
             shards_found.append(found)
             bar.update()
     scanned = merge(root, shards, shards_found)

@@ -136,7 +136,11 @@ class Constructors:
 
     @classmethod
     def from_shards(
-        cls, pattern: PathLike | Sequence[PathLike], cache: bool | PathLike = True, progress: bool = True
+        cls,
+        pattern: PathLike | Sequence[PathLike],
+        cache: bool | PathLike = True,
+        processes: int | None = None,
+        progress: bool = True,
     ) -> SampleIndex:
         """Indexes the images in tar shards, as WebDataset writes them; the order is one over all of them.
 
@@ -151,12 +155,14 @@ class Constructors:
                 of these per line, relative to it; or a list of all these. Rows are in the order of the shards
                 and, in a shard, of its members.
             cache, progress: See `from_folder`; if one shard has changed, all are looked through again.
+            processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and
+                one process per core from there on.
 
         Raises:
             FileNotFoundError: There is no such shard.
             ValueError: They hold no usable image, or a label below -1.
         """
-        return _index_of(cls, scan_shards(pattern, cache, progress))
+        return _index_of(cls, scan_shards(pattern, cache, processes, progress))
 
     @classmethod
     def from_source(

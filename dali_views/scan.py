@@ -8,20 +8,18 @@ DALI's own decoder, format by format: grey, CMYK (Adobe), palette, alpha and 16-
 from __future__ import annotations
 
 import os
-import pickle
-import queue
 import re
 import stat
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
+
+from .scan_workers import in_workers
 
 MAX_PIXELS = 178_956_970
 """Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
@@ -191,21 +189,25 @@ def scan(
         One record per name, in the order of `names`.
     """
     known = known or {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes is None:
-        processes = 0 if len(names) < THREADS_BELOW else cores
+        processes = 0 if len(names) < THREADS_BELOW else cores()
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     jobs = ([(os.path.join(root, n), known.get(n)) for n in chunk] for chunk in chunks)
     records: list[Record] = []
     with (
-        _runner(min(processes, len(chunks))) as run,
-        ThreadPoolExecutor(processes or min(8, 2 * cores)) as threads,
+        in_workers(_inspect_files, min(processes, len(chunks))) as run,
+        ThreadPoolExecutor(processes or min(8, 2 * cores())) as threads,
         scan_bar(len(names), " files", progress) as bar,
     ):
         for part in threads.map(run, jobs):
             records += part
             bar.update(len(part))
     return records
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -222,69 +224,5 @@ def scan_bar(total: int, unit: str, progress: bool) -> Iterator[Any]:
 _Job: TypeAlias = list[tuple[bytes, "Record | None"]]
 
 
-def _run_here(job: _Job) -> list[Record]:
+def _inspect_files(job: _Job) -> list[Record]:
     return [inspect_file(*task) for task in job]
-
-
-@contextmanager
-def _runner(processes: int) -> Iterator[Callable[[_Job], list[Record]]]:
-    """Yields a function that carries out a job: here, or in one of `processes` workers.
-
-    The workers run this file as a script and speak pickle over pipes. Unlike multiprocessing's fork this
-    is safe after CUDA or threads have started, and unlike its spawn it never runs the user's script again.
-    """
-    if processes < 1:
-        yield _run_here
-        return
-    code = f"import runpy; runpy.run_path({os.path.abspath(__file__)!r}, run_name='__main__')"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        for _ in range(processes)
-    ]
-    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def run(job: _Job) -> list[Record]:
-        worker = idle.get()
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            pickle.dump(job, worker.stdin)
-            worker.stdin.flush()
-            answer: list[Record] = pickle.load(worker.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            first = os.fsdecode(job[0][0])
-            raise RuntimeError(
-                f"A scan process died between {first!r} and the {len(job) - 1} files after it; "
-                "pass processes=0 to scan in this process."
-            ) from error
-        finally:
-            idle.put(worker)
-        return answer
-
-    try:
-        yield run
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-
-
-def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
-    """The loop of a worker process; ends with its input."""
-    warnings.simplefilter("ignore")
-    while True:
-        try:
-            job: Any = pickle.load(source)
-        except EOFError:
-            return
-        pickle.dump(_run_here(job), sink)
-        sink.flush()
-
-
-if __name__ == "__main__":
-    _serve(sys.stdin.buffer, sys.stdout.buffer)

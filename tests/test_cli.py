@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from conftest import noise_images
 from PIL import Image
 
+import dali_views
 from dali_views import RegionTable, SampleIndex
 from dali_views.cli import main
 
@@ -99,3 +102,15 @@ def test_a_table_of_other_images_is_refused(photos, tmp_path, capsys):
     arguments = ["show", str(photos), "--regions", str(tmp_path / "other.npz"), "--device", "cpu"]
     assert main(arguments) == 2
     assert "data set" in capsys.readouterr().err
+
+
+def test_indexing_needs_neither_pytorch_nor_dali_and_every_public_name_is_there():
+    code = (
+        "import sys, dali_views.cli\n"
+        "assert not {'torch', 'nvidia.dali'} & sys.modules.keys()\n"
+        "print(*(getattr(dali_views, name).__name__ for name in dali_views.__all__))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [name.rpartition(".")[2] for name in run.stdout.split()] == list(dali_views.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Loader'"):
+        dali_views.Loader  # noqa: B018

@@ -20,6 +20,7 @@ from tars import add, pack_folder, write_shard
 from test_loader import FULL, digest
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, show
+from dali_views.scan_workers import in_workers
 from dali_views.shard_list import list_shards
 from dali_views.shard_scan import merge, scan_shard
 from trainers import config as cfg
@@ -353,6 +354,25 @@ def test_no_damage_makes_the_scan_fail_or_lead_out_of_the_shard(images, tmp_path
                 assert "\0" not in name
             if len(found.names):
                 merge(str(tmp_path), ["a.tar"], [found])
+
+
+def test_worker_processes_and_threads_agree(own):
+    (own / "part-005.tar").write_bytes(b"this is no tar" * 100)
+    here, apart = (
+        SampleIndex.from_shards(own / "part-*.tar", cache=False, processes=n, progress=False) for n in (0, 2)
+    )
+    assert here.fingerprint == apart.fingerprint
+    assert here.left_out == apart.left_out
+    assert np.array_equal(here.places, apart.places)
+    assert (here.labels.tolist(), here.classes) == (apart.labels.tolist(), apart.classes)
+
+
+def test_a_worker_that_dies_is_told_with_its_work():
+    with (
+        in_workers(os._exit, 1) as die,  # type: ignore[arg-type]
+        pytest.raises(RuntimeError, match=r"process died at work on 7; pass processes=0"),
+    ):
+        die(7)
 
 
 # -- shards that change ---------------------------------------------------------------------------
