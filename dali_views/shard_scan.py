@@ -215,7 +215,8 @@ def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found:
         else:
             found.label_of.setdefault(key, word)
     if refused:
-        found.left_out.append((name.replace("\0", "?"), refused))
+        told = "".join(letter if letter.isprintable() else "?" for letter in name)
+        found.left_out.append((told, refused))
 
 
 def _refusal(member: tarfile.TarInfo, name: str, size: int) -> str:

@@ -83,7 +83,7 @@ def judge(kind: str, file: Path) -> str:
 def _use(index: SampleIndex) -> None:
     for row in range(len(index)):
         index.path(row), index.truth(row)
-    if index.paths is not None:
+    if index.form == "names":
         index.path_rows(np.arange(len(index)))
     index.subset([0]).summary()
     assert all(label == -1 or index.classes[label] for label in index.labels)
@@ -141,6 +141,14 @@ def _yaml(file: Path, images: Path) -> str:
     return "loaded"
 
 
+def _shard(file: Path, images: Path) -> str:
+    index = SampleIndex.from_shards(file.rename(file.with_suffix(".tar")), cache=False, progress=False)
+    _use(index)
+    for row in range(len(index)):
+        assert len(index.encoded(row)) == index.places[row, 2]
+    return "left out" if index.left_out else "loaded"
+
+
 _LOADERS: dict[str, Callable[[Path, Path], str]] = {
     "list": _list,
     "coco": _coco,
@@ -148,6 +156,7 @@ _LOADERS: dict[str, Callable[[Path, Path], str]] = {
     "regions": _regions,
     "checkpoint": _checkpoint,
     "yaml": _yaml,
+    "shard": _shard,
 }
 
 

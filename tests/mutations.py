@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from conftest import REAL
 from PIL import Image
+from tars import add
 
 from dali_views import RegionTable, SampleIndex
 from trainers import checkpoint, config_file
 
 IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
-KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml")
+KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard")
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
 _VALUES = (*_NUMBERS, '"a"', "null", "[]", "{}", "true", "[" * 3000)
@@ -74,6 +75,9 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
     index = SampleIndex.from_folder(images, cache=folder / "cache", progress=False)
     boxed = index.with_boxes({"0.jpg": [[0.1, 0.1, 0.5, 0.6]], "2.jpg": [[0, 0, 1, 1], [0.2, 0, 1, 0.7]]})
     boxed.save(folder / "boxed.npz")
+    shards = [_shard(images, kind) for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+    (folder / "a.tar").write_bytes(shards[0])
+    SampleIndex.from_shards(folder / "a.tar", cache=False, progress=False).save(folder / "shards.npz")
     tables = [RegionTable(3), RegionTable(3, regions=2, fingerprint=index.fingerprint)]
     for number, table in enumerate(tables):
         table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
@@ -106,12 +110,25 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         "coco": [json.dumps(coco).encode(), json.dumps(coco | {"annotations": []}, indent=1).encode()],
         "index": [
             (folder / "boxed.npz").read_bytes(),
+            (folder / "shards.npz").read_bytes(),
             *(f.read_bytes() for f in (folder / "cache").iterdir()),
         ],
         "regions": [(folder / f"regions{number}.npz").read_bytes() for number in range(2)],
         "checkpoint": [(folder / checkpoint.LAST).read_bytes()],
         "yaml": [config.encode(), config_file.dump(config_file.load(folder / "a.yaml")).encode()],
+        "shard": shards,
     }
+
+
+def _shard(images: Path, kind: int) -> bytes:
+    """A shard of the images, each with a label."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as tar:
+        for number, file in enumerate(sorted(images.iterdir())):
+            add(tar, f"{'long ' * 30 * (number % 2)}{file.name}", file.read_bytes(), mtime=number + 0.5)
+            add(tar, f"{'long ' * 30 * (number % 2)}{file.stem}.cls", b"7")
+            add(tar, f"{file.stem}.json", b'{"label": 3}')
+    return out.getvalue()
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -129,7 +146,7 @@ def damaged(kind: str, valid: list[bytes], draw: random.Random) -> bytes:
     if kind in ("index", "regions", "checkpoint"):
         ways = [*_BYTES, _members, _members, _members]
     else:
-        ways = [*_BYTES, {"jpeg": _jpeg_header, "png": _png_chunk, "raster": _number}.get(kind, _text)] * 2
+        ways = [*_BYTES, _WAYS.get(kind, _text)] * 2
     for _ in range(draw.choice((1, 1, 2))):
         way = draw.choice(ways)
         data = (
@@ -217,6 +234,24 @@ def _png_chunk(data: bytes, draw: random.Random) -> bytes:
     return out
 
 
+def _tar_header(data: bytes, draw: random.Random) -> bytes:
+    """A few bytes of one header changed, mostly in its type or its numbers, and its checksum made right."""
+    starts = [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"]
+    if not starts:
+        return _flip(data, draw)
+    at = draw.choice(starts)
+    header = bytearray(data[at : at + 512])
+    for _ in range(draw.choice((1, 1, 4))):
+        number = b"%011o\0" % draw.choice((0, 1 << 20, 8**11 - 1))
+        value = draw.choice((draw.randbytes(12), number, b"\x80" + draw.randbytes(11), draw.randbytes(1)))
+        place = min(512 - len(value), draw.choice((0, 124, 157, 257, 345, draw.randrange(512))))
+        header[place : place + len(value)] = value
+        header[156:157] = draw.choice((header[156:157], *(bytes([code]) for code in b"0123467SLKxgV")))
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:at] + bytes(header) + data[at + 512 :]
+
+
 def _members(data: bytes, draw: random.Random) -> bytes:
     """One member of an archive changed, and stored again with a checksum that is right."""
     try:
@@ -298,3 +333,5 @@ _ARRAYS: list[Callable[[Any, random.Random], Any]] = [
 ]
 
 _BYTES: list[Callable[[bytes, random.Random], bytes]] = [_flip, _flip, _cut, _insert]
+
+_WAYS = {"jpeg": _jpeg_header, "png": _png_chunk, "raster": _number, "shard": _tar_header}
