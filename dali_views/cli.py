@@ -6,7 +6,8 @@ dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 dali-views bench photos
 dali-views bench photos --source shards/*.tar photos.parquet
-dali-views pack photos photos-256 --short-side 256
+dali-views pack photos shards
+dali-views pack photos photos-256 --folder --short-side 256
 """
 
 from __future__ import annotations
@@ -135,14 +136,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--csv", type=Path, help="write the results here too")
     pack = commands.add_parser(
-        "pack", parents=[data], help="copy a data set with its images shrunk, so that decoding them is cheap"
+        "pack",
+        parents=[data],
+        help="copy a data set to tar shards or, shrunk, to a folder; both may be resumed",
     )
     pack.set_defaults(run=_pack)
     pack.add_argument("destination", type=Path, help="new folder, or one to go on with after an interruption")
     pack.add_argument(
-        "--short-side", type=int, default=256, help="larger images are shrunk to it, in pixels (256)"
+        "--short-side",
+        type=int,
+        metavar="N",
+        help="larger images are shrunk to it, in pixels (shards: all stay as they are; --folder: 256)",
     )
     pack.add_argument("--quality", type=int, default=90, help="JPEG quality of re-encoded images (90)")
+    pack.add_argument(
+        "--per-shard",
+        type=int,
+        metavar="COUNT",
+        help="images in a shard, counted before any is left out or shrunk (10000: of ImageNet's about 1 GB)",
+    )
+    pack.add_argument(
+        "--numbers", action="store_true", help="labels in shards are numbers, never names of classes"
+    )
+    pack.add_argument("--folder", action="store_true", help="write a folder of JPEGs instead of tar shards")
     pack.add_argument("--workers", type=int, help="threads (default: all cores)")
     return parser
 
@@ -281,16 +297,20 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from .pack import pack
+    from .pack_shards import pack_shards
 
     index = _open(args)
-    packed = pack(
-        index,
-        args.destination,
-        short_side=args.short_side,
-        quality=args.quality,
-        workers=args.workers,
-        instances=args.coco,
-    )
+    options = {"short_side": args.short_side, "per_shard": args.per_shard}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= {"quality": args.quality, "workers": args.workers}
+    if not args.folder:
+        if args.coco is not None:
+            warnings.warn("Shards hold labels, but no boxes; a copy with --folder has both.", stacklevel=1)
+        packed = pack_shards(index, args.destination, numbers=args.numbers, **options)
+    elif args.per_shard is not None or args.numbers:
+        raise ValueError("--per-shard and --numbers are of shards; leave them out with --folder.")
+    else:
+        packed = pack(index, args.destination, instances=args.coco, **options)
     print(f"{args.destination}: {packed}")
     if packed.left_out:
         path, reason = next(iter(packed.left_out.items()))

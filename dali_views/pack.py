@@ -1,4 +1,4 @@
-"""pack: a data set re-encoded once to a bounded short side, so that every later epoch decodes less.
+"""pack: a folder of images re-encoded once to a bounded short side, so that every later epoch decodes less.
 
 An image whose short side exceeds the bound is shrunk to it and stored as JPEG; none is enlarged. A JPEG that
 is small enough is copied byte for byte, for it would only lose; CMYK, PNG, WebP and the others become JPEG
@@ -17,54 +17,58 @@ times to make a view of 224. From photographs of 375 x 500 pixels, the median of
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from . import bad_list
 from .atomic import PathLike, atomic_write
 from .index import SampleIndex
-from .index_file import unpack_names
-from .pack_image import Done, Job, bounded, pack_image
-from .pack_lists import packed_names, scaled_instances, write_list
-from .pipeline import default_threads
+from .pack_claim import claimed, outside
+from .pack_image import Encoded, bounded, pack_image
+from .pack_lists import image_names, packed_names, scaled_instances, stored_names, write_list
+from .pack_read import blocks, in_order, pack_bar, read_block
+from .scan import cores
 
 __all__ = ["Packed", "pack"]
 
-LIST, LEFT_OUT, INSTANCES, SETTINGS = "list.txt", "left_out.txt", "instances.json", "pack.json"
-_CHUNK = 4
+LIST, LEFT_OUT, INSTANCES = "list.txt", "left_out.txt", "instances.json"
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` has done."""
+    """What `pack` or `pack_shards` has done."""
 
     written: int
     """Images re-encoded by this run."""
     copied: int
-    """JPEGs copied byte for byte by this run."""
+    """Images copied byte for byte by this run."""
     kept: int
     """Images that an earlier run had finished."""
     left_out: dict[str, str]
     """Why, by path relative to the source: what its index had left out, and what turned out to be bad."""
     bytes_before: int
-    """Size of the source's files, without those left out."""
+    """Size of the source's images, without those left out; of arrays, as PNG."""
     bytes_after: int
-    """Size of the packed images."""
+    """Size of the packed images. Both are without what an earlier run copied to a folder from no folder."""
+    shards: int = 0
+    """Tar shards, of which a folder has none."""
 
     def __str__(self) -> str:
         kept = f", {self.kept} finished before" if self.kept else ""
+        shards = f" in {self.shards} shard{'s' * (self.shards > 1)}" if self.shards else ""
         return (
-            f"{self.written + self.copied + self.kept} images: {self.written} re-encoded, "
+            f"{self.written + self.copied + self.kept} images{shards}: {self.written} re-encoded, "
             f"{self.copied} copied as they are{kept}; {len(self.left_out)} left out; "
             f"{self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} MB after"
         )
@@ -80,11 +84,11 @@ def pack(
     progress: bool = True,
     instances: PathLike | None = None,
 ) -> Packed:
-    """Writes a copy of a data set with bounded images; the top of this file tells what changes in them.
+    """Writes a copy of a data set as a folder of bounded images; the top of this file tells what changes.
 
-    The copy has the same folders and names; an ending other than .jpg or .jpeg becomes .jpg (of a.jpg and
-    a.png, the second becomes a.png.jpg). So a class stays a class, and crops and boxes given as fractions
-    stay valid; those in pixels do not. Beside the images lie
+    The copy has the same folders and names, of shards their members'; an ending other than .jpg or .jpeg
+    becomes .jpg (of a.jpg and a.png, the second becomes a.png.jpg). So a class stays a class, and crops and
+    boxes given as fractions stay valid; those in pixels do not. Beside the images lie
 
     - list.txt: a line per image with its label, in the order of the source, for `SampleIndex.from_list`;
     - left_out.txt: a line `path<tab>reason` per file of the source that is not in the copy;
@@ -98,7 +102,7 @@ def pack(
     should be there.
 
     Args:
-        source: Index of files.
+        source: Index of files, shards or a source.
         destination: A new or empty folder, or one that an earlier call with the same settings began.
         short_side: Bound on the shorter side, in pixels.
         quality: JPEG quality, 1 to 100, of what is re-encoded.
@@ -110,18 +114,16 @@ def pack(
 
     Raises:
         TypeError: The index is one of arrays.
-        ValueError: The index is one of shards or a source; an option is out of range; the destination lies in
-            the source, holds something else, was begun with other settings or is being packed by another
-            process; a file is in the index twice; `instances` does not belong to the source; or no image is
-            usable.
+        ValueError: An option is out of range; the destination lies in the source, holds something else, was
+            begun with other settings or is being packed by another process; a file is in the index twice;
+            `instances` does not belong to the source; or no image is usable.
         FileNotFoundError: There is no such `instances` file.
+        SourceGoneError: The whole source cannot be read; the next call goes on.
         OSError: The copy cannot be written (a full disk).
         RuntimeError: A packed file is damaged: something else has written there.
     """
-    if source.paths is None:
-        raise TypeError("An index of arrays has no files to pack; its images are decoded already.")
-    if source.source is not None:
-        raise ValueError("Only images that are files are packed; unpack shards first.")
+    if source.arrays is not None:
+        raise TypeError("An index of arrays has no files to copy; pack it to shards (pack_shards).")
     if short_side < 1 or not 1 <= quality <= 100 or (workers is not None and workers < 1):
         raise ValueError(
             "short_side and workers are at least 1 and quality lies between 1 and 100; "
@@ -129,22 +131,16 @@ def pack(
         )
     if instances is not None and not os.path.isfile(instances):
         raise FileNotFoundError(f"The COCO file {os.fspath(instances)!r} does not exist; check the path.")
-    folder = Path(os.path.realpath(destination))
-    if folder.is_relative_to(os.path.realpath(source.root)):
-        raise ValueError(f"The copy {str(folder)!r} would lie in its source; choose a folder outside.")
-    names = [os.fsdecode(name) for name in unpack_names(source.paths)]
-    new_names = packed_names(names)
-    jobs = [
-        Job(source.path(row), None if new is None else os.path.join(folder, new), height, width)
-        for row, (new, (height, width)) in enumerate(zip(new_names, source.sizes.tolist(), strict=True))
-    ]
+    folder = outside(source, destination)
+    names = stored_names(source)
+    new_names = packed_names(image_names(source))
+    targets = [None if new is None else os.path.join(folder, new) for new in new_names]
     settings = {"source": source.fingerprint[:16], "short_side": short_side, "quality": quality}
-    with _claimed(folder, settings):
-        done = _run(jobs, short_side, quality, workers or default_threads(), progress)
+    with claimed(folder, settings):
+        done = _run(source, targets, short_side, quality, workers or cores(), progress)
         bad = {names[row]: one.reason for row, one in enumerate(done) if one.reason}
         left_out = dict(source.left_out) | bad
-        with atomic_write(folder / LEFT_OUT) as file:
-            file.writelines(os.fsencode(f"{path}\t{reason}\n") for path, reason in left_out.items())
+        bad_list.save(folder / LEFT_OUT, left_out)
         good = [row for row, one in enumerate(done) if not one.reason]
         if not good:
             first = "; ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:3])
@@ -152,7 +148,7 @@ def pack(
         part = source.subset(good)
         sizes = [bounded(height, width, short_side) for height, width in part.sizes.tolist()]
         images = {new: size for row, size in zip(good, sizes, strict=True) if (new := new_names[row])}
-        write_list(folder / LIST, list(images), part.labels.tolist(), part.classes)
+        write_list(folder / LIST, list(images), part.labels, part.classes)
         if instances is not None:
             renamed = dict(zip([names[row] for row in good], images.items(), strict=True))
             scaled = scaled_instances(instances, renamed)
@@ -171,54 +167,76 @@ def pack(
     )
 
 
-@contextmanager
-def _claimed(folder: Path, settings: Mapping[str, object]) -> Iterator[None]:
-    """Holds the folder for this process, once it is known to be new or begun with the same settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another process is packing to {str(folder)!r}; let it end first.") from None
-        except OSError:
-            pass  # a network file system without locks
-        file = folder / SETTINGS
-        if file.is_file():
-            try:
-                before = dict(json.loads(file.read_bytes()))
-            except (TypeError, ValueError):
-                raise ValueError(f"{str(file)!r} is damaged; choose a new folder or delete it.") from None
-            differ = [f"{key} {before.get(key)}" for key in settings if before.get(key) != settings[key]]
-            if differ:
-                told = ", ".join(differ)
-                raise ValueError(f"{str(folder)!r} was packed with {told}; choose a new folder or delete it.")
-        elif set(os.listdir(folder)) - {f".{SETTINGS}.tmp"}:
-            raise ValueError(f"{str(folder)!r} holds other things than a packed copy; choose a new folder.")
-        else:
-            with atomic_write(file) as draft:
-                draft.write(json.dumps(settings).encode())
-        yield
-    finally:
-        os.close(handle)
+class _Done(NamedTuple):
+    """What became of an image."""
+
+    what: str
+    """``"written"``, ``"copied"``, ``"kept"`` from an earlier run, or ``""`` if left out."""
+    before: int = 0
+    """Size in the source in bytes; after: in the copy."""
+    after: int = 0
+    reason: str = ""
+    """Why it was left out."""
 
 
-def _run(jobs: Sequence[Job], short_side: int, quality: int, workers: int, progress: bool) -> list[Done]:
-    """Carries the jobs out in parallel; the results are in their order."""
-    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    done: list[Done] = []
+def _run(
+    source: SampleIndex,
+    targets: Sequence[str | None],
+    short_side: int,
+    quality: int,
+    workers: int,
+    progress: bool,
+) -> list[_Done]:
+    """Packs every image to its target in parallel; the results are in their order."""
+    work = partial(_pack_block, source, targets, short_side, quality)
+    done: list[_Done] = []
     with (
+        pack_bar("pack", len(source), progress) as bar,
         ThreadPoolExecutor(workers) as threads,
-        tqdm(
-            total=len(jobs), desc="pack", unit=" images", delay=1, disable=None if progress else True
-        ) as bar,
-        warnings.catch_warnings(),
+        closing(in_order(threads, work, blocks(range(len(source))), workers + 2)) as parts,
     ):
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large images
-        for part in threads.map(lambda jobs: [pack_image(job, short_side, quality) for job in jobs], chunks):
+        for part in parts:
             done += part
             bar.update(len(part))
     return done
+
+
+def _pack_block(
+    source: SampleIndex, targets: Sequence[str | None], short_side: int, quality: int, rows: range
+) -> list[_Done]:
+    """Writes the images of some rows, less those that are there or cannot be used. Safe in threads.
+
+    Raises:
+        OSError: The copy cannot be written; an image that cannot be read is left out.
+    """
+    missing = [row for row in rows if (target := targets[row]) and not os.path.isfile(target)]
+    read = dict(zip(missing, read_block(source, missing), strict=True))
+    return [_pack_row(source, row, targets[row], read.get(row), short_side, quality) for row in rows]
+
+
+def _pack_row(
+    source: SampleIndex,
+    row: int,
+    target: str | None,
+    data: Encoded | str | None,
+    short_side: int,
+    quality: int,
+) -> _Done:
+    if target is None:
+        return _Done("", reason="its path leads out of the source, or holds a tab or a line break")
+    if data is None:
+        # What a source had to be read for again is not counted.
+        sizes = () if source.source else (os.path.getsize(source.path(row)), os.path.getsize(target))
+        return _Done("kept", *sizes)
+    if isinstance(data, str):
+        return _Done("", reason=data)
+    height, width = source.sizes[row].tolist()
+    stored = pack_image(data, (height, width), short_side, quality, only_jpeg=True)
+    if isinstance(stored, str):
+        return _Done("", reason=stored)
+    with atomic_write(target) as file:
+        file.write(stored.data)
+    return _Done("copied" if stored.copied else "written", len(data), len(stored.data))
 
 
 def _check(folder: Path, sizes: Sequence[tuple[int, int]], progress: bool) -> None:
@@ -236,7 +254,7 @@ def _warn_of_lost_classes(part: SampleIndex) -> None:
     """Class folders without a usable image are not in the copy, which changes the numbers of the others."""
     present = set(part.labels.tolist())
     absent = [name for label, name in enumerate(part.classes) if label not in present]
-    lost = [name for name in absent if os.path.isdir(os.path.join(part.root, name))]
+    lost = [name for name in absent if part.root and os.path.isdir(os.path.join(part.root, name))]
     if lost:
         warnings.warn(
             f"No image of the classes {lost[:5]} is usable, so the folder's classes are numbered differently "

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from .atomic import atomic_write
-from .scan import inspect_file
+from .scan import inspect
 
+Encoded: TypeAlias = "bytes | memoryview"
+"""What an image file holds."""
+
+# By Pillow's name of the format. Readers look into a file of JPEG 2000, but not for one of that ending.
+_ENDINGS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "JPEG2000": "jpg",
+    "PNG": "png",
+    "BMP": "bmp",
+    "PPM": "ppm",
+    "WEBP": "webp",
+    "TIFF": "tif",
+}
 _ORIENTATION = 0x0112
 _T = Image.Transpose
 # What takes back the turn that Pillow gives TIFF files, and no others, while it decodes them.
@@ -35,65 +46,51 @@ def bounded(height: int, width: int, short_side: int) -> tuple[int, int]:
     return round(height * short_side / shorter), round(width * short_side / shorter)
 
 
-class Job(NamedTuple):
-    """An image to be packed."""
+class Stored(NamedTuple):
+    """What is stored for an image."""
 
-    source: str
-    target: str | None
-    """None if the copy cannot have a file of its name."""
+    data: Encoded
+    ending: str
+    """Of a file that holds it, by what it is: ``"jpg"``, ``"png"``, ..."""
     height: int
     """In pixels as stored, before any EXIF rotation."""
     width: int
+    copied: bool
+    """Whether these are the bytes it came in."""
 
 
-class Done(NamedTuple):
-    """What became of a job."""
+def pack_image(
+    data: Encoded, indexed: tuple[int, int], short_side: int | None, quality: int, *, only_jpeg: bool
+) -> Stored | str:
+    """What is stored for an encoded image, or why it is left out. Safe in threads.
 
-    what: str
-    """``"written"``, ``"copied"``, ``"kept"`` from an earlier run, or ``""`` if left out."""
-    before: int = 0
-    """Size of the source in bytes; after: of the copy."""
-    after: int = 0
-    reason: str = ""
-    """Why it was left out."""
-
-
-def pack_image(job: Job, short_side: int, quality: int) -> Done:
-    """Writes one image, unless it is there or cannot be used. Safe in threads.
-
-    Raises:
-        OSError: The copy cannot be written; a source that cannot be read is left out.
+    Args:
+        data: The image file.
+        indexed: (height, width) that its index tells.
+        short_side: Bound on the shorter side in pixels; None keeps every size.
+        quality: JPEG quality of what is encoded anew.
+        only_jpeg: Whether images of other formats become JPEG too where they are small enough.
     """
-    if job.target is None:
-        return Done("", reason="its path leads out of the source, or holds a tab or a line break")
-    if os.path.isfile(job.target):
-        return Done("kept", os.path.getsize(job.source), os.path.getsize(job.target))
-    height, width, before, _, reason = inspect_file(os.fsencode(job.source))
+    height, width, reason = inspect(io.BytesIO(data), len(data))
     if reason:
-        return Done("", reason=reason)
-    if (height, width) != (job.height, job.width):
-        now, then = f"{width} x {height}", f"{job.width} x {job.height}"
-        return Done("", reason=f"has changed since it was indexed: {now} pixels, then {then}")
+        return reason
+    if (height, width) != indexed:
+        now, then = f"{width} x {height}", f"{indexed[1]} x {indexed[0]}"
+        return f"has changed since it was indexed: {now} pixels, then {then}"
+    size = indexed if short_side is None else bounded(height, width, short_side)
     try:
-        data, copied = _packed_bytes(job, short_side, quality)
+        with Image.open(io.BytesIO(data)) as image:
+            plain = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+            if size == indexed and (plain or not only_jpeg):
+                # Fails for a damaged one. An eighth of a JPEG is cheaper, and all of its file is read for it.
+                image.draft(None, (1, 1))
+                image.load()
+                return Stored(data, _ENDINGS[str(image.format)], height, width, True)
+            return Stored(_encoded(image, size, quality), "jpg", *size, False)
     except MemoryError:
         raise  # says nothing about the image
     except Exception as error:
-        return Done("", reason=f"cannot be decoded and stored as JPEG ({error})")
-    with atomic_write(job.target) as file:
-        file.write(data)
-    return Done("copied" if copied else "written", before, len(data))
-
-
-def _packed_bytes(job: Job, short_side: int, quality: int) -> tuple[bytes, bool]:
-    """The JPEG that is stored, and whether it is the file itself; raises what Pillow does for a bad image."""
-    size = bounded(job.height, job.width, short_side)
-    with Image.open(job.source) as image:
-        small = size == (job.height, job.width)
-        if small and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            image.load()  # fails for a damaged one
-            return Path(job.source).read_bytes(), True
-        return _encoded(image, size, quality), False
+        return f"cannot be decoded and stored ({' '.join(str(error).split()) or type(error).__name__})"
 
 
 def _encoded(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:

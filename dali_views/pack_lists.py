@@ -1,9 +1,10 @@
-"""What a packed data set says about its images: their names, the list with labels, the COCO instances."""
+"""What a packed data set says about its images: their names and keys, their labels, the COCO instances."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,35 @@ from itertools import chain, count, cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .atomic import PathLike, atomic_write
-from .sources import EXTENSIONS, list_file
+from .index import SampleIndex
+from .index_file import unpack_names
+from .sources import EXTENSIONS, number_labels
 
 _KEPT = (".jpg", ".jpeg")
+_SHARD = re.compile(r".*?\.tar/")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_IN_WORDS = re.compile(r"[\t\n\ud800-\udfff]")  # ends of a label in a list, and what is no UTF-8
+
+
+def stored_names(index: SampleIndex) -> list[str]:
+    """The name of each image in its index; the number of its row where it has none, as in arrays."""
+    if index.paths is None:
+        width = len(str(len(index) - 1))
+        return [f"{row:0{width}d}" for row in range(len(index))]
+    return [os.fsdecode(name) for name in unpack_names(index.paths)]
+
+
+def image_names(index: SampleIndex) -> list[str]:
+    """The same, of shards the members' names alone if no two are equal."""
+    names = stored_names(index)
+    if index.source is None:
+        return names
+    short = [_SHARD.sub("", name, count=1) for name in names]
+    return short if len(set(short)) == len(names) else names
 
 
 def packed_names(names: Sequence[str]) -> list[str | None]:
@@ -47,22 +73,62 @@ def packed_names(names: Sequence[str]) -> list[str | None]:
     return out
 
 
-def write_list(file: Path, names: Sequence[str], labels: list[int], classes: Sequence[str]) -> None:
-    """Writes a list for `SampleIndex.from_list` that reads to these labels.
+def shard_keys(names: Sequence[str]) -> list[str]:
+    """The key of each image in the shards: its name less the ending, no two equal.
 
-    The column has the names of the classes, or their numbers where names would be numbered anew: they are
-    not sorted, one is without an image, or they look like numbers.
+    A key leads nowhere out of its folder, and has no dot after its last slash, where WebDataset would end it.
+    What would be equal is told apart by the ending, then by a number.
+
+    Args:
+        names: Any, with repetitions or without.
     """
-    words = [None if label < 0 else classes[label] for label in labels]
-    numbers = [None if max(labels) < 0 else str(label) for label in labels]
-    for column in (words, numbers):
-        with atomic_write(file) as out:
-            for name, word in zip(names, column, strict=True):
-                # Spaces at the start of a line are cut off, and # makes a comment of it.
-                start = "./" if name[0] in "# " else ""
-                out.write(os.fsencode(f"{start}{name}\n" if word is None else f"{start}{name}\t{word}\n"))
-        if list_file(file).labels == labels:
-            return
+    taken: set[str] = set()
+    number: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        steps = _CONTROL.sub("_", name).split("/")
+        *folders, last = [step for step in steps if step not in ("", ".", "..")] or ["_"]
+        stem, ending = os.path.splitext(last)
+        short, long = ("/".join([*folders, base.replace(".", "_")]) for base in (stem, last))
+        key = short if ending.lower() in EXTENSIONS and short not in taken else long
+        while key in taken:
+            number[long] += 1
+            key = f"{long}_{number[long]}"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def label_words(labels: NDArray[np.int32], classes: Sequence[str] | None) -> dict[int, str]:
+    """What is written for each label in use but -1, so that `number_labels` gives the label again.
+
+    The names of the classes, or their numbers where names would be numbered anew: they are not sorted, one is
+    without an image, or they look like numbers. Numbers, too, where a text file cannot hold a name.
+
+    Args:
+        labels: (N,) of all images.
+        classes: None for numbers in any case.
+    """
+    used = [label for label in np.unique(labels).tolist() if label >= 0]
+    names = [] if classes is None else [classes[label] for label in used]
+    try:
+        plain = all(name and name == name.strip() and not _NOT_IN_WORDS.search(name) for name in names)
+        if names and plain and number_labels(names)[0] == used:
+            return dict(zip(used, names, strict=True))
+    except ValueError:
+        pass  # names that look like numbers, and too large ones
+    return {label: str(label) for label in used}
+
+
+def write_list(file: Path, names: Sequence[str], labels: NDArray[np.int32], classes: Sequence[str]) -> None:
+    """Writes a list for `SampleIndex.from_list` that reads to these labels."""
+    words = label_words(labels, classes)
+    with atomic_write(file) as out:
+        for name, label in zip(names, labels.tolist(), strict=True):
+            # Spaces at the start of a line are cut off, and # makes a comment of it.
+            start = "./" if name[0] in "# " else ""
+            word = f"\t{words[label]}" if label in words else ""
+            out.write(os.fsencode(f"{start}{name}{word}\n"))
 
 
 def scaled_instances(file: PathLike, packed: Mapping[str, tuple[str, tuple[int, int]]]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import pytest
 from conftest import noise_images
 from numpy.typing import NDArray
 from PIL import Image
+from tars import pack_folder
+from test_source import Table
 
 from dali_views import SampleIndex, ViewLoader, recipes
 from dali_views.cli import main
@@ -247,6 +249,38 @@ def test_names_that_would_collide_are_told_apart_and_none_is_lost(tmp_path):
     )
 
 
+def test_members_of_shards_become_the_folder_that_the_shards_were_made_of(tmp_path):
+    for number, kind in enumerate(("cat", "dog")):
+        noise_images(tmp_path / "source" / kind, 6, seed=number)
+    pattern = pack_folder(tmp_path / "source", tmp_path / "shards", 3)
+    shards = SampleIndex.from_shards(pattern, cache=False, progress=False)
+    _pack(_folder(tmp_path / "source"), tmp_path / "whole")
+    _pack(shards, tmp_path / "copy")
+    settings = {"pack.json": (tmp_path / "copy" / "pack.json").read_bytes()}
+    assert _files(tmp_path / "copy") == _files(tmp_path / "whole") | settings
+    (tmp_path / "copy" / "dog" / "0003.jpg").unlink()
+    packed = _pack(shards, tmp_path / "copy")
+    assert (packed.kept, packed.written) == (11, 1)
+    assert _files(tmp_path / "copy") == _files(tmp_path / "whole") | settings
+
+
+def test_a_source_becomes_a_folder_with_its_names_and_labels_in_a_list(tmp_path):
+    images = [file.read_bytes() for file in sorted(noise_images(tmp_path / "source", 5).iterdir())]
+    source = SampleIndex.from_source(Table(images), [1, 0, -1, 1, 0], ["ant", "bee"], progress=False)
+    _pack(source, tmp_path / "copy", 500)
+    index = _list(tmp_path / "copy")
+    assert _names(index) == [f"row {row}.jpg" for row in range(5)]
+    assert [index.encoded(row) for row in range(5)] == images
+    assert (index.labels.tolist(), index.classes) == ([1, 0, -1, 1, 0], ["ant", "bee"])
+
+
+def test_names_of_classes_that_are_too_large_for_numbers_are_written_as_numbers(tmp_path):
+    noise_images(tmp_path / "source" / "20240101", 2)
+    noise_images(tmp_path / "source" / "20240102", 2)
+    _pack(_folder(tmp_path / "source"), tmp_path / "copy")
+    assert _list(tmp_path / "copy").labels.tolist() == [0, 0, 1, 1]
+
+
 # -- boxes ----------------------------------------------------------------------------------------
 
 
@@ -403,6 +437,7 @@ def test_killed_by_another_process_the_command_goes_on_to_the_same_files(tmp_pat
         "-m",
         "dali_views",
         "pack",
+        "--folder",
         str(source),
         str(tmp_path / "copy"),
         "--workers",
@@ -415,7 +450,7 @@ def test_killed_by_another_process_the_command_goes_on_to_the_same_files(tmp_pat
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(list((tmp_path / "copy").glob("*.jpg"))) < 60
-    assert main(["pack", str(source), str(tmp_path / "copy")]) == 0
+    assert main(["pack", str(source), str(tmp_path / "copy"), "--folder"]) == 0
     assert _files(tmp_path / "copy") == _files(tmp_path / "whole")
     assert "finished before" in capsys.readouterr().out
 
@@ -598,7 +633,7 @@ def test_the_command_packs_and_tells_what_it_did(tmp_path, monkeypatch, capsys):
     _ramp(20, 20).save(root / "small.jpg")
     (root / "bad.jpg").write_text("no image")
     before = _files(root)
-    command = ["pack", str(root), str(tmp_path / "copy"), "--short-side", "48", "--quality", "70"]
+    command = ["pack", str(root), str(tmp_path / "copy"), "--folder", "--short-side", "48", "--quality", "70"]
     assert main(command) == 0
     told = capsys.readouterr().out
     assert "6 images: 5 re-encoded, 1 copied as they are; 1 left out" in told
@@ -616,7 +651,7 @@ def test_the_command_scales_a_coco_file(tmp_path, monkeypatch, capsys):
     truth = _coco(tmp_path / "source")
     copy = tmp_path / "copy"
     command = ["pack", str(tmp_path / "source"), str(copy), "--coco", str(truth), "--short-side", "20"]
-    assert main(command) == 0
+    assert main([*command, "--folder"]) == 0
     assert "run-length masks" in capsys.readouterr().err
     assert main(["index", str(copy), "--coco", str(copy / "instances.json")]) == 0
     assert "6 ground-truth boxes on 3 images" in capsys.readouterr().out

@@ -528,8 +528,8 @@ def test_the_command_line_takes_shards(own, tmp_path, capsys):
     drawn = ["show", *shards, "--out", str(tmp_path / "views.png"), "--device", "cpu", "--count", "2"]
     assert cli.main([*drawn, "--size", "32"]) == 0
     assert Image.open(tmp_path / "views.png").width > 100
-    assert cli.main(["pack", *shards, str(tmp_path / "packed")]) == 2
-    assert "unpack shards first" in capsys.readouterr().err
+    assert cli.main(["pack", *shards, str(tmp_path / "packed")]) == 0
+    assert "39 images in 1 shard" in capsys.readouterr().out
     assert cli.main(["index", str(own), str(own)]) == 2
     assert "Only of tar shards" in capsys.readouterr().err
 
