@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,3 +38,29 @@ def all_gather_bytes(content: bytes) -> list[bytes]:
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     everyone = zip(all_gather(padded), lengths.tolist(), strict=True)
     return [array[:length].tobytes() for array, length in everyone]
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raise on every rank if there is an error on any, so that none is left waiting; a collective call.
+
+    Raises:
+        Exception: `error`, if there is one.
+        RuntimeError: another rank has one; its message is told.
+    """
+    told = all_gather_bytes(b"" if error is None else f"{type(error).__name__}: {error}".encode())
+    if error is not None:
+        raise error
+    for rank, message in enumerate(told):
+        if message:
+            raise RuntimeError(f"Rank {rank} failed: {message.decode()}")
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block whose error is raised on every rank, see `raise_together`; its end is a collective call."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    raise_together(error)

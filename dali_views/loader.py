@@ -210,7 +210,10 @@ class ViewLoader:
             raise ValueError("The loader's state names an unreadable sample that the data set does not have.")
         self._freeze(int(state["epoch"]))
         if state["regions"] is not None:
-            self._frozen = Regions.from_state_dict(state["regions"])
+            frozen = Regions.from_state_dict(state["regions"])
+            # A table that has not been written since holds the same, which need not be held twice.
+            if self._frozen is None or not self._frozen.equals(frozen):
+                self._frozen = frozen
         self.position = int(state["position"])
         self._substitutes.search(rows)  # who mended a file in the meantime gets it back
         self.stats.bad_images = len(self._substitutes.met)

@@ -23,7 +23,8 @@ def as_array(values: Any, name: str, kinds: str) -> Array:
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         values = values.detach().cpu()
         # NumPy has no bfloat16.
-        values = (values.double() if values.is_floating_point() else values).numpy()
+        narrow = values.is_floating_point() and values.element_size() < 4
+        values = (values.float() if narrow else values).numpy()
     array = np.asarray(values)
     if array.size and array.dtype.kind not in kinds:
         raise TypeError(f"{name} holds {array.dtype} values; give {_KINDS[kinds]}.")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .collective import all_gather, world
+from .region_columns import Columns, chunks, row_type
 from .region_rows import Array
 
 _SYNC_ROWS = 1 << 17  # rows of the table covered by one round; bounds the memory of exchange()
@@ -29,76 +29,66 @@ class Traffic:
 
 
 def exchange(
-    columns: Mapping[str, Array],
-    writes: NDArray[np.int32],
-    unsynced: NDArray[np.int32],
+    columns: Columns,
+    changed: NDArray[np.int64],
+    packed: Callable[[slice], Array],
     fingerprint: str,
     traffic: Traffic,
-) -> int:
-    """Makes the tables of all ranks equal, in place; a collective call on the default process group.
+) -> Iterator[Array]:
+    """Gives all ranks the rows that any of them has changed; a collective call on the default process group.
 
-    Without torch.distributed, or in a world of one, only `unsynced` is cleared.
+    To be taken to its end, on all ranks.
 
     Args:
-        columns: Arrays of N rows; of a row that several ranks changed, the highest rank's wins.
-        writes: (N,) counts, which add up over the ranks.
-        unsynced: (N,) the part of `writes` that the other ranks do not know of; zero afterwards.
+        columns: Of the table, for their number, types and shapes.
+        changed: (C,) numbers of the rows that this rank has changed, in order.
+        packed: The rows of a slice of `changed`, in `row_type`.
         fingerprint: Of the data set the rows belong to.
-        traffic: Is added to.
+        traffic: Rows and bytes received are added to it.
 
-    Returns:
-        Number of rows received from other ranks.
+    Yields:
+        Rows in `row_type`, each once, equal on all ranks: the whole row of the highest rank that changed it,
+        but `writes` with what all ranks have added.
 
     Raises:
         ValueError: On every rank, if the tables differ in length, regions or fingerprint.
     """
-    if world() == 1:
-        unsynced[:] = 0
-        return 0
-    began = time.perf_counter()
     length, regions = columns["weights"].shape
-    _refuse_different_tables(length, regions, fingerprint)
-    layout = [(name, column.dtype, column.shape[1:]) for name, column in columns.items()]
-    row_type = np.dtype([("row", np.int64), ("base", np.int32), ("added", np.int32), *layout])
+    refuse_different_tables(length, regions, fingerprint)
     # Rounds are ranges of row numbers, so every conflict is settled within one round.
-    changed = np.flatnonzero(unsynced)
     cuts = np.searchsorted(changed, np.arange(0, length + _SYNC_ROWS, _SYNC_ROWS))
     counts = np.stack(all_gather(np.diff(cuts).astype(np.int64)))
     others = len(counts) - 1
+    traffic.rows += int(counts.sum()) - len(changed)
     traffic.bytes += others * counts[0].nbytes
     for part, count in enumerate(counts.T):
         if not count.any():
             continue
-        rows = changed[cuts[part] : cuts[part + 1]]
-        mine = np.zeros(count.max(), row_type)  # padded, as shapes must agree
-        filled = mine[: len(rows)]
-        filled["row"], filled["base"], filled["added"] = rows, writes[rows] - unsynced[rows], unsynced[rows]
-        for name, column in columns.items():
-            filled[name] = column[rows]
+        mine = np.zeros(count.max(), row_type(columns))  # padded, as shapes must agree
+        mine[: cuts[part + 1] - cuts[part]] = packed(slice(cuts[part], cuts[part + 1]))
         traffic.bytes += others * mine.nbytes
         everyone = zip(all_gather(mine.view(np.uint8)), count, strict=True)
-        news = np.concatenate([packed.view(row_type)[:n] for packed, n in everyone])
-        # In rank order: where a row repeats, the highest rank's is assigned last.
-        for name, column in columns.items():
-            column[news["row"]] = news[name]
-        writes[news["row"]] = news["base"]
-        np.add.at(writes, news["row"], news["added"])
-        unsynced[news["row"]] = 0
-    received = int(counts.sum()) - len(changed)
-    traffic.rows += received
-    traffic.seconds += time.perf_counter() - began
-    return received
+        yield _settled(np.concatenate([theirs.view(mine.dtype)[:n] for theirs, n in everyone]))
+
+
+def _settled(news: Array) -> Array:
+    """Rows in rank order, of which some repeat, as rows that do not."""
+    # Backwards, for of equal numbers the first is found.
+    _, place, which = np.unique(news["row"][::-1], return_index=True, return_inverse=True)
+    settled = news[::-1][place]
+    np.add.at(settled["writes"], which, news["added"][::-1])
+    return settled
 
 
 def check_equal(columns: Mapping[str, Array]) -> None:
-    """Compares the columns of all ranks by checksum; a collective call, on contiguous arrays.
+    """Compares the columns of all ranks by checksum; a collective call.
 
     Raises:
         ValueError: On every rank, if a column differs; the message names columns and ranks.
     """
     if world() == 1:
         return
-    sums = np.stack(all_gather(np.array([zlib.crc32(column.data) for column in columns.values()], np.int64)))
+    sums = np.stack(all_gather(np.array([_checksum(column) for column in columns.values()], np.int64)))
     unlike = sums != sums[0]
     if unlike.any():
         names = [name for name, differs in zip(columns, unlike.any(0), strict=True) if differs]
@@ -109,7 +99,19 @@ def check_equal(columns: Mapping[str, Array]) -> None:
         )
 
 
-def _refuse_different_tables(length: int, regions: int, fingerprint: str) -> None:
+def _checksum(column: Array) -> int:
+    found = 0
+    for part in chunks(len(column)):
+        found = zlib.crc32(np.ascontiguousarray(column[part]).data, found)
+    return found
+
+
+def refuse_different_tables(length: int, regions: int, fingerprint: str) -> None:
+    """A collective call.
+
+    Raises:
+        ValueError: On every rank, if not all have given the same.
+    """
     digest = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:7], "big")
     tables = np.stack(all_gather(np.array([length, regions, digest], np.int64)))
     if (tables != tables[0]).any():

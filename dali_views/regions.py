@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,73 +11,44 @@ from numpy.typing import NDArray
 
 from .archive import open_npz
 from .atomic import PathLike, atomic_write
+from .collective import failing_together, world
+from .region_columns import COLUMNS, new_columns
+from .region_private import PrivateRows
 from .region_queue import UpdateQueue, on_gpu
-from .region_rows import as_array, check_boxes, check_index, check_partner, check_weights
-from .region_sync import Traffic, check_equal, exchange
+from .region_rows import check_boxes, check_index, check_partner, check_weights
+from .region_shared import SharedRows
+from .region_state import Regions, checked_columns, checked_counts, checked_epoch, entry, read_only
+from .region_sync import Traffic
 
 __all__ = ["RegionTable", "Regions"]
-
-_FROZEN = ("boxes", "weights", "partner", "written")
-_COLUMNS = (*_FROZEN, "writes", "written_epoch")
-_END = 2**31  # of the integers in `writes` and `written_epoch`
-
-
-@dataclass(frozen=True, eq=False)
-class Regions:
-    """A frozen copy of a RegionTable, with the same shapes and dtypes.
-
-    Its arrays are read-only, and later updates of the table do not reach it.
-    """
-
-    boxes: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    partner: NDArray[np.int64]
-    written: NDArray[np.bool_]
-    epoch: int
-
-    def __post_init__(self) -> None:
-        for name in _FROZEN:
-            array = getattr(self, name).copy()
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-
-    def __len__(self) -> int:
-        return len(self.partner)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain dict of NumPy arrays (copies) and an int, for a checkpoint."""
-        columns: dict[str, Any] = {name: getattr(self, name).copy() for name in _FROZEN}
-        return {**columns, "epoch": self.epoch}
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Regions:
-        """Rebuild from ``state_dict()``; arrays may be NumPy or torch.
-
-        Raises:
-            ValueError: a key is missing, shapes do not agree, or a value is not allowed in a table.
-            TypeError: a value is of another kind.
-        """
-        shape = as_array(_entry(state, "boxes"), "boxes", "iuf").shape
-        if len(shape) != 3:
-            raise ValueError(
-                f"The stored boxes have shape {shape}, not (N, K, 4); the state is not of Regions."
-            )
-        return _checked(state, shape[0], shape[1])
 
 
 class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.
 
+    Its arrays can only be read; write through ``update``. They take memory as they are written: at first
+    none but for the partners, and a snapshot shares them until then.
+
+    Args:
+        length: N, number of samples.
+        regions: K.
+        fingerprint: of the data set the rows belong to, "" while unbound.
+        shared: the ranks of a machine hold one copy of the table together. What is written is then seen
+            after the next ``sync``, by the rank that wrote it, too. Made, loaded (``load_state_dict``) and
+            synchronised on all ranks at once, as collective calls on the default process group. Without
+            one, or in a world of one, it makes no difference.
+
     Attributes:
         epoch: the epoch that writes are booked under.
         regions: K.
-        fingerprint: of the data set the rows belong to, "" while unbound.
+        fingerprint: as above.
         traffic: rows, bytes and seconds that `sync` has taken so far; whoever reads it may start it anew.
 
-    Write through ``update``: what is written into the arrays directly is neither checked nor synchronised.
+    Raises:
+        ValueError: length or regions that cannot be; on every rank, if ranks share tables that differ.
     """
 
-    def __init__(self, length: int, regions: int = 1, fingerprint: str = "") -> None:
+    def __init__(self, length: int, regions: int = 1, fingerprint: str = "", *, shared: bool = False) -> None:
         if length < 0 or regions < 1:
             raise ValueError(
                 f"A table of {length} rows of {regions} regions cannot be; give length >= 0 and regions >= 1."
@@ -86,15 +57,9 @@ class RegionTable:
         self.fingerprint = fingerprint
         self.epoch = 0
         self.traffic = Traffic()
-        self._columns: dict[str, NDArray[Any]] = {
-            "boxes": np.tile(np.array([0, 0, 1, 1], np.float32), (length, regions, 1)),
-            "weights": np.ones((length, regions), np.float32),
-            "partner": np.arange(length, dtype=np.int64),
-            "written": np.zeros(length, np.bool_),
-            "writes": np.zeros(length, np.int32),
-            "written_epoch": np.full(length, -1, np.int32),
-        }
-        self._unsynced: NDArray[np.int32] = np.zeros(length, np.int32)  # writes since the last sync
+        columns = new_columns(length, regions)
+        self._shared = shared and world() > 1
+        self._rows = SharedRows(columns, fingerprint) if self._shared else PrivateRows(columns)
         self._queue = UpdateQueue()
 
     @property
@@ -129,10 +94,10 @@ class RegionTable:
 
     def _column(self, name: str) -> NDArray[Any]:
         self._settle(wait=True)
-        return self._columns[name]
+        return read_only(self._rows.columns[name])
 
     def __len__(self) -> int:
-        return len(self._unsynced)
+        return len(self._rows.columns["partner"])
 
     def __repr__(self) -> str:
         written = int(np.count_nonzero(self.writes))
@@ -142,7 +107,8 @@ class RegionTable:
         """Write rows; all of the call or, if anything is wrong with it, nothing.
 
         Arguments are NumPy arrays, sequences or torch tensors on any device and of any float type.
-        A sample that occurs more than once in a call gets its last values and counts as one write.
+        A sample that occurs more than once in a call gets its last values and counts as one write. What is
+        written is seen at once, in a table that ranks share after the next ``sync``.
 
         Tensors on a GPU are copied without waiting for them: the call returns at once, and is checked and
         written when its values have arrived, in the order of the calls, at the latest when the table is next
@@ -186,16 +152,12 @@ class RegionTable:
             new["weights"] = check_weights(given["weights"], rows, self.regions)
         if "partner" in given:
             new["partner"] = check_partner(given["partner"], rows, len(self))
-        for name, values in new.items():
-            # NumPy assigns repeated indices in order: the last one stays.
-            self._columns[name][rows] = values
-        self._columns["writes"][rows] += 1
-        self._unsynced[rows] += 1
-        self._columns["written_epoch"][rows] = epoch
+        self._rows.write(rows, new, epoch)
 
     def snapshot(self) -> Regions:
-        """Frozen, read-only copy of boxes, weights, partner, written and epoch."""
-        return Regions(self.boxes, self.weights, self.partner, self.written, self.epoch)
+        """What boxes, weights, partner, written and epoch are now, read-only and for good; copies nothing."""
+        self._settle(wait=True)
+        return Regions(**self._rows.freeze(), epoch=self.epoch)
 
     def bind(self, fingerprint: str) -> None:
         """Tie the table to a data set.
@@ -218,16 +180,18 @@ class RegionTable:
         Raises:
             ValueError: on every rank, if the tables differ in length, regions or fingerprint.
         """
-        columns = {name: getattr(self, name) for name in (*_FROZEN, "written_epoch")}
-        return exchange(columns, self.writes, self._unsynced, self.fingerprint, self.traffic)
+        self._settle(wait=True)
+        return self._rows.sync(self.fingerprint, self.traffic)
 
     def check_equal(self) -> None:
         """Compare what `snapshot` freezes with the other ranks' tables; a collective call, of a few bytes.
 
         Raises:
-            ValueError: on every rank, if the tables differ; the message names columns and ranks.
+            ValueError: on every rank, if the tables differ; the message names columns and ranks. Or if ranks
+                share the table, and some wrote rows that no rank sees, for want of ``sync``.
         """
-        check_equal({name: getattr(self, name) for name in _FROZEN})
+        self._settle(wait=True)
+        self._rows.check_equal()
 
     def subset(self, rows: Any) -> RegionTable:
         """A table of some rows (B,), in the order given, for ``SampleIndex.subset`` of the same rows.
@@ -235,16 +199,16 @@ class RegionTable:
         It takes over boxes, weights and whether they were written; partners may lie outside and are not.
         """
         part = RegionTable(len(rows), self.regions)
-        part.boxes[:], part.weights[:], part.written[:] = (
-            self.boxes[rows],
-            self.weights[rows],
-            self.written[rows],
-        )
+        taken = {name: self._column(name)[rows] for name in ("boxes", "weights", "written")}
+        part._rows.replace({**part._rows.columns, **taken})
         return part
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dict of NumPy arrays (copies), an int and a str; ``sync`` first if there are other ranks."""
-        columns: dict[str, Any] = {name: getattr(self, name).copy() for name in _COLUMNS}
+        return self._state() | {name: self._column(name).copy() for name in COLUMNS}
+
+    def _state(self) -> dict[str, Any]:
+        columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
         return {**columns, "epoch": self.epoch, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,22 +219,16 @@ class RegionTable:
         Raises:
             ValueError: other fingerprint (where both have one), length or regions, or values not allowed.
             TypeError: a value is of another kind.
+            RuntimeError: a rank that shares its table with this one could not load it.
         """
-        stored = str(_entry(state, "fingerprint"))
-        fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
-        new = _checked(state, len(self), self.regions)
-        counts = {name: as_array(_entry(state, name), name, "iu") for name in ("writes", "written_epoch")}
-        for name, column in counts.items():
-            if column.shape != (len(self),) or not ((column >= -1) & (column < _END)).all():
-                raise ValueError(
-                    f"The stored {name} do not have {len(self)} rows of counts; the state is damaged."
-                )
-        for name in _FROZEN:
-            getattr(self, name)[:] = getattr(new, name)
-        self.writes[:], self.written_epoch[:] = counts["writes"], counts["written_epoch"]
-        self._unsynced[:] = 0
-        self.epoch = new.epoch
-        self.fingerprint = fingerprint
+        with failing_together() if self._shared else nullcontext():
+            self._settle(wait=True)
+            stored = str(entry(state, "fingerprint"))
+            fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
+            columns = checked_columns(state, len(self), self.regions) | checked_counts(state, len(self))
+            epoch = checked_epoch(state)
+        self._rows.replace(columns)
+        self.epoch, self.fingerprint = epoch, fingerprint
 
     def save(self, path: PathLike) -> None:
         """Write the table as an .npz file without pickle; killed at any moment, the old file stays whole.
@@ -278,7 +236,7 @@ class RegionTable:
         One writer per file: with several ranks, save on one of them.
         """
         with atomic_write(path) as file:
-            np.savez(file, **self.state_dict())
+            np.savez(file, **self._state())
 
     @classmethod
     def load(cls, path: PathLike, fingerprint: str = "") -> RegionTable:
@@ -304,32 +262,3 @@ def _agreed(what: str, own: str, other: str) -> str:
             "use the index it was made with, or start a new table."
         )
     return own or other
-
-
-def _entry(state: Mapping[str, Any], name: str) -> Any:
-    if name not in state:
-        raise ValueError(f"The state has no '{name}'; pass what state_dict() returned.")
-    return state[name]
-
-
-def _checked(state: Mapping[str, Any], length: int, regions: int) -> Regions:
-    """The frozen part of a state, every row checked."""
-    kinds = {"boxes": "iuf", "weights": "iuf", "partner": "iu", "written": "b"}
-    columns = {name: as_array(_entry(state, name), name, kinds[name]) for name in _FROZEN}
-    shapes = [column.shape for column in columns.values()]
-    if shapes != [(length, regions, 4), (length, regions), (length,), (length,)]:
-        raise ValueError(
-            f"The stored shapes {shapes} do not fit {length} rows of {regions} regions; use the index and "
-            "the number of regions they were made with."
-        )
-    epoch = as_array(_entry(state, "epoch"), "epoch", "iu")
-    if epoch.shape or not -_END <= epoch < _END:
-        raise ValueError(f"The stored epoch {epoch} is no number of an epoch; the state is damaged.")
-    rows = np.arange(length)
-    return Regions(
-        check_boxes(columns["boxes"], rows, regions),
-        check_weights(columns["weights"], rows, regions),
-        check_partner(columns["partner"], rows, length),
-        columns["written"],
-        int(epoch),
-    )

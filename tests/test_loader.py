@@ -253,6 +253,19 @@ def test_updates_before_the_first_set_epoch_are_seen_by_it(small_index):
     assert (next(iter(loader)).boxes == torch.tensor([0.1, 0.1, 0.3, 0.3])).all()
 
 
+def test_a_loader_loaded_with_its_table_holds_no_second_one(small_index):
+    table = written_table(small_index)
+    saved = [
+        part.state_dict() for part in (table, ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table))
+    ]
+    fresh = RegionTable(len(small_index))
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=fresh)
+    for part, state in zip((fresh, loader), saved, strict=True):
+        part.load_state_dict(state)
+    assert np.shares_memory(loader._frozen.boxes, fresh.boxes)
+    assert np.array_equal(loader._frozen.boxes, table.boxes)
+
+
 def test_an_abandoned_loop_leaves_nothing_behind(small_index):
     loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
     whole = [digest(batch) for batch in loader]

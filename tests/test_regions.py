@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_wrong_calls_are_refused_by_row_and_nothing_is_written(
     [
         ([0.0, 1.0], {"weights": [1, 1]}, "index holds float64 values; give integers"),
         ([True, False], {"weights": [1, 1]}, "index holds bool"),
-        ([0, 1], {"partner": torch.tensor([0.5, 1])}, "partner holds float64"),
+        ([0, 1], {"partner": torch.tensor([0.5, 1])}, "partner holds float32"),
         ([0, 1], {"boxes": [["a"] * 4] * 2}, "boxes holds <U1 values; give numbers"),
     ],
 )
@@ -264,6 +265,45 @@ def test_binding_sets_an_empty_fingerprint_and_refuses_another() -> None:
     assert table.fingerprint == "abc"
     with pytest.raises(ValueError, match="another data set"):
         table.bind("other")
+
+
+# ---- memory
+
+
+def test_a_snapshot_copies_nothing_and_a_write_after_it_only_the_columns_written() -> None:
+    table = filled()
+    frozen, again = table.snapshot(), table.snapshot()
+    for name in ("boxes", "weights", "partner", "written"):
+        assert np.shares_memory(getattr(table, name), getattr(frozen, name))
+        assert np.shares_memory(getattr(again, name), getattr(frozen, name))
+    table.update([0], partner=[1])
+    for name in ("boxes", "weights", "partner", "written"):
+        assert np.shares_memory(getattr(table, name), getattr(frozen, name)) == (name != "partner")
+    assert frozen.partner[0] == 0
+    own = table.partner
+    table.update([2], partner=[1])
+    assert np.shares_memory(table.partner, own)
+
+
+def test_a_table_that_nobody_has_written_takes_memory_for_partners_and_counts_alone() -> None:
+    tracemalloc.start()
+    try:
+        tables = [RegionTable(1_000_000, regions=3) for _ in range(2)]
+        frozen = [table.snapshot() for table in tables]
+        bytes_per_row = tracemalloc.get_traced_memory()[1] / 2e6
+    finally:
+        tracemalloc.stop()
+    assert bytes_per_row < 8 + 4 + 0.1
+    assert frozen[0].boxes.nbytes == 48e6
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_is_read_of_a_table_or_a_snapshot_cannot_be_written(name: str) -> None:
+    table = filled()
+    found = [getattr(table, name)] + ([getattr(table.snapshot(), name)] if name in COLUMNS[:4] else [])
+    for array in found:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
 
 
 # ---- files
@@ -425,7 +465,9 @@ def sync_in_world(rank: int, world: int, prefix: str) -> None:
     region_sync._SYNC_ROWS = 8  # several rounds on a small table
     table = RegionTable(30, regions=2, fingerprint="abc")
     received = []
-    table.weights[28] = rank + 5  # behind update's back: must stay where it is
+    state = table.state_dict()
+    state["weights"][28] = rank + 5  # not an update: must stay where it is
+    table.load_state_dict(state)
     # Round one: own rows rank, rank + world, ... below 20, and row 25 on every rank, twice on the first.
     table.epoch = 1
     own = np.arange(rank, 20, world)

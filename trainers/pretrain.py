@@ -59,7 +59,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     device = distributed.init(device_kind(config))
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
-    regions = RegionTable(len(data.train), getattr(config.box_guide, "regions", 1))
+    # Guides write and then `sync`, so the ranks of a machine can do with one table.
+    regions = RegionTable(len(data.train), getattr(config.box_guide, "regions", 1), shared=True)
     loader = training_loader(config, data.train, regions)
 
     torch.manual_seed(config.run.seed)
@@ -79,9 +80,10 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader,
             "guide": guide}  # fmt: skip
     step = restore(saved, keep) if saved else 0
+    resumed, saved = bool(saved), None  # which holds a table and maps, too
     report = Report(config, data, loader, steps=last, step=step)
     result = Result(finished=False, step=step)
-    if not saved:
+    if not resumed:
         empty = regions.snapshot()
         guide.begin(regions)
         if regions.writes.any():

@@ -19,7 +19,8 @@ __all__ = ["Guide", "build_guide"]
 class Guide:
     """Nobody writes: all crops stay random. Guides proper override what they need.
 
-    Every rank calls every method, so that a guide may share work and synchronise.
+    Every rank calls every method, so that a guide may share work. What it writes is seen after
+    `regions.sync()`.
     """
 
     passes: int = 0

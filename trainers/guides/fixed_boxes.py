@@ -7,6 +7,7 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex
 
 from .. import config as cfg
+from .. import distributed
 from . import Guide
 
 __all__ = ["SimCCrop", "TrueBoxes"]
@@ -20,7 +21,8 @@ class SimCCrop(Guide):
 
     def begin(self, regions: RegionTable) -> None:
         box = np.array(self.guide.box, np.float32)
-        regions.update(np.arange(len(regions)), np.tile(box, (len(regions), 1)))
+        rows = np.arange(distributed.rank(), len(regions), distributed.world())
+        regions.update(rows, np.tile(box, (len(rows), 1)))
         regions.sync()
 
 
@@ -43,10 +45,10 @@ class TrueBoxes(Guide):
 
     def begin(self, regions: RegionTable) -> None:
         rows, boxes = [], []
-        for row in range(len(self.index)):
+        for row in range(distributed.rank(), len(self.index), distributed.world()):
             true = self.index.truth(row)
             if len(true):
                 rows.append(row)
                 boxes.append(true[np.prod(true[:, 2:] - true[:, :2], axis=1).argmax()])
-        regions.update(np.array(rows), np.stack(boxes))
+        regions.update(np.array(rows, np.int64), np.array(boxes, np.float32).reshape(-1, 4))
         regions.sync()

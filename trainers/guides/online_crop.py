@@ -11,6 +11,7 @@ from dali_views import Batch, RegionTable, SampleIndex
 from dali_views.saliency import boxes_from_maps
 
 from .. import config as cfg
+from .. import distributed
 from ..data import training_views
 from ..localise import input_size
 from ..methods import Method
@@ -51,7 +52,9 @@ class OnlineCrop(Guide):
         self.maps.sync()
         if not is_due(epoch, epochs, self.guide.warmup, self.guide.interval):
             return False
-        for start in range(0, len(regions), _CHUNK):
+        # The maps are equal on all ranks; each reads the boxes of its share.
+        first, step = distributed.rank() * _CHUNK, distributed.world() * _CHUNK
+        for start in range(first, len(regions), step):
             rows = torch.arange(start, min(start + _CHUNK, len(regions)), device=self.maps.maps.device)
             maps = self.maps.normalised(rows)
             regions.update(rows, boxes_from_maps(maps, self.guide.threshold, (self.size, self.size)))

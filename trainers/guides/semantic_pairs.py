@@ -100,7 +100,11 @@ class SemanticPairs(Guide):
         rows = np.arange(len(self.index))
         draw = np.random.default_rng([self.config.run.seed, 2, epoch])
         paired = draw.random(len(rows)) < self.guide.share
-        regions.update(rows, partner=np.where(paired, self.partner.numpy(), rows))
+        partner = np.where(paired, self.partner.numpy(), rows)
+        mine = slice(distributed.rank(), None, distributed.world())
+        regions.update(rows[mine], partner=partner[mine])
+        # Before anyone writes boxes: of a row that several ranks have written, one alone is kept.
+        regions.sync()
 
     def _told(self, found: Mapping[str, Any]) -> str:
         told = f"{found['pairs']} semantic pairs"
