@@ -76,7 +76,9 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         told: Mapping[str, Any] = json.loads(stored.pop("meta").tobytes())
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']}, this version reads {FORMAT}")
-        arrays = {name: stored[name] for name in _ARRAYS if name in stored.keys() & known}
+        there = stored.keys() & known
+        # In a fixed order, so that of what does not fit together always the same is named.
+        arrays = {name: stored[name] for name in [*_ARRAYS, *sorted(known - _ARRAYS.keys())] if name in there}
         facts = {name: told[name] for name in told.keys() & known - _ARRAYS.keys()}
         _check_facts(facts)
         _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
