@@ -1,6 +1,7 @@
 """The command line of the loader.
 
 dali-views index photos
+dali-views index data/train-*.parquet --label fine_label
 dali-views check photos --out bad.txt
 dali-views show photos --out views.png
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
@@ -49,13 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("images", nargs="+", help="folder of images, text file that lists them, or tar shards")
+    data.add_argument(
+        "images",
+        nargs="+",
+        help="folder of images, text file that lists them, tar shards, Parquet or Arrow tables, or LMDB",
+    )
     data.add_argument(
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
     data.add_argument(
         "--root", type=Path, metavar="DIR", help="where a list's paths start (default: its own folder)"
     )
+    data.add_argument("--image", metavar="COLUMN", help="column of a table that holds the images")
+    data.add_argument("--label", metavar="COLUMN", help="column of a table that holds the labels")
     data.add_argument(
         "--leave-out", type=Path, metavar="LIST", help="files not to use, as `check` and a run list them"
     )
@@ -164,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> SampleIndex:
-    index = open_images(args.images, args.coco, args.root)
+    index = open_images(args.images, args.coco, args.root, args.image, args.label)
     return index if args.leave_out is None else index.without(args.leave_out)
 
 

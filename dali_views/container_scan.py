@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .scan import cores, scan_bar
 from .scan_cache import stamp_of
+from .scan_workers import in_workers
 from .sources import LeftOut
 from .stored_source import Holder
+
+_SMALL = 1 << 30  # bytes of files that threads look through sooner than processes have started
+_THREADS = 4  # more wait for the interpreter, not for the disk
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +45,36 @@ class ContainerScan:
         paths = [os.path.join(self.root, name) for name in self.files]
         stamps = self.file_stamps.tolist()
         return all(stamp_of(path) == tuple(stamp) for path, stamp in zip(paths, stamps, strict=True))
+
+
+def look_through(
+    look: Callable[[J], R], jobs: Sequence[J], size: int, processes: int | None, kind: str, progress: bool
+) -> list[R]:
+    """What a function tells of each file, in their order, several at a time.
+
+    Args:
+        look: Of the top level of a module; it does not raise.
+        jobs: What it takes, one for each file.
+        size: Bytes of all files.
+        processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and one
+            process per core from there on.
+        kind: What the files are called.
+        progress: Shows a bar on a terminal.
+    """
+    if processes is None:
+        processes = 0 if size < _SMALL else min(cores(), len(jobs))
+    found = []
+    with (
+        in_workers(look, processes) as look_at,
+        ThreadPoolExecutor(processes or _THREADS) as threads,
+        scan_bar(len(jobs), f" {kind}", progress) as bar,
+    ):
+        for one in threads.map(look_at, jobs):
+            found.append(one)
+            bar.update()
+    return found
+
+
+def size_of(paths: Sequence[str]) -> int:
+    """Bytes of those files that are there."""
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))

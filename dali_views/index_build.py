@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from .atomic import PathLike
-from .container_scan import ContainerScan
+from .container_scan import ContainerScan, look_through, size_of
 from .index_file import pack_names, unpack_names
-from .scan import cores, scan, scan_bar
+from .scan import scan
 from .scan_cache import ScanCache, Scanned
-from .scan_workers import in_workers
 from .shard_list import list_shards
 from .shard_scan import merge, scan_shard
 from .sources import LeftOut, Listing, list_coco, list_file, list_folder
 from .truth_boxes import RowBoxes
-
-_SMALL = 1 << 30  # bytes of shards that threads look through sooner than processes have started
-_THREADS = 4  # more wait for the interpreter, not for the disk
 
 
 def scan_folder(
@@ -78,19 +73,8 @@ def scan_shards(
     place = ScanCache(cache, root, ["shards", shards], ContainerScan)
     if place.kept is not None and place.kept.holds():
         return place.kept
-    shards_found = []
-    if processes is None:
-        small = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) < _SMALL
-        processes = 0 if small else min(cores(), len(paths))
-    with (
-        in_workers(scan_shard, processes) as scan_one,
-        ThreadPoolExecutor(processes or _THREADS) as threads,
-        scan_bar(len(paths), " shards", progress) as bar,
-    ):
-        for found in threads.map(scan_one, paths):
-            shards_found.append(found)
-            bar.update()
-    scanned = merge(root, shards, shards_found)
+    found = look_through(scan_shard, paths, size_of(paths), processes, "shards", progress)
+    scanned = merge(root, shards, found)
     place.keep(scanned)
     return scanned
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,7 +84,11 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
         _check_places(arrays, facts)
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
-        index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
+        for field in fields(make):
+            told_of = field.name in facts or field.name in arrays or field.name == "paths"
+            if not told_of and field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"it has no {field.name}")
+    index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
     return index
 
 
@@ -101,6 +105,8 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     os.fsencode("".join([root, *classes, *(text for pair in left_out for text in pair)]))
     if "\0" in root or not os.path.isabs(root or "/"):
         raise ValueError(f"root {root!r} is no absolute path")
+    if not isinstance(facts.get("column", ""), str):
+        raise ValueError("the column is no text")
     if not re.fullmatch("[0-9a-f]*", facts.get("fingerprint", "")):
         raise ValueError("the fingerprint is no hexadecimal text")
 
@@ -156,7 +162,12 @@ def _check_places(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) 
     needed = PLACED.get(holder)
     if needed is None:
         raise ValueError(f"this version knows no holder {holder!r}")
-    has = {"paths": "paths" in arrays, "files": bool(files), "places": "places" in arrays}
+    has = {
+        "paths": "paths" in arrays,
+        "files": bool(files),
+        "places": "places" in arrays,
+        "column": bool(facts.get("column")),
+    }
     if any(has[what] != wanted for what, wanted in needed.items()) or (stamps is None) == has["files"]:
         raise ValueError("it has a part of what an index of containers has")
     if not isinstance(files, list) or len(files) != (0 if stamps is None else len(stamps)) or not all(files):
@@ -188,6 +199,15 @@ def _check_paths(paths: NDArray[np.uint8]) -> None:
         climbs = b".." in part.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(part))
         if climbs or (part[:, 0] == ord("/")).any():
             raise ValueError("a path leaves the root")
+
+
+def may_be_name(name: bytes) -> bool:
+    """Whether an image may be named so: as a path below the root, and in one line of a list."""
+    try:
+        whole = name.decode().isprintable() and name[:1] not in (b"", b"/")
+    except UnicodeDecodeError:
+        return False
+    return whole and b".." not in name.split(b"/")
 
 
 def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:

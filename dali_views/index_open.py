@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .atomic import PathLike
+from .extras import needs
 from .index_build import scan_coco, scan_folder, scan_list, scan_shards
 from .index_file import pack_names
+from .lmdb_scan import scan_lmdb
 from .source import Source, picked
 from .source_scan import scan_source
 from .sources import check_labels
@@ -163,6 +165,62 @@ class Constructors:
             ValueError: They hold no usable image, or a label below -1.
         """
         return _index_of(cls, scan_shards(pattern, cache, processes, progress))
+
+    @classmethod
+    def from_table(
+        cls,
+        pattern: PathLike | Sequence[PathLike],
+        image: str | None = None,
+        label: str | None = None,
+        cache: bool | PathLike = True,
+        processes: int | None = None,
+        progress: bool = True,
+    ) -> SampleIndex:
+        """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
+
+        Images of uncompressed Arrow files are read where they lie, as those of shards are. An image in a
+        Parquet or a compressed file is read with its whole group, which a warning tells where it is slow.
+        A row is named table/path if the tables give paths, one to each image, else table/row 17. Left out
+        are images without bytes, and what a damaged table has lost. Needs pyarrow (the extra `tables`).
+
+        Args:
+            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather); or a folder of such files, which
+                may be one that `save_to_disk` wrote. All tables must have the columns of the first.
+            image: Column with the encoded images: binary, or a struct with the binary field `bytes`.
+                Without it, the only column that is.
+            label: Column with whole numbers, -1 or null unknown, or words, numbered in sorted order. Without
+                it, the first there is of label, labels, cls, class and fine_label; if there is none, all
+                labels are -1. Names that a table gives to its numbers (ClassLabel) become the classes.
+            cache, processes, progress: See `from_shards`.
+
+        Raises:
+            FileNotFoundError: There is no such table.
+            ValueError: No column fits, or several do; the tables hold no usable image, or a label below -1;
+                pyarrow is not installed.
+        """
+        with needs("pyarrow", "tables"):
+            from .table_scan import scan_tables
+        return _index_of(cls, scan_tables(pattern, image, label, cache, processes, progress))
+
+    @classmethod
+    def from_lmdb(cls, path: PathLike, cache: bool | PathLike = True, progress: bool = True) -> SampleIndex:
+        """Indexes the images in an LMDB environment whose values are encoded images, as LSUN's are.
+
+        The names are the keys, in their order; of a key that can be no name, "hex:" and its bytes in
+        hexadecimal figures. If each has a folder, as n01440764/x.JPEG, the first folder is the class, and
+        classes are numbered in sorted order; else all labels are -1. Keys like __len__ are passed over. Left
+        out are values that are no encoded images (pickles, Caffe's Datum, pixels), and what a damaged
+        environment has lost. While the index is in use, nobody may write to the environment.
+
+        Args:
+            path: Folder with a data.mdb, or file of an environment without one.
+            cache, progress: See `from_shards`.
+
+        Raises:
+            FileNotFoundError: There is no such environment.
+            ValueError: It is no LMDB environment or holds no usable image.
+        """
+        return _index_of(cls, scan_lmdb(path, cache, progress))
 
     @classmethod
     def from_source(

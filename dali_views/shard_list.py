@@ -1,4 +1,4 @@
-"""Which tar shards are meant: by paths, lists of them, globs and brace patterns."""
+"""Which tar shards or tables are meant: by paths, lists of them, globs and brace patterns."""
 
 from __future__ import annotations
 
@@ -9,39 +9,55 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, product
 
 from .atomic import PathLike
+from .sources import EXTENSIONS
 
 _MOST = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
-_SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
+SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
+TABLE = re.compile(r"\.(parquet|pq|arrow|feather)\*?$")
+_KINDS = {SHARD: "shard", TABLE: "table"}
 
 
-def names_shards(path: PathLike) -> bool:
+def names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
     """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
     if os.path.isdir(path):
         return False
-    if _SHARD.search(os.path.basename(path)):
+    if ending.search(os.path.basename(path)):
         return True
-    return os.path.isfile(path) and any(_SHARD.search(line) for line in islice(_lines(path), 1))
+    return os.path.isfile(path) and any(ending.search(line) for line in islice(_lines(path), 1))
 
 
-def list_shards(pattern: PathLike | Sequence[PathLike]) -> list[str]:
+def names_tables(path: PathLike) -> bool:
+    """Whether the name is one of a table, of several, of a list of them, or of a folder with nothing else."""
+    if not os.path.isdir(path):
+        return names_shards(path, TABLE)
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if entry.name[0] != "."]
+    others = any(os.path.splitext(name)[1].lower() in (*EXTENSIONS, "") for name in names)
+    return not others and any(map(TABLE.search, names))
+
+
+def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] = SHARD) -> list[str]:
     """Absolute paths of the shards in the order given, each once; see `SampleIndex.from_shards`.
+
+    Args:
+        ending: What a shard's name ends with: `SHARD` or `TABLE`. A file of another name lists them.
 
     Raises:
         FileNotFoundError: No shard is there.
         ValueError: A pattern stands for more than a million shards.
     """
     given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    found = dict.fromkeys(os.path.abspath(path) for one in given for path in _expand(os.fspath(one)))
+    found = dict.fromkeys(os.path.abspath(path) for one in given for path in _expand(os.fspath(one), ending))
     if not any(os.path.exists(path) for path in found):
         told = ", ".join(repr(os.fspath(one)) for one in given[:3])
-        raise FileNotFoundError(f"There is no shard {told}; check the path or the pattern.")
+        raise FileNotFoundError(f"There is no {_KINDS[ending]} {told}; check the path or the pattern.")
     return list(found)
 
 
-def _expand(pattern: str) -> Iterator[str]:
-    if os.path.isfile(pattern) and not _SHARD.search(os.path.basename(pattern)):
+def _expand(pattern: str, ending: re.Pattern[str]) -> Iterator[str]:
+    if os.path.isfile(pattern) and not ending.search(os.path.basename(pattern)):
         for line in _lines(pattern):
             yield from _named(os.path.join(os.path.dirname(pattern), line))
     else:

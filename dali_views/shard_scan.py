@@ -96,8 +96,11 @@ def scan_shard(path: str) -> Shard:
     return found.shard()
 
 
-def merge(root: str, shards: list[str], found: list[Shard]) -> ContainerScan:
+def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> ContainerScan:
     """The scan of all shards, in their order.
+
+    Args:
+        kind: What errors call them.
 
     Raises:
         ValueError: They hold no usable image, or a label below -1.
@@ -111,7 +114,7 @@ def merge(root: str, shards: list[str], found: list[Shard]) -> ContainerScan:
     if not sum(counts):
         first = "; ".join(f"{path}: {told}" for path, told in left_out[:3])
         raise ValueError(
-            f"The {len(shards)} shards below {root!r} hold no usable image ({first}); check the path."
+            f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check the path."
         )
     labels, classes = _labels(found)
     shard_of = np.repeat(np.arange(len(shards)), counts)
@@ -201,7 +204,7 @@ def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found:
         return
     folder, base = os.path.split(name)
     key = os.path.join(folder, base.partition(".")[0])
-    window = io.BufferedReader(_Window(handle, member.offset_data, member.size))
+    window = io.BufferedReader(Window(handle, member.offset_data, member.size))
     if not refused and ending in EXTENSIONS:
         height, width, refused = inspect(window, member.size)
         if not refused:
@@ -246,8 +249,8 @@ def _label(content: bytes, ending: str) -> str | None:
         return None
 
 
-class _Window(io.RawIOBase):
-    """One member as a file, read by offsets."""
+class Window(io.RawIOBase):
+    """A piece of a file as a file, read by offsets."""
 
     def __init__(self, handle: int, offset: int, size: int) -> None:
         self._handle, self._offset, self._size, self._at = handle, offset, size, 0

@@ -99,6 +99,10 @@ def _scanned(config: cfg.Data, classes: Sequence[str] | None) -> SampleIndex:
             found = SampleIndex.from_list(config.path, config.root, progress=progress)
         case "shards":
             found = SampleIndex.from_shards(config.path, progress=progress)
+        case "table":
+            found = SampleIndex.from_table(config.path, config.image, config.label, progress=progress)
+        case "lmdb":
+            found = SampleIndex.from_lmdb(config.path, progress=progress)
         case _:
             found = SampleIndex.from_coco(config.path, config.instances, progress=progress)
     return found if config.leave_out is None else found.without(config.leave_out)

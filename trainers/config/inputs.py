@@ -43,13 +43,15 @@ class Run(Section):
 class Data(Section):
     """Which images there are."""
 
-    kind: Literal["folder", "list", "coco", "shards", "cifar10", "cifar100", "stl10"]
+    kind: Literal["folder", "list", "coco", "shards", "table", "lmdb", "cifar10", "cifar100", "stl10"]
     """folder: one subfolder per class (or none); list: text file of paths; coco: image folder with
-    `instances`; shards: WebDataset's tar shards; cifar10, cifar100, stl10: torchvision's archives (STL-10:
+    `instances`; shards: WebDataset's tar shards; table: Parquet or Arrow files, as Hugging Face's; lmdb: an
+    LMDB environment of encoded images; cifar10, cifar100, stl10: torchvision's archives (STL-10:
     train and unlabelled images)."""
     path: str
     """Image folder, list file, shards (one, a glob, braces as in "train-{000000..000146}.tar", a text file of
-    them) or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
+    them), tables (named as shards are, or a folder of them), LMDB environment or, for CIFAR and STL, the
+    folder that holds (or will hold) the archive."""
     classes: str | None = None
     """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
     instances: str | None = None
@@ -58,6 +60,10 @@ class Data(Section):
     """Text file with true boxes, used to score localisation, never to train."""
     root: str | None = None
     """Folder that the paths of a list start from; absent: that of the list. Only for kind list."""
+    image: str | None = None
+    """Column of a table with the encoded images; absent: the only one that fits. Only for kind table."""
+    label: str | None = None
+    """Column of a table with the labels; absent: `label` or the like, if it has one. Only for kind table."""
     leave_out: str | None = None
     """List of files not to use, as `dali-views check` and a run (quarantine.txt) write it."""
     eval_train: str | None = None
@@ -75,6 +81,9 @@ class Data(Section):
             raise ValueError(f"data.classes is only read for data.kind folder, not {self.kind}; remove it")
         if self.root is not None and self.kind != "list":
             raise ValueError(f"data.root is only read for data.kind list, not {self.kind}; remove it")
+        for key in ("image", "label"):
+            if getattr(self, key) is not None and self.kind != "table":
+                raise ValueError(f"data.{key} is only read for data.kind table, not {self.kind}; remove it")
         if self.leave_out is not None and self.kind in ("cifar10", "cifar100", "stl10"):
             raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
         return self

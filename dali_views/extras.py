@@ -1,0 +1,24 @@
+"""Packages that only some data sets need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Imports in this block are of a package that an extra of this project brings.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ValueError(
+            f"These images are read with {package}, which is not installed; "
+            f"pip install 'dali-views[{extra}]'."
+        ) from error
