@@ -14,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import matplotlib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from conftest import REAL
 from PIL import Image
@@ -25,7 +28,7 @@ from dali_views import RegionTable, SampleIndex
 from trainers import checkpoint, config_file
 
 IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
-KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard")
+KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard", "table", "lmdb")
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
 _VALUES = (*_NUMBERS, '"a"', "null", "[]", "{}", "true", "[" * 3000)
@@ -115,6 +118,8 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         ],
         "regions": [(folder / f"regions{number}.npz").read_bytes() for number in range(2)],
         "checkpoint": [(folder / checkpoint.LAST).read_bytes()],
+        "table": _tables(folder, [(images / f"{number}.jpg").read_bytes() for number in range(3)] * 4),
+        "lmdb": [_environment(folder, images)],
         "yaml": [config.encode(), config_file.dump(config_file.load(folder / "a.yaml")).encode()],
         "shard": shards,
     }
@@ -129,6 +134,34 @@ def _shard(images: Path, kind: int) -> bytes:
             add(tar, f"{'long ' * 30 * (number % 2)}{file.stem}.cls", b"7")
             add(tar, f"{file.stem}.json", b'{"label": 3}')
     return out.getvalue()
+
+
+def _tables(folder: Path, images: list[bytes]) -> list[bytes]:
+    """Parquet and Arrow, plain and compressed."""
+    structs = pa.array([{"bytes": image, "path": f"{n}.jpg"} for n, image in enumerate(images)])
+    table = pa.table({"image": structs, "label": pa.array(["a", "b", None] * 4).dictionary_encode()})
+    file = folder / "table"
+    made = []
+    for compression in ("none", "snappy", "zstd"):
+        pq.write_table(table, file, row_group_size=5, compression=compression)
+        made.append(file.read_bytes())
+    for new, compression in ((pa.ipc.new_file, None), (pa.ipc.new_stream, None), (pa.ipc.new_file, "zstd")):
+        with new(file, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            writer.write_table(table, 5)
+        made.append(file.read_bytes())
+    return made
+
+
+def _environment(folder: Path, images: Path) -> bytes:
+    """Values in pages of their own, and small ones beside their keys."""
+    with (
+        lmdb.open(str(folder / "lmdb"), map_size=1 << 24) as environment,
+        environment.begin(write=True) as to,
+    ):
+        for number in range(60):
+            to.put(b"class/%d.jpg" % number, (images / f"{number % 3}.jpg").read_bytes())
+            to.put(b"__text%d__" % number, b"no image" * 20)
+    return (folder / "lmdb" / "data.mdb").read_bytes()
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -334,4 +367,7 @@ _ARRAYS: list[Callable[[Any, random.Random], Any]] = [
 
 _BYTES: list[Callable[[bytes, random.Random], bytes]] = [_flip, _flip, _cut, _insert]
 
-_WAYS = {"jpeg": _jpeg_header, "png": _png_chunk, "raster": _number, "shard": _tar_header}
+_WAYS = {
+    **{"jpeg": _jpeg_header, "png": _png_chunk, "shard": _tar_header},
+    **dict.fromkeys(("raster", "table", "lmdb"), _number),
+}
