@@ -17,6 +17,7 @@ import pytest
 import torch
 from by_hand import IMPORTED
 from PIL import Image
+from s3 import bucket, moto_server  # noqa: F401, fixtures
 
 from dali_views import SampleIndex
 

@@ -1,0 +1,228 @@
+"""An object store for tests: moto's server in a process of its own, behind a proxy that can fail."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REGION = "us-east-1"
+PAGE = 10  # objects in a page of a listing
+_HOST = "127.0.0.1"
+
+
+class Proxy:
+    """Passes requests on to a server, but fails as it is told for the next ones.
+
+    A fault is a status ("503"), "cut" or "stall" (in the middle of the body), "silent" or "reset".
+    """
+
+    def __init__(self, upstream: int) -> None:
+        self.faults: list[str] = []
+        self.always = ""
+        """Fault of every request after those."""
+        self.log: list[tuple[str, str, str, str]] = []
+        """Method, path, range and who asked (the header Authorization) of every request."""
+        self.upstream = upstream
+        self.lock = threading.Lock()
+        self.open: set[socket.socket] = set()
+        self.ended = threading.Event()
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{_HOST}:{self.port}"
+
+    def start(self) -> None:
+        """Listens, after `stop` at the same port again."""
+        self.ended.clear()
+        self._server = _Server(self)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuses connections and breaks those that stand."""
+        self.ended.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        with self.lock:
+            for connection in self.open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def next_fault(self) -> str:
+        with self.lock:
+            return self.faults.pop(0) if self.faults else self.always
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        super().__init__((_HOST, proxy.port), _Handler)
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that has gone is nothing to tell."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.proxy = self.server.proxy
+        with self.proxy.lock:
+            self.proxy.open.add(self.connection)
+
+    def finish(self) -> None:
+        with self.proxy.lock:
+            self.proxy.open.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *_: Any) -> None:
+        """The tests ask `Proxy.log`."""
+
+    def do_GET(self) -> None:
+        fault = self.proxy.next_fault()
+        told = [self.headers.get(name) or "" for name in ("Range", "Authorization")]
+        self.proxy.log.append((self.command, self.path, *told))
+        if fault.isdigit():
+            self._answer(int(fault), [], b"")
+        elif fault == "silent":
+            self._leave(wait=True)
+        elif fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._leave()
+        else:
+            self._pass_on(fault)
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _pass_on(self, fault: str) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        upstream = http.client.HTTPConnection(_HOST, self.proxy.upstream)
+        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        reply = upstream.getresponse()
+        kept = [pair for pair in reply.getheaders() if pair[0].lower() not in _HOPS]
+        self._answer(reply.status, kept, reply.read(), reply.getheader("Content-Length"), fault)
+        upstream.close()
+
+    def _answer(
+        self, status: int, headers: list[Any], body: bytes, size: str | None = None, fault: str = ""
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", size if size and self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        broken = fault in ("cut", "stall")
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if broken else body)
+        if broken:
+            self._leave(wait=fault == "stall")
+
+    def _leave(self, wait: bool = False) -> None:
+        """Ends the connection: at once, or when the proxy stops."""
+        if wait:
+            self.proxy.ended.wait()
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+
+_HOPS = {"connection", "transfer-encoding", "content-length", "server", "date"}
+
+
+@dataclass
+class Bucket:
+    """One bucket in the server, which the environment of the test leads to by way of the proxy."""
+
+    proxy: Proxy
+    client: Any
+    """boto3's, past the proxy."""
+    name: str
+
+    def url(self, key: str = "") -> str:
+        return f"s3://{self.name}/{key}".rstrip("/")
+
+    def put(self, key: str, content: bytes, **options: Any) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=content, **options)
+
+    def put_folder(self, folder: Path, prefix: str) -> str:
+        """The files below a folder; their URL."""
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self.put(f"{prefix}/{file.relative_to(folder)}", file.read_bytes())
+        return self.url(prefix)
+
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[Any]:
+    """A client of moto's server."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    with socket.socket() as free:
+        free.bind((_HOST, 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)},
+    )
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": REGION}
+    config = boto3.session.Config(retries={"total_max_attempts": 1})
+    client = boto3.client("s3", endpoint_url=f"http://{_HOST}:{port}", config=config, **keys)
+    try:
+        while True:
+            assert process.poll() is None, "moto's server has ended"
+            with suppress(Exception):  # botocore's own, as long as nobody listens
+                client.list_buckets()
+                break
+        yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(
+    moto_server: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Bucket]:
+    """A new bucket, and a patience of ten seconds."""
+    port = int(moto_server.meta.endpoint_url.rpartition(":")[2])
+    name = f"bucket{abs(hash(request.node.nodeid)):x}"
+    moto_server.create_bucket(Bucket=name)
+    proxy = Proxy(port)
+    for variable in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("DALI_VIEWS_RETRY_SECONDS", "10")
+    yield Bucket(proxy, moto_server, name)
+    proxy.stop()

@@ -1,0 +1,242 @@
+"""Images kept on a local disk: read once, within a bound, sound whatever happens to those who write."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from made_source import COUNT, Made, image_of
+from test_loader import VIEWS, digest
+
+from dali_views import SampleIndex, ViewLoader
+from dali_views.cached import CachedSource
+from dali_views.source import read_rows
+
+ROOM = 1 << 30
+IMPORTS = """
+import sys
+import numpy as np
+from made_source import Made, image_of
+from dali_views.cached import CachedSource
+"""
+
+
+class Counted:
+    """A source that counts what it is asked for."""
+
+    def __init__(self, images: list[bytes]) -> None:
+        self.images, self.asked = images, Counter[int]()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        self.asked.update(rows.tolist())
+        return [self.images[row] for row in rows.tolist()]
+
+
+@pytest.fixture
+def table() -> Counted:
+    draw = np.random.default_rng(0)
+    return Counted([draw.bytes(size) for size in draw.integers(1, 20_000, 50).tolist()])
+
+
+def taken(folder: Path) -> int:
+    """Bytes of the images and tables in a folder."""
+    return sum(512 * file.stat().st_blocks for file in folder.rglob("images.*"))
+
+
+def read(source: CachedSource, rows: object) -> list[bytes]:
+    return [one.tobytes() for one in read_rows(source, np.asarray(rows, np.int64))]
+
+
+def started(code: str, *arguments: object) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    words = [sys.executable, "-c", IMPORTS + code, *map(str, arguments)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_an_image_is_asked_of_its_source_once_by_all_who_come(table, tmp_path):
+    rows = [7, 3, 7, 49, 0, 3]
+    first = CachedSource(table, tmp_path, ROOM, "key")
+    assert read(first, rows) == [table.images[row] for row in rows]
+    assert read(first, rows[::-1]) == [table.images[row] for row in rows[::-1]]
+    assert read(CachedSource(table, tmp_path, ROOM, "key"), range(50)) == table.images
+    assert table.asked == Counter(range(50))
+    assert len(first) == 50
+
+
+def test_another_key_is_another_set(table, tmp_path):
+    read(CachedSource(table, tmp_path, ROOM, "key"), range(50))
+    other = Counted(table.images[::-1])
+    assert read(CachedSource(other, tmp_path, ROOM, "key of others"), range(50)) == other.images
+    shorter = Counted(table.images[:-1][::-1])
+    assert read(CachedSource(shorter, tmp_path, ROOM, "key"), range(49)) == shorter.images
+
+
+def test_what_is_kept_stays_and_what_has_no_room_is_passed_on(table, tmp_path):
+    room = 200_000
+    source = CachedSource(table, tmp_path, room, "key")
+    for start in range(0, 50, 5):
+        assert read(source, range(start, start + 5)) == table.images[start : start + 5]
+        assert taken(tmp_path) <= room
+    table.asked.clear()
+    assert read(CachedSource(table, tmp_path, room, "key"), range(50)) == table.images
+    kept = 50 - len(table.asked)
+    assert kept >= 5
+    assert set(table.asked) == set(range(kept, 50))  # who came first has stayed
+
+
+@pytest.mark.parametrize("room", [0, 1, 5000])
+def test_without_room_all_is_passed_on(table, tmp_path, room):
+    source = CachedSource(table, tmp_path, room, "key")
+    for _ in range(2):
+        assert read(source, range(50)) == table.images
+    assert taken(tmp_path) <= room
+
+
+def test_sets_that_nobody_uses_make_room_the_oldest_first(table, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "mine.jpg").write_bytes(b"x")
+    room = 3_400_000  # of three sets of a megabyte
+    images = [bytes([row]) * 20_000 for row in range(50)]
+    held = CachedSource(Counted(images), tmp_path, room, "held")
+    read(held, range(50))
+    for age, key in enumerate(["old", "new"]):
+        read(CachedSource(Counted(images), tmp_path, room, key), range(50))
+        os.utime(tmp_path / f"{key}-50.images" / "images.lock", (1e9 + age, 1e9 + age))
+    os.utime(tmp_path / "held-50.images" / "images.lock", (1, 1))
+    read(CachedSource(Counted(images), tmp_path, room, "next"), range(50))
+    assert {one.name for one in tmp_path.glob("*.images")} - {"images.lock"} == {
+        "held-50.images",
+        "new-50.images",
+        "next-50.images",
+    }
+    assert read(held, range(50)) == images
+    assert taken(tmp_path) <= room
+    assert (tmp_path / "photographs" / "mine.jpg").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("file", ["images.data", "images.table"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "noise"])
+def test_what_is_damaged_is_read_anew_and_kept_again(table, tmp_path, file, damage):
+    read(CachedSource(table, tmp_path, ROOM, "key"), range(50))
+    path = tmp_path / "key-50.images" / file
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    spoilt = {"cut": b"", "zeros": bytes(len(content) - half), "noise": os.urandom(len(content) - half)}
+    path.write_bytes(bytes(content[:half]) + spoilt[damage])
+    table.asked.clear()
+    assert read(CachedSource(table, tmp_path, ROOM, "key"), range(50)) == table.images
+    assert 15 < len(table.asked) < 50
+    table.asked.clear()
+    assert read(CachedSource(table, tmp_path, ROOM, "key"), range(50)) == table.images
+    assert not table.asked
+
+
+def test_a_set_of_a_hundred_million_rows_takes_what_it_holds(tmp_path):
+    class Many(Counted):
+        def __len__(self) -> int:
+            return 100_000_000
+
+        def read(self, rows: np.ndarray) -> list[bytes]:
+            return [b"image %d" % row for row in rows.tolist()]
+
+    source = CachedSource(Many([]), tmp_path, ROOM, "key")
+    rows = [0, 99_999_999, 50_000_000]
+    for _ in range(2):
+        assert read(source, rows) == [b"image %d" % row for row in rows]
+    assert taken(tmp_path) < 100_000
+
+
+def test_threads_share_a_set(table, tmp_path):
+    sources = [CachedSource(table, tmp_path, ROOM, "key") for _ in range(2)]
+    found: dict[int, list[bytes]] = {}
+
+    def go(number: int) -> None:
+        rows = np.random.default_rng(number).permutation(50)
+        found[number] = [read(sources[number % 2], [row])[0] for row in rows]
+        found[number] = [found[number][place] for place in np.argsort(rows)]
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(found.values()) == [table.images] * 6
+
+
+def test_processes_share_a_set_and_may_be_killed_at_any_moment(tmp_path):
+    code = """
+source = CachedSource(Made(), sys.argv[1], 1 << 30, "key")
+draw = np.random.default_rng(int(sys.argv[2]))
+print("begun", flush=True)
+while True:
+    rows = draw.integers(0, 400, 8)
+    assert [bytes(one) for one in source.read(rows)] == [image_of(row) for row in rows.tolist()]
+    print("read", flush=True)
+"""
+    for turn in range(2):
+        pair = [started(code, tmp_path, 2 * turn + number) for number in range(2)]
+        for process in pair:
+            for _ in range(3 + 9 * turn):
+                assert process.stdout is not None
+                assert process.stdout.readline()
+        for process in pair:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+    source, whole = CachedSource(Made(), tmp_path, ROOM, "key"), [image_of(row) for row in range(COUNT)]
+    for _ in range(2):
+        assert read(source, range(COUNT)) == whole
+    # Nobody has lost more room than what he was writing when he was killed.
+    assert taken(tmp_path) < 1.5 * sum(map(len, whole))
+
+
+def test_a_disk_that_is_full_costs_a_warning(tmp_path):
+    code = """
+import resource, warnings
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+source = CachedSource(Made(), sys.argv[1], 1 << 30, "key")
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        for row in range(0, 400, 20):
+            rows = np.arange(row, row + 20)
+            assert [bytes(one) for one in source.read(rows)] == [image_of(row) for row in rows.tolist()]
+print(*(one.message for one in told), sep="\\n")
+"""
+    out, _ = started(code, tmp_path).communicate()
+    assert out.splitlines() == [
+        f"No more images are kept in {str(tmp_path)!r} (File too large); they are read from their source."
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(table, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        CachedSource(table, tmp_path / "file" / "cache", ROOM, "key")
+
+
+def test_a_loader_over_a_cached_source_gives_the_same_batches(tmp_path):
+    files = sorted(noise_images(tmp_path / "images", 40).iterdir())
+    table = Counted([file.read_bytes() for file in files])
+    plain = SampleIndex.from_source(table, progress=False)
+    expected = [digest(batch) for batch in ViewLoader(plain, VIEWS, 8, device="cpu")]
+    cached = CachedSource(table, tmp_path / "cache", ROOM, plain.fingerprint)
+    index = SampleIndex.from_source(cached, sizes=plain.sizes, progress=False)
+    table.asked.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert [digest(batch) for batch in ViewLoader(index, VIEWS, 8, device="cpu")] == expected
+    assert table.asked == Counter(range(40))
