@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "images",
         nargs="+",
-        help="folder of images, text file that lists them, tar shards, Parquet or Arrow tables, or LMDB",
+        help="folder of images, text file that lists them, tar shards, Parquet or Arrow tables, or LMDB; "
+        "all but tables and LMDB also as a URL (s3://, gs://)",
     )
     data.add_argument(
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"

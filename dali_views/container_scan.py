@@ -11,6 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .remote import is_remote
+from .remote_scan import object_stamps
 from .scan import cores, scan_bar
 from .scan_cache import stamp_of
 from .scan_workers import in_workers
@@ -19,6 +21,7 @@ from .stored_source import Holder
 
 _SMALL = 1 << 30  # bytes of files that threads look through sooner than processes have started
 _THREADS = 4  # more wait for the interpreter, not for the disk
+_REQUESTS = 16  # files in a store that are looked through at a time
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -42,13 +45,21 @@ class ContainerScan:
 
     def holds(self) -> bool:
         """Whether all files still look the same."""
-        paths = [os.path.join(self.root, name) for name in self.files]
         stamps = self.file_stamps.tolist()
+        if is_remote(self.root):
+            return object_stamps(self.root, self.files) == [tuple(stamp) for stamp in stamps]
+        paths = [os.path.join(self.root, name) for name in self.files]
         return all(stamp_of(path) == tuple(stamp) for path, stamp in zip(paths, stamps, strict=True))
 
 
 def look_through(
-    look: Callable[[J], R], jobs: Sequence[J], size: int, processes: int | None, kind: str, progress: bool
+    look: Callable[[J], R],
+    jobs: Sequence[J],
+    size: int,
+    processes: int | None,
+    kind: str,
+    progress: bool,
+    requests: bool = False,
 ) -> list[R]:
     """What a function tells of each file, in their order, several at a time.
 
@@ -60,13 +71,16 @@ def look_through(
             process per core from there on.
         kind: What the files are called.
         progress: Shows a bar on a terminal.
+        requests: The files are in a store, whose answers threads await.
     """
-    if processes is None:
+    if requests:
+        processes = 0
+    elif processes is None:
         processes = 0 if size < _SMALL else min(cores(), len(jobs))
     found = []
     with (
         in_workers(look, processes) as look_at,
-        ThreadPoolExecutor(processes or _THREADS) as threads,
+        ThreadPoolExecutor(_REQUESTS if requests else processes or _THREADS) as threads,
         scan_bar(len(jobs), f" {kind}", progress) as bar,
     ):
         for one in threads.map(look_at, jobs):

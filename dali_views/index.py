@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import bad_list
 from .atomic import PathLike
+from .cached import CachedSource
 from .index_file import pack_names, read_index, unpack_names, write_index
 from .index_open import Constructors
+from .remote import below
 from .source import Form, Source, picked, read_rows
 from .sources import LeftOut
 from .stored_source import Holder, open_source
@@ -35,7 +37,7 @@ class SampleIndex(Constructors):
     """
 
     root: str
-    """Absolute folder; "" for arrays and a source of one's own."""
+    """Absolute folder or URL ("s3://bucket/train"); "" for arrays and a source of one's own."""
     paths: NDArray[np.uint8] | None
     """(N, L) path of each file relative to the root, UTF-8, NUL-padded; None for arrays. In a shard,
     shard.tar/member.jpg; in a source of one's own, the name of the image."""
@@ -207,10 +209,7 @@ class SampleIndex(Constructors):
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
-        reasons = {
-            os.path.relpath(path, self.root) if os.path.isabs(path) else os.path.normpath(path): reason
-            for path, reason in bad_list.load(bad).items()
-        }
+        reasons = {below(path, self.root): reason for path, reason in bad_list.load(bad).items()}
         names = [os.fsdecode(name) for name in unpack_names(self.paths)]
         keep = np.array([name not in reasons for name in names])
         if keep.all():
@@ -247,6 +246,29 @@ class SampleIndex(Constructors):
         ends = np.cumsum(np.bincount(truth.rows, minlength=len(self)))
         start = np.concatenate([[0], ends]).astype(np.int64)
         return replace(self, box_start=start, boxes=truth.boxes[order], box_labels=truth.labels[order])
+
+    def cached(self, folder: PathLike, gigabytes: float) -> SampleIndex:
+        """The same index, whose encoded images are kept on a local disk as they are read.
+
+        Several processes and data sets may share the folder; see `cached.CachedSource`. Cache first and
+        choose subsets of it then, so that all subsets share what is kept.
+
+        Args:
+            folder: On a local disk; made if it is not there.
+            gigabytes: That all that is kept in the folder may take.
+
+        Raises:
+            OSError: The folder cannot be made or written.
+            TypeError: The images are arrays, or local files of their own.
+        """
+        if self.source is None:
+            raise TypeError("The images of this index are at hand already; only those of a source are kept.")
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for told in (self.places, self.file_stamps):
+            if told is not None:
+                digest.update(np.ascontiguousarray(told).data)
+        kept = CachedSource(self.source, folder, int(gigabytes * 1e9), digest.hexdigest()[:32])
+        return replace(self, source=kept)
 
     # -- storing it -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .archive import open_npz
 from .atomic import PathLike, atomic_write
+from .remote import is_remote
 from .scan import MAX_PIXELS
 from .sources import LeftOut
 from .stored_source import PLACED
@@ -103,7 +104,7 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
         raise ValueError("classes or left_out are no lists")
     # What is no text cannot be joined, and what could not be part of a file name not be encoded.
     os.fsencode("".join([root, *classes, *(text for pair in left_out for text in pair)]))
-    if "\0" in root or not os.path.isabs(root or "/"):
+    if "\0" in root or not (os.path.isabs(root or "/") or (is_remote(root) and facts.get("holder"))):
         raise ValueError(f"root {root!r} is no absolute path")
     if not isinstance(facts.get("column", ""), str):
         raise ValueError("the column is no text")

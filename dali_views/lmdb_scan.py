@@ -17,8 +17,8 @@ from .index_file import may_be_name, pack_names
 from .lmdb_pages import LOST, NO_VALUE, Pages, Value
 from .scan import inspect, scan_bar
 from .scan_cache import ScanCache, stamp_of
-from .shard_scan import Window
 from .sources import LeftOut
+from .window import Window, of_handle
 
 _THREADS = 4
 _BLOCK, _CHUNK = 1 << 14, 1 << 8  # entries that wait for threads at a time, and that one takes
@@ -124,7 +124,9 @@ def _look(value: Value, handle: int, end: int) -> tuple[int, int, str]:
         return 0, 0, "a named database, or several values of one key"
     if value.size == LOST or value.offset + value.size > end:
         return 0, 0, "damaged or cut off with its environment"
-    height, width, refused = inspect(io.BufferedReader(Window(handle, value.offset, value.size)), value.size)
+    height, width, refused = inspect(
+        io.BufferedReader(Window(of_handle(handle), value.offset, value.size)), value.size
+    )
     if refused:
         start = os.pread(handle, min(4, value.size), value.offset)
         if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from .atomic import PathLike
 from .index import SampleIndex
 from .lmdb_scan import names_lmdb
-from .shard_list import names_shards, names_tables
+from .shard_list import is_list, names_shards, names_tables
 
 
 def open_images(
@@ -43,6 +42,6 @@ def open_images(
         return SampleIndex.from_coco(first, coco)
     if names_lmdb(first):
         return SampleIndex.from_lmdb(first)
-    if os.path.isfile(first):
+    if is_list(first):
         return SampleIndex.from_list(first, root)
     return SampleIndex.from_folder(first)

@@ -11,6 +11,7 @@ import numpy as np
 from . import pipeline, rng
 from .index import SampleIndex
 from .plan import I64, Bool
+from .remote import is_remote
 from .scan import inspect
 from .source import GONE, reason
 
@@ -120,7 +121,7 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
     Raises:
         BadImageError: the folder or the source of the index is gone.
     """
-    if index.root and not os.path.isdir(index.root):
+    if index.root and not is_remote(index.root) and not os.path.isdir(index.root):
         raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")
     alone = pipeline.Alone(device, device_id)
     found = {}

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from .scan_workers import in_workers
+from .source import GONE
 
 MAX_PIXELS = 178_956_970
 """Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
@@ -82,13 +83,19 @@ def inspect_file(path: bytes, known: Record | None = None) -> Record:
 
 
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
-    """Looks at an image of `size` bytes that can be sought in: (height, width, reason); never raises."""
+    """Looks at an image of `size` bytes that can be sought in: (height, width, reason).
+
+    Raises:
+        SourceGoneError, ConnectionError: What holds the file is gone, which is no fault of the image.
+    """
     try:
         if size == 0:
             raise _Refused("empty file")
         return *_inspect(file, size), ""
     except _Refused as refusal:
         return 0, 0, str(refusal)
+    except GONE:
+        raise
     except Exception as error:  # the system's, or whatever Pillow stumbles over in a damaged file
         if isinstance(error, OSError) and error.strerror:
             return 0, 0, f"cannot be read ({error.strerror})"

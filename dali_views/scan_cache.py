@@ -17,6 +17,7 @@ from .atomic import PathLike
 from .index_file import read_index, unpack_names, write_index
 from .scan import Record
 from .sources import LeftOut
+from .stored_source import Holder
 
 CHECKED_FILES = 20_000
 """Up to so many files are compared by size and mtime before a kept scan is believed."""
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class Scanned:
     """The images of a listing after the scan, and what the files looked like then.
 
-    A stamp is (bytes, mtime_ns) of a file, (-1, -1) where there is none.
+    A stamp is (bytes, mtime_ns) of a file, (bytes, version) of an object, (-1, -1) where there is none.
     """
 
     root: str
@@ -49,6 +50,9 @@ class Scanned:
     """(F,) folders that were read, relative to the root."""
     stamp_times: NDArray[np.int64]
     """(F,) their mtime_ns."""
+    holder: Holder = ""
+    places: NDArray[np.int64] | None = None
+    """(N, 3) of objects in a store; see `stored_source`."""
 
     def records(self) -> dict[bytes, Record]:
         """What the scan said about each file it looked at."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 
 from .atomic import PathLike
+from .remote import absolute, as_url, bucket_of, content, is_remote
 from .sources import EXTENSIONS
 
 _MOST = 1_000_000
@@ -18,6 +20,13 @@ SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
 TABLE = re.compile(r"\.(parquet|pq|arrow|feather)\*?$")
 _KINDS = {SHARD: "shard", TABLE: "table"}
 
+_LIST_ENDINGS = (".txt", ".tsv", ".lst")
+
+
+def is_list(path: PathLike) -> bool:
+    """Whether the name is one of a text file; in a store, which has no folders, by its ending."""
+    return os.path.isfile(path) or (is_remote(path) and os.fspath(path).lower().endswith(_LIST_ENDINGS))
+
 
 def names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
     """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
@@ -25,7 +34,7 @@ def names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
         return False
     if ending.search(os.path.basename(path)):
         return True
-    return os.path.isfile(path) and any(ending.search(line) for line in islice(_lines(path), 1))
+    return is_list(path) and any(ending.search(line) for line in islice(_lines(path), 1))
 
 
 def names_tables(path: PathLike) -> bool:
@@ -49,24 +58,24 @@ def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] 
         ValueError: A pattern stands for more than a million shards.
     """
     given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
-    found = dict.fromkeys(os.path.abspath(path) for one in given for path in _expand(os.fspath(one), ending))
-    if not any(os.path.exists(path) for path in found):
+    found = dict.fromkeys(absolute(path) for one in given for path in _expand(os.fspath(one), ending))
+    if not any(is_remote(path) or os.path.exists(path) for path in found):
         told = ", ".join(repr(os.fspath(one)) for one in given[:3])
         raise FileNotFoundError(f"There is no {_KINDS[ending]} {told}; check the path or the pattern.")
     return list(found)
 
 
 def _expand(pattern: str, ending: re.Pattern[str]) -> Iterator[str]:
-    if os.path.isfile(pattern) and not ending.search(os.path.basename(pattern)):
+    if is_list(pattern) and not ending.search(os.path.basename(pattern)):
         for line in _lines(pattern):
-            yield from _named(os.path.join(os.path.dirname(pattern), line))
+            yield from _named(line if is_remote(line) else os.path.join(os.path.dirname(pattern), line))
     else:
         yield from _named(pattern)
 
 
 def _lines(path: PathLike) -> Iterator[str]:
     """Paths that a text file names."""
-    with open(path, "rb") as file:
+    with io.BytesIO(content(path)) if is_remote(path) else open(path, "rb") as file:
         for line in file:
             if (text := os.fsdecode(line).strip()) and not text.startswith("#"):
                 yield text
@@ -74,6 +83,8 @@ def _lines(path: PathLike) -> Iterator[str]:
 
 def _named(pattern: str) -> Iterator[str]:
     """The paths that a name with braces and wildcards stands for; without wildcards they need not exist."""
+    if is_remote(pattern):
+        pattern = as_url(pattern)
     if os.path.exists(pattern):
         yield pattern
         return
@@ -86,7 +97,14 @@ def _named(pattern: str) -> Iterator[str]:
         raise ValueError(f"The pattern {pattern!r} stands for more than {_MOST} shards; check its numbers.")
     for words in product(*choices):
         path = "".join(words)
-        yield from sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        yield from _matches(path) if glob.has_magic(path) else [path]
+
+
+def _matches(pattern: str) -> list[str]:
+    if not is_remote(pattern):
+        return sorted(glob.glob(pattern))
+    bucket, key = bucket_of(pattern)
+    return [f"{bucket.url}/{one.name}" for one in bucket.glob(key)]
 
 
 def _choices(inside: str) -> Sequence[str]:

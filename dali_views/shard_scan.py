@@ -11,16 +11,19 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .container_scan import ContainerScan
 from .index_file import pack_names
+from .remote import is_remote
+from .remote_file import RemoteFile
 from .scan import inspect
-from .source import reason
+from .source import GONE, reason
 from .sources import EXTENSIONS, LeftOut, number_labels
+from .window import Window, of_file
 
 _MOST_HEADER = 1 << 20  # bytes of a long name or of PAX records; more would be read into memory at once
 _MOST_LABEL = 1 << 16  # bytes of a label file
@@ -77,20 +80,24 @@ class _Contents:
 
 
 def scan_shard(path: str) -> Shard:
-    """Looks through one shard; never raises for a bad one. What is whole in a damaged one counts."""
+    """Looks through one shard, a file or an object. What is whole in a damaged one counts.
+
+    Raises:
+        SourceGoneError: The store of the object is gone; never for a bad shard.
+    """
     found = _Contents()
     try:
-        if not os.path.isfile(path):
-            raise FileNotFoundError if not os.path.exists(path) else OSError("not a regular file")
-        with _Headers(path) as file:
-            status = os.fstat(file.fileno())
-            found.stamp = (status.st_size, status.st_mtime_ns)
+        raw, found.stamp = _open(path)
+        with raw:
+            file = _Headers(raw)
             start = file.read(tarfile.BLOCKSIZE)
             unpack = next((tool for magic, tool in _PACKED.items() if start.startswith(magic)), None)
             if unpack is not None:
                 raise OSError(f"compressed, so that no member can be read alone; unpack it with {unpack}")
             file.seek(0)
-            _walk(file, status.st_size, found)
+            _walk(file, found.stamp[0], found)
+    except GONE:
+        raise
     except OSError as error:
         found.left_out.append(("", reason(error)))
     return found.shard()
@@ -156,13 +163,28 @@ def _paths(shards: list[str], found: list[Shard]) -> NDArray[np.uint8]:
     return paths
 
 
-class _Headers(io.FileIO):
+def _open(path: str) -> tuple[io.RawIOBase, tuple[int, int]]:
+    """The shard as a file, and its stamp."""
+    if is_remote(path):
+        remote = RemoteFile(path)
+        return remote, (remote.entry.size, remote.entry.version)
+    if not os.path.isfile(path):
+        raise FileNotFoundError if not os.path.exists(path) else OSError("not a regular file")
+    local = io.FileIO(path)
+    status = os.fstat(local.fileno())
+    return local, (status.st_size, status.st_mtime_ns)
+
+
+class _Headers:
     """A shard as tarfile reads it, without the memory that a made-up header may ask for."""
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _MOST_HEADER:
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw, self.seek, self.tell = raw, raw.seek, raw.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER:
             raise tarfile.ReadError("a header of absurd length")
-        return super().read(size) or b""
+        return self.raw.read(size) or b""
 
 
 def _walk(file: _Headers, size: int, found: _Contents) -> None:
@@ -170,15 +192,17 @@ def _walk(file: _Headers, size: int, found: _Contents) -> None:
     seen: set[str] = set()
     last, tar = -1, None
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115, for `file` is closed by the caller
+        tar = tarfile.open(fileobj=cast(IO[bytes], file), mode="r:")  # noqa: SIM115, for `file` is closed by the caller
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # millions of them would take gigabytes
             if member.offset <= last:
                 raise tarfile.ReadError("a header that leads back")
             last = member.offset
-            _add(file.fileno(), member, size, seen, found)
+            _add(file.raw, member, size, seen, found)
         file.seek(tar.offset)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    except GONE:
+        raise
     except Exception:  # tarfile's own, and whatever else it stumbles over in a damaged header
         whole = False
     if not whole:
@@ -190,7 +214,7 @@ def _walk(file: _Headers, size: int, found: _Contents) -> None:
         found.left_out.append(("", told))
 
 
-def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found: _Contents) -> None:
+def _add(raw: io.RawIOBase, member: tarfile.TarInfo, size: int, seen: set[str], found: _Contents) -> None:
     name = os.path.normpath(member.name)
     ending = os.path.splitext(name)[1].lower()
     if member.isdir():
@@ -204,7 +228,7 @@ def _add(handle: int, member: tarfile.TarInfo, size: int, seen: set[str], found:
         return
     folder, base = os.path.split(name)
     key = os.path.join(folder, base.partition(".")[0])
-    window = io.BufferedReader(Window(handle, member.offset_data, member.size))
+    window = io.BufferedReader(Window(of_file(raw), member.offset_data, member.size))
     if not refused and ending in EXTENSIONS:
         height, width, refused = inspect(window, member.size)
         if not refused:
@@ -247,28 +271,3 @@ def _label(content: bytes, ending: str) -> str | None:
         return str(numbers[0]) if numbers else None
     except (AttributeError, RecursionError, ValueError):
         return None
-
-
-class Window(io.RawIOBase):
-    """A piece of a file as a file, read by offsets."""
-
-    def __init__(self, handle: int, offset: int, size: int) -> None:
-        self._handle, self._offset, self._size, self._at = handle, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if self._at < 0:
-            raise ValueError("sought before the start")
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        read = os.preadv(self._handle, [memoryview(buffer)[:wanted]], self._offset + self._at)
-        self._at += read
-        return read

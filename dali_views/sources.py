@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .atomic import PathLike
+from .remote import absolute, as_url, below, bucket_of, content, is_remote
 from .truth_boxes import RowBoxes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -40,9 +40,13 @@ class Listing:
     left_out: list[LeftOut] = field(default_factory=list)
     folders: dict[bytes, int] = field(default_factory=dict)
     """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
+    entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Bytes and version of the objects of a store, where its listing has told them."""
 
 
 def _folder(path: PathLike) -> str:
+    if is_remote(path):
+        return as_url(path)  # a store has no folders; what is listed there will tell
     root = os.path.abspath(os.fspath(path))
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -60,7 +64,12 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
     """Lists an image folder: `root/<class>/**/image`, or a flat one without labels."""
     root = _folder(path)
     listing = Listing(root, [], [], [])
-    top, folders = _read(os.fsencode(root), b"", listing)
+    held: dict[bytes, list[bytes]] = {}
+    if is_remote(root):
+        top, held = _objects(listing)
+        folders = list(held)
+    else:
+        top, folders = _read(os.fsencode(root), b"", listing)
     if classes is not None:
         absent = sorted(set(classes) - {os.fsdecode(f) for f in folders})
         if absent:
@@ -70,7 +79,7 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
         if len(set(classes)) < len(classes):
             raise ValueError("The list of classes names one class twice; remove the repetition.")
         folders = [os.fsencode(name) for name in classes]
-    found = {os.fsdecode(name): _walk(os.fsencode(root), name, listing) for name in folders}
+    found = {os.fsdecode(f): held[f] if held else _walk(os.fsencode(root), f, listing) for f in folders}
     listing.classes = list(classes) if classes is not None else sorted(k for k, v in found.items() if v)
     if listing.classes:
         listing.left_out += [LeftOut(os.fsdecode(n), "lies beside the class folders") for n in top]
@@ -82,6 +91,21 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
     pairs.sort(key=lambda pair: by_part(pair[0]))
     listing.names, listing.labels = [n for n, _ in pairs], [k for _, k in pairs]
     return listing
+
+
+def _objects(listing: Listing) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
+    """(names of images at the top, names of those in each folder there) below a URL."""
+    bucket, prefix = bucket_of(listing.root)
+    top: list[bytes] = []
+    folders: dict[bytes, list[bytes]] = {}
+    for entry in bucket.entries(prefix):
+        name = os.fsencode(entry.name)
+        folder, slash, _ = name.rpartition(b"/")
+        if not name.lower().endswith(_ENDINGS) or b"/." in b"/" + folder:
+            continue
+        listing.entries[name] = entry.size, entry.version
+        (folders.setdefault(name.partition(b"/")[0], []) if slash else top).append(name)
+    return top, folders
 
 
 def _identity(path: bytes) -> tuple[int, int] | None:
@@ -132,30 +156,48 @@ def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
 
 def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"The list {str(file)!r} does not exist or is no file; check the path.")
-    base = _folder(file.parent if root is None else root)
+    file = absolute(path)
+    text = os.fsdecode(_content(file, "list"))
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    base = _folder(_start(file, lines) if root is None else root)
     listing = Listing(base, [], [], [])
     words: list[str | None] = []
     seen: set[str] = set()
-    for line in os.fsdecode(file.read_bytes()).split("\n"):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        given, word = _split(line.strip(), base)
-        if _take(os.path.normpath(given), listing, seen):
+    for line in lines:
+        given, word = _split(line, base)
+        if _take(given, listing, seen):
             words.append(word)
     if not listing.names:
-        raise ValueError(
-            f"The list {str(file)!r} names no file below {base!r}; check its lines and the root."
-        )
+        raise ValueError(f"The list {file!r} names no file below {base!r}; check its lines and the root.")
     listing.labels, listing.classes = number_labels(words)
     return listing
 
 
+def _content(file: PathLike, what: str) -> bytes:
+    if not is_remote(file) and not os.path.isfile(file):
+        raise FileNotFoundError(
+            f"The {what} {os.fspath(file)!r} does not exist or is no file; check the path."
+        )
+    try:
+        return content(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"The {what} {os.fspath(file)!r} does not exist; check its URL.") from None
+
+
+def _start(file: str, lines: Sequence[str]) -> str:
+    """Where the paths of a list start: at its own folder, or at what the URLs in it have in common."""
+    urls = [as_url(_split(line, "")[0]) for line in lines if is_remote(line)]
+    if not urls or is_remote(file):
+        return os.path.dirname(file)
+    start = os.path.commonpath([os.path.dirname(url) for url in urls])
+    if not is_remote(start):
+        raise ValueError(f"The list {file!r} names objects of several buckets; write a list of each.")
+    return start
+
+
 def _take(name: str, listing: Listing, seen: set[str]) -> bool:
     """Adds a name to the listing, or leaves it out: a copy of the data set is written to the same names."""
-    inside = os.path.relpath(name, listing.root) if os.path.isabs(name) else name
+    inside = below(name, listing.root)
     reason = ""
     if "\0" in name:
         reason = "has a NUL in its name"
@@ -164,7 +206,7 @@ def _take(name: str, listing: Listing, seen: set[str]) -> bool:
     elif inside in seen:
         reason = "listed twice; the first time counts"
     if reason:
-        listing.left_out.append(LeftOut(name, reason))
+        listing.left_out.append(LeftOut(name if is_remote(name) else os.path.normpath(name), reason))
         return False
     seen.add(inside)
     listing.names.append(os.fsencode(inside))
@@ -220,12 +262,11 @@ def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[List
         listing.labels, listing.classes = [-1] * len(listing.names), []
         none = np.zeros(0, np.int64)
         return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
-    root, file = _folder(images), Path(instances)
-    if not file.is_file():
-        raise FileNotFoundError(f"The COCO file {str(file)!r} does not exist or is no file; check the path.")
+    root, file = _folder(images), os.fspath(instances)
+    text = _content(file, "COCO file")
     listing, seen = Listing(root, [], [], []), set[str]()
     try:
-        data: dict[str, Any] = json.loads(file.read_bytes())
+        data: dict[str, Any] = json.loads(text)
         kinds = sorted(data.get("categories", []), key=lambda c: int(c["id"]))
         listed = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
         entries = [entry for entry in listed if _take(entry["file_name"], listing, seen)]
@@ -238,11 +279,9 @@ def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[List
         listing.classes = [str(c.get("name", c["id"])) for c in kinds]
         os.fsencode("".join(listing.classes))  # they are written as names are
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(file)!r} is not a COCO instances file ({error!r}); check the path."
-        ) from error
+        raise ValueError(f"{file!r} is not a COCO instances file ({error!r}); check the path.") from error
     if not entries:
-        raise ValueError(f"The COCO file {str(file)!r} lists no images below {root!r}; check the path.")
+        raise ValueError(f"The COCO file {file!r} lists no images below {root!r}; check the path.")
     x, y, width, height = boxes.T
     corners = np.stack([y, x, y + height, x + width], axis=1) / np.tile(sides[row], 2)
     corners = np.clip(corners, 0, 1)

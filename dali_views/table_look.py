@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from .index_file import may_be_name, pack_names
 from .scan import inspect
 from .scan_cache import stamp_of
-from .shard_scan import Shard, Window
+from .shard_scan import Shard
 from .source import reason
 from .table_columns import Columns
 from .table_file import byte_arrays, damage_as_os_error, leaf, open_file, open_table, value_ends
+from .window import Window, of_handle
 
 _FILE, _STREAM = b"ARROW1", b"\xff\xff\xff\xff"  # what both Arrow formats begin with
 _LENGTH = 4  # bytes before each value in plain Parquet that tell its length
@@ -149,7 +150,7 @@ def _by_ranges(path: str, stamp: _Pair, columns: Columns, found: _Found) -> bool
             raise OSError(told)
 
         def look(place: _Pair) -> _Header:
-            return inspect(io.BufferedReader(Window(file.fileno(), *place)), place[1])
+            return inspect(io.BufferedReader(Window(of_handle(file.fileno()), *place)), place[1])
 
         try:
             with damage_as_os_error():

@@ -76,15 +76,16 @@ def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
         if kept is not None and distributed.is_main():
             whole.save(kept)
             whole = SampleIndex.load(kept)  # a large one is mapped, and so shared with the other ranks
+    whole = _cached(whole, config)
     if config.boxes is not None:
         whole = whole.with_boxes(config.boxes)
     bank = whole
     if config.eval_train is not None:
-        bank = SampleIndex.from_folder(config.eval_train, progress=progress, classes=classes)
+        bank = _cached(SampleIndex.from_folder(config.eval_train, progress=progress, classes=classes), config)
     if config.eval_val is not None:
         # The training set's classes, so that a class has the same number in both.
         val = SampleIndex.from_folder(config.eval_val, progress=progress, classes=bank.classes or None)
-        return DataSets(whole, bank, val)
+        return DataSets(whole, bank, _cached(val, config))
     rest, held = _split(bank, config.val_share, seed)
     # What is held out of the bank is trained on only if training has a set of its own.
     return DataSets(rest if config.eval_train is None else whole, rest, held)
@@ -106,6 +107,13 @@ def _scanned(config: cfg.Data, classes: Sequence[str] | None) -> SampleIndex:
         case _:
             found = SampleIndex.from_coco(config.path, config.instances, progress=progress)
     return found if config.leave_out is None else found.without(config.leave_out)
+
+
+def _cached(index: SampleIndex, config: cfg.Data) -> SampleIndex:
+    """The index with what it reads kept in `data.cache_dir`; local files of their own are at hand already."""
+    if config.cache_dir is None or index.source is None:
+        return index
+    return index.cached(config.cache_dir, config.cache_gb)
 
 
 def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, SampleIndex | None]:

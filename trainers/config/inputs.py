@@ -50,8 +50,8 @@ class Data(Section):
     train and unlabelled images)."""
     path: str
     """Image folder, list file, shards (one, a glob, braces as in "train-{000000..000146}.tar", a text file of
-    them), tables (named as shards are, or a folder of them), LMDB environment or, for CIFAR and STL, the
-    folder that holds (or will hold) the archive."""
+    them), each also as a URL ("s3://bucket/train", "gs://..."); tables (named as shards are, or a folder of
+    them), LMDB environment or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
     classes: str | None = None
     """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
     instances: str | None = None
@@ -66,6 +66,10 @@ class Data(Section):
     """Column of a table with the labels; absent: `label` or the like, if it has one. Only for kind table."""
     leave_out: str | None = None
     """List of files not to use, as `dali-views check` and a run (quarantine.txt) write it."""
+    cache_dir: str | None = None
+    """Folder on a local disk where images of a store or of shards are kept once they are read."""
+    cache_gb: Positive = 100.0
+    """Gigabytes that all data sets and processes of this machine may take there."""
     eval_train: str | None = None
     """Labelled folder whose features are the kNN bank; absent: the training images."""
     eval_val: str | None = None

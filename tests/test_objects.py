@@ -1,0 +1,382 @@
+"""Images in a bucket: the batches of the folder they came from, and what its failures cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import noise_images
+from s3 import PAGE, Bucket
+from tars import pack_folder
+from test_loader import FULL, VIEWS, digest
+
+from dali_views import BadImageError, SampleIndex, SourceGoneError, View, ViewLoader, bad_list, cli
+from trainers.config import Data
+from trainers.data import open_data
+
+COUNT = 16
+HALF = COUNT // 2
+CHANGED = "cannot be read (it has changed since it was indexed; index the images again)"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight images each."""
+    folder = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("ant", "bee")):
+        noise_images(folder / name, HALF, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(classes: Path) -> SampleIndex:
+    return SampleIndex.from_folder(classes, cache=False, progress=False)
+
+
+@pytest.fixture
+def train(bucket: Bucket, classes: Path) -> str:
+    """Their URL in the bucket."""
+    return bucket.put_folder(classes, "train")
+
+
+@pytest.fixture(autouse=True)
+def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "scans"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Left out while running")
+        yield
+
+
+def from_folder(url: str, **options: Any) -> SampleIndex:
+    return SampleIndex.from_folder(url, progress=False, **options)
+
+
+def loader_of(index: SampleIndex, views: list[View] = VIEWS) -> ViewLoader:
+    return ViewLoader(index, views, 2, device="cpu", seed=3, max_bad_share=0.2)
+
+
+def epoch(index: SampleIndex) -> list[str]:
+    return [digest(batch) for batch in loader_of(index)]
+
+
+def asked(bucket: Bucket) -> list[str]:
+    """The objects that were read since this was asked last."""
+    keys = [path for method, path, *_ in bucket.proxy.log if method == "GET" and "?" not in path]
+    bucket.proxy.log.clear()
+    return [path.removeprefix(f"/{bucket.name}/") for path in keys]
+
+
+def same(index: SampleIndex, local: SampleIndex) -> None:
+    """The same images, in the same order, with the same labels."""
+    assert np.array_equal(index.sizes, local.sizes)
+    assert (index.labels.tolist(), index.classes) == (local.labels.tolist(), local.classes)
+    assert [index.encoded(i) for i in range(len(index))] == [local.encoded(i) for i in range(len(local))]
+
+
+# -- the same batches -----------------------------------------------------------------------------
+
+
+def test_a_bucket_gives_the_batches_of_the_folder_also_when_saved_and_resumed(train, local, tmp_path, device):
+    index = from_folder(train)
+    same(index, local)
+    assert index.fingerprint == local.fingerprint
+    index.save(tmp_path / "index.npz")
+    loaded = SampleIndex.load(tmp_path / "index.npz")
+    expected = [digest(b) for b in ViewLoader(local, [FULL, View(size=16)], 4, device=device, seed=3)]
+    loader = ViewLoader(index, [FULL, View(size=16)], 4, device=device, seed=3)
+    for step, batch in enumerate(loader):
+        assert digest(batch) == expected[step]
+        if step == 2:
+            break
+    resumed = ViewLoader(loaded, [FULL, View(size=16)], 4, device=device, seed=3)
+    resumed.load_state_dict(loader.state_dict())
+    assert [digest(batch) for batch in resumed] == expected[3:]
+    part = loaded.subset([10, 3, 7]).subset([2, 0])
+    assert [part.encoded(0), part.encoded(1)] == [local.encoded(7), local.encoded(10)]
+
+
+def test_a_folder_in_a_bucket_is_listed_by_the_rules_of_a_local_one(bucket, train, classes, local):
+    picture = next((classes / "ant").iterdir()).read_bytes()
+    bucket.put("train/.hidden/x.jpg", picture)
+    bucket.put("train/ant/.cache/x.jpg", picture)
+    bucket.put("train/ant/notes.txt", b"text")
+    bucket.put("train/ant/", b"")
+    bucket.put("train/beside.jpg", picture)
+    bucket.put("train/bee/broken.jpg", picture[:300])
+    bucket.put("train/bee/empty.jpg", b"")
+    bucket.put("trainer/ant/x.jpg", picture)
+    index = from_folder(f"{train}/")
+    same(index, local)
+    assert {path: told.split(" ")[0] for path, told in index.left_out} == {
+        "beside.jpg": "lies",
+        "bee/broken.jpg": "truncated",
+        "bee/empty.jpg": "empty",
+    }
+    bees = from_folder(Path(train), classes=["bee"])
+    assert (bees.classes, len(bees)) == (["bee"], HALF)
+    with pytest.raises(ValueError, match="holds no image"):
+        from_folder(bucket.url("nothing"))
+    with pytest.raises(SourceGoneError, match="There is no bucket s3://no-such-bucket"):
+        from_folder("s3://no-such-bucket/train")
+
+
+@pytest.mark.parametrize("where", ["list and root there", "list here, root there", "URLs in a list here"])
+def test_lists_name_objects(bucket, train, local, tmp_path, where):
+    names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
+    start = f"{train}/" if where.startswith("URLs") else ""
+    lines = [f"{start}{name}\t{Path(name).parent}" for name in names]
+    lines += [f"{start}ant/absent.jpg", "s3://elsewhere/x.jpg" if not start else f"{train}/ant/absent.png"]
+    text = "\n".join(["# images", "", *lines])
+    (tmp_path / "list.txt").write_text(text)
+    bucket.put("train/list.txt", text.encode())
+    file = f"{train}/list.txt" if where.startswith("list and") else tmp_path / "list.txt"
+    root = train if where.endswith("root there") and where.startswith("list here") else None
+    index = SampleIndex.from_list(file, root, progress=False)
+    same(index, local)
+    told = dict(index.left_out)
+    assert told.pop("ant/absent.jpg") == "no such object"
+    (left,) = told.items()
+    elsewhere = ("s3://elsewhere/x.jpg", f"not below the root {train}")
+    assert left == (("ant/absent.png", "no such object") if start else elsewhere)
+
+
+def test_a_list_of_several_buckets_or_that_is_absent_is_refused(bucket, tmp_path):
+    (tmp_path / "list.txt").write_text("s3://one/x.jpg\ns3://two/x.jpg\n")
+    with pytest.raises(ValueError, match="several buckets"):
+        SampleIndex.from_list(tmp_path / "list.txt", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"list .*absent.txt.* check its URL"):
+        SampleIndex.from_list(bucket.url("absent.txt"), progress=False)
+
+
+def test_coco_s_images_and_instances_may_lie_in_a_bucket(bucket, train, local, tmp_path):
+    names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
+    images = [
+        {"id": row, "file_name": name, "height": int(h), "width": int(w)}
+        for row, (name, (h, w)) in enumerate(zip(names, local.sizes, strict=True))
+    ]
+    marks = [{"image_id": row, "category_id": 5, "bbox": [1, 2, 10, 9]} for row in range(0, COUNT, 2)]
+    told = {"images": images, "annotations": marks, "categories": [{"id": 5, "name": "beetle"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(told))
+    bucket.put("instances.json", json.dumps(told).encode())
+    expected = SampleIndex.from_coco(local.root, tmp_path / "instances.json", cache=False, progress=False)
+    for instances in (tmp_path / "instances.json", bucket.url("instances.json")):
+        index = SampleIndex.from_coco(train, instances, progress=False)
+        same(index, expected)
+        assert np.array_equal(index.boxes, expected.boxes)
+        assert np.array_equal(index.box_start, expected.box_start)
+
+
+@pytest.mark.parametrize("pattern", ["braces", "glob", "list", "a list there", "a web server"])
+def test_shards_in_a_bucket_are_those_of_a_folder(bucket, classes, tmp_path, pattern):
+    pack_folder(classes, tmp_path / "shards", 3)
+    local = SampleIndex.from_shards(tmp_path / "shards" / "*.tar", cache=False, progress=False)
+    names = [f"part-{number:03d}.tar" for number in range(3)]
+    for name in names:
+        bucket.put(f"shards/{name}", (tmp_path / "shards" / name).read_bytes(), ACL="public-read")
+    bucket.put("shards/list.txt", "\n".join(names).encode())
+    (tmp_path / "list.txt").write_text("\n".join(bucket.url(f"shards/{name}") for name in names))
+    meant = {
+        "braces": bucket.url("shards/part-{000..002}.tar"),
+        "glob": Path(bucket.url("shards/part-*.tar")),
+        "list": tmp_path / "list.txt",
+        "a list there": bucket.url("shards/list.txt"),
+        "a web server": f"{bucket.proxy.url}/{bucket.name}/shards/part-{{000..002}}.tar",
+    }[pattern]
+    index = SampleIndex.from_shards(meant, progress=False)
+    same(index, local)
+    assert epoch(index) == epoch(local)
+    index.save(tmp_path / "index.npz")
+    assert SampleIndex.load(tmp_path / "index.npz").encoded(7) == local.encoded(7)
+    asked(bucket)
+    assert len(SampleIndex.from_shards(meant, progress=False)) == COUNT
+    assert not [key for key in asked(bucket) if key.endswith(".tar")]
+
+
+def test_shards_that_are_absent_damaged_or_have_changed_cost_their_images(bucket, classes, tmp_path):
+    pack_folder(classes, tmp_path, 3)
+    whole = [(tmp_path / f"part-{number:03d}.tar").read_bytes() for number in range(3)]
+    bucket.put("0.tar", whole[0])
+    bucket.put("1.tar", whole[1][:10_000])
+    index = SampleIndex.from_shards(bucket.url("{0..2}.tar"), progress=False)
+    told = dict(index.left_out)
+    assert (told["2.tar"], told["1.tar"].split(" ")[0]) == ("no such file", "damaged")
+    assert 6 < len(index) < 12  # of six and six
+    bucket.put("0.tar", whole[2])
+    loader = ViewLoader(index, VIEWS, 2, device="cpu", max_bad_share=1.0)
+    assert {row for batch in loader for row in batch.index.tolist()} == set(range(6, len(index)))
+    assert set(index.quarantine.values()) == {CHANGED}
+    again = SampleIndex.from_shards(bucket.url("{0..2}.tar"), progress=False)
+    assert len(again) == len(index) - 6 + 4
+    assert again.encoded(0) == (classes / "bee" / "0004.jpg").read_bytes()
+    with pytest.raises(ValueError, match="in one bucket"):
+        SampleIndex.from_shards([bucket.url("0.tar"), tmp_path / "part-000.tar"], progress=False)
+
+
+# -- scanning -------------------------------------------------------------------------------------
+
+
+def test_only_what_has_changed_is_looked_at_again(bucket, train, classes):
+    first = from_folder(train)
+    assert len(set(asked(bucket))) == COUNT
+    assert from_folder(train).sizes.tolist() == first.sizes.tolist()
+    assert asked(bucket) == []
+    picture = (classes / "bee" / "0000.jpg").read_bytes()
+    bucket.put("train/ant/0003.jpg", picture)
+    bucket.put("train/cat/new.jpg", picture)
+    bucket.delete("train/bee/0001.jpg")
+    index = from_folder(train)
+    assert set(asked(bucket)) == {"train/ant/0003.jpg", "train/cat/new.jpg"}
+    assert (index.classes, len(index)) == (["ant", "bee", "cat"], COUNT)
+    assert index.encoded(3) == picture
+
+
+def test_many_objects_of_a_list_are_looked_up_by_listing(bucket, train, local, tmp_path, monkeypatch):
+    monkeypatch.setattr("dali_views.remote_scan._SINGLY", 5)
+    names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
+    (tmp_path / "list.txt").write_text("\n".join([*names, "ant/absent.jpg"]))
+    bucket.proxy.log.clear()
+    index = SampleIndex.from_list(tmp_path / "list.txt", train, progress=False)
+    assert [row[0] for row in bucket.proxy.log].count("HEAD") == 0
+    assert (len(index), dict(index.left_out)) == (COUNT, {"ant/absent.jpg": "no such object"})
+    assert COUNT > PAGE  # of more than one page
+
+
+# -- failures -------------------------------------------------------------------------------------
+
+
+def test_failures_that_pass_cost_nothing(bucket, train, local):
+    bucket.proxy.faults = ["503", "", "cut", "429", "reset"] * 2
+    index = from_folder(train)
+    bucket.proxy.faults = ["", "503", "cut", "reset", "500"] * 3
+    assert epoch(index) == epoch(local)
+    assert not bucket.proxy.faults
+    assert not index.quarantine
+
+
+def test_an_object_that_is_gone_or_another_costs_that_image(bucket, train, classes):
+    index = from_folder(train)
+    bucket.delete("train/ant/0005.jpg")
+    bucket.put("train/bee/0003.jpg", (classes / "ant" / "0001.jpg").read_bytes())
+    rows = [row for batch in loader_of(index) for row in batch.index.tolist()]
+    assert (len(rows), set(rows)) == (COUNT, set(range(COUNT)) - {5, HALF + 3})
+    assert index.quarantine == {
+        f"{train}/ant/0005.jpg": "no such file",
+        f"{train}/bee/0003.jpg": CHANGED,
+    }
+
+
+def test_a_bucket_that_denies_ends_scan_and_run_at_once(train, monkeypatch):
+    index = from_folder(train)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with pytest.raises(SourceGoneError, match=r"may not be read .403 Forbidden.*check the credentials"):
+        from_folder(train, cache=False)
+    with pytest.raises(BadImageError, match=r"may not be read .403 Forbidden.*check the credentials"):
+        epoch(index)
+    assert not index.quarantine
+
+
+@pytest.mark.parametrize("death", ["refuses", "is silent"])
+def test_a_server_that_dies_ends_the_run_which_is_resumed_when_it_is_back(
+    bucket, train, local, death, monkeypatch
+):
+    monkeypatch.setenv("DALI_VIEWS_RETRY_SECONDS", "2")
+    index, expected = from_folder(train), epoch(local)
+    loader = loader_of(index)
+    batches = iter(loader)
+    first = next(batches)
+    if death == "refuses":
+        bucket.proxy.stop()
+    else:
+        bucket.proxy.always = "silent"
+    seen = [digest(first)]
+    with pytest.raises(BadImageError, match=r"did not answer for 2 s .*bring it back"):
+        seen.extend(map(digest, batches))
+    assert seen == expected[: len(seen)]
+    assert len(seen) < len(expected)
+    assert not index.quarantine
+    if death == "refuses":
+        bucket.proxy.start()
+    bucket.proxy.always = ""
+    resumed = loader_of(index)
+    resumed.load_state_dict(loader.state_dict())
+    assert [digest(batch) for batch in resumed] == expected[len(seen) :]
+
+
+# -- kept on a local disk -------------------------------------------------------------------------
+
+
+def test_processes_that_share_a_cache_read_the_bucket_once(bucket, train, local, tmp_path):
+    index = from_folder(train)
+    index.save(tmp_path / "index.npz")
+    asked(bucket)
+    code = (
+        "import sys; from dali_views import SampleIndex\n"
+        "index = SampleIndex.load(sys.argv[1]).cached(sys.argv[2], 1)\n"
+        "for row in range(int(sys.argv[3]), len(index), 2): index.encoded(row)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "index.npz"), str(tmp_path / "kept")]
+    pair = [subprocess.Popen([*words, str(start)]) for start in range(2)]
+    assert [process.wait() for process in pair] == [0, 0]
+    assert len(asked(bucket)) == COUNT
+    kept = index.cached(tmp_path / "kept", 1)
+    assert epoch(kept) == epoch(local)
+    same(kept.subset(range(COUNT)), local)
+    bucket.proxy.stop()
+    assert epoch(kept) == epoch(local)
+    assert asked(bucket) == []
+
+
+def test_what_has_changed_is_not_taken_from_the_cache(bucket, train, classes, tmp_path):
+    index = from_folder(train).cached(tmp_path / "kept", 1)
+    index.encoded(3)
+    picture = (classes / "ant" / "0004.jpg").read_bytes()
+    bucket.put("train/ant/0003.jpg", picture)
+    assert from_folder(train).cached(tmp_path / "kept", 1).encoded(3) == picture
+    with pytest.raises(TypeError, match="at hand already"):
+        SampleIndex.from_folder(classes, cache=False, progress=False).cached(tmp_path / "kept", 1)
+
+
+# -- from outside ---------------------------------------------------------------------------------
+
+
+def test_bad_lists_and_the_command_line_speak_of_urls(bucket, train, classes, tmp_path, capsys):
+    bucket.put("train/ant/0000.jpg", b"no image")
+    out = tmp_path / "bad.txt"
+    assert cli.main(["index", train]) == 0
+    assert f"{COUNT - 1} images in 2 classes ({train})" in capsys.readouterr().out
+    index = from_folder(train)
+    bucket.delete("train/ant/0001.jpg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleIndex, "from_folder", lambda *_: index)
+        assert cli.main(["check", train, "--device", "cpu", "--out", str(out)]) == 1
+    assert set(bad_list.load(out)) == {f"{train}/ant/0000.jpg", f"{train}/ant/0001.jpg"}
+    assert len(index.without(out)) == COUNT - 2
+    bucket.put("train/list.txt", b"bee/0000.jpg 0\nbee/0001.jpg 1\n")
+    assert cli.main(["index", f"{train}/list.txt"]) == 0
+    pack_folder(classes, tmp_path / "shards", 1)
+    bucket.put("shards/0.tar", (tmp_path / "shards" / "part-000.tar").read_bytes())
+    bucket.put("shards/list.txt", b"0.tar\n")
+    assert cli.main(["index", bucket.url("shards/list.txt")]) == 0
+    assert cli.main(["index", "s3://no-such-bucket/train"]) == 2
+    told = capsys.readouterr()
+    assert f"2 images in 2 classes ({train})" in told.out
+    assert f"{COUNT} images in 2 classes ({bucket.url('shards')})" in told.out
+    assert told.err.startswith("error: There is no bucket s3://no-such-bucket")
+
+
+def test_a_run_s_data_may_lie_in_a_bucket(bucket, train, classes, local, tmp_path):
+    kept = str(tmp_path / "kept")
+    data = Data(kind="folder", path=train, eval_val=str(classes), cache_dir=kept, cache_gb=1)
+    sets = open_data(data, kept=tmp_path / "index.npz")
+    for _ in range(2):
+        same(sets.train, local)
+    asked(bucket)
+    same(open_data(data, kept=tmp_path / "index.npz").train, local)
+    assert asked(bucket) == []
