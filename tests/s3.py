@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,17 @@ class Bucket:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[Any]:
     """A client of moto's server."""
-    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("boto3")
     pytest.importorskip("moto")
+    with served() as client:
+        yield client
+
+
+@contextmanager
+def served() -> Iterator[Any]:
+    """Runs moto's server; gives a client of it."""
+    import boto3
+
     with socket.socket() as free:
         free.bind((_HOST, 0))
         port = free.getsockname()[1]

@@ -3,20 +3,30 @@
 dali-views bench FOLDER --source LIST --source SHARDS ...
 
 python tests/bench/sources.py FOLDER OUT.csv [--rounds 5] [--seconds 6]
+
+The bucket is served by moto on this machine, which takes more of the processors than reading from it does.
 """
 
 from __future__ import annotations
 
 import argparse
-import tarfile
+import os
+import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+import lmdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dali_views import SampleIndex, cli
+from dali_views.pack_shards import pack_shards
 
-SHARDS = 8
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from s3 import REGION, served
+
+PER_SHARD = 64
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": REGION}
 
 
 def main() -> None:
@@ -29,21 +39,43 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     args = parser.parse_args()
     folder = SampleIndex.from_folder(args.folder)
-    with tempfile.TemporaryDirectory() as made:
-        places = [shards_of(folder, Path(made))]
-        sources = [word for place in places for word in ("--source", *map(str, place))]
+    with tempfile.TemporaryDirectory() as made, served() as store:
+        os.environ |= {**KEYS, "AWS_ENDPOINT_URL": store.meta.endpoint_url}
+        places = everywhere(folder, Path(made), store)
+        sources = [word for place in places for word in ("--source", *place)]
         options = ["--rounds", str(args.rounds), "--seconds", str(args.seconds), "--csv", str(args.out)]
         cli.main(["bench", str(args.folder), "--device", "cpu", *sources, *options])
 
 
-def shards_of(folder: SampleIndex, into: Path) -> list[Path]:
-    """The folder's files as tar shards of equal length."""
-    paths = [into / f"shard-{number:03d}.tar" for number in range(SHARDS)]
-    for path, rows in zip(paths, np.array_split(np.arange(len(folder)), SHARDS), strict=True):
-        with tarfile.open(path, "w") as tar:
-            for row in rows.tolist():
-                tar.add(folder.path(row), Path(folder.path(row)).name)
-    return paths
+def everywhere(folder: SampleIndex, into: Path, store: object) -> list[list[str]]:
+    """The folder's photographs in every other place; what each is called on the command line."""
+    (into / "photos").symlink_to(folder.root)
+    names = [Path("photos", Path(folder.path(row)).relative_to(folder.root)) for row in range(len(folder))]
+    (into / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    pack_shards(folder, into / "shards", per_shard=PER_SHARD, progress=False)
+    shards = sorted((into / "shards").glob("*.tar"))
+    table = pa.table({"image": [folder.encoded(row) for row in range(len(folder))]})
+    with pa.OSFile(str(into / "images.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    pq.write_table(table, into / "snappy-of-100.parquet", row_group_size=100)
+    with (
+        lmdb.open(str(into / "images.lmdb"), map_size=1 << 32) as environment,
+        environment.begin(write=True) as put,
+    ):
+        for row, name in enumerate(names):
+            put.put(name.name.encode(), folder.encoded(row))
+    store.create_bucket(Bucket="photos")  # type: ignore[attr-defined]
+    for row, name in enumerate(names):
+        content = folder.encoded(row)
+        store.put_object(Bucket="photos", Key=f"bucket/{name.name}", Body=content)  # type: ignore[attr-defined]
+    return [
+        [str(into / "list.txt")],
+        list(map(str, shards)),
+        [str(into / "images.arrow")],
+        [str(into / "snappy-of-100.parquet")],
+        [str(into / "images.lmdb")],
+        ["s3://photos/bucket"],
+    ]
 
 
 if __name__ == "__main__":
