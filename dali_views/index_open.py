@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 
 class Constructors:
-    """What `SampleIndex.from_...` does; scanning itself is in `index_build`."""
+    """What `SampleIndex.from_...` does; scanning itself is in `index_build`.
+
+    Folders, lists, COCO sets and shards may lie in an object store: then they are named by URLs, as
+    s3://bucket/train or gs://bucket/train-{000..146}.tar. Credentials, region and endpoint come from the
+    environment, as they do for the store's own tools. A store is listed anew each time, and only what has
+    changed is looked at again. One that is gone, denies, or does not answer for $DALI_VIEWS_RETRY_SECONDS
+    (default 60) raises a SourceGoneError.
+    """
 
     @classmethod
     def from_folder(

@@ -13,6 +13,7 @@ import numpy as np
 from .atomic import PathLike
 from .container_scan import ContainerScan, look_through, size_of
 from .group_source import KEPT_BYTES
+from .remote import is_remote
 from .scan_cache import ScanCache
 from .shard_list import TABLE, list_shards
 from .shard_scan import merge
@@ -33,6 +34,10 @@ def scan_tables(
 ) -> ContainerScan:
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)
+    if any(map(is_remote, paths)):
+        raise ValueError(
+            "Tables are read from local files alone; copy them, or pack the images as tar shards."
+        )
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = [os.path.relpath(path, root) for path in paths]
     place = ScanCache(cache, root, ["tables", files, image, label], ContainerScan)

@@ -365,10 +365,13 @@ def test_bad_lists_and_the_command_line_speak_of_urls(bucket, train, classes, tm
     bucket.put("shards/list.txt", b"0.tar\n")
     assert cli.main(["index", bucket.url("shards/list.txt")]) == 0
     assert cli.main(["index", "s3://no-such-bucket/train"]) == 2
+    assert cli.main(["index", bucket.url("{0..9}.parquet")]) == 2
     told = capsys.readouterr()
     assert f"2 images in 2 classes ({train})" in told.out
     assert f"{COUNT} images in 2 classes ({bucket.url('shards')})" in told.out
-    assert told.err.startswith("error: There is no bucket s3://no-such-bucket")
+    missing, table = told.err.splitlines()
+    assert missing.startswith("error: There is no bucket s3://no-such-bucket")
+    assert table.startswith("error: Tables are read from local files alone")
 
 
 def test_a_run_s_data_may_lie_in_a_bucket(bucket, train, classes, local, tmp_path):
