@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..index import SampleIndex
+from ..remote import is_remote
 from .contender import Batches, Contender
 
 WARM_UP = 4  # batches: as many as a DataLoader's two workers hold ready
@@ -70,5 +71,7 @@ def forget_files(index: SampleIndex) -> None:
     """Ask the kernel to drop the images from the page cache, so that the next turn reads the disk."""
     files = [os.path.join(index.root, file) for file in index.files]
     for path in files or map(index.path, range(len(index))):
+        if is_remote(path):
+            raise ValueError(f"{index.root} is no disk whose cache could be emptied; leave --cold out.")
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
