@@ -1,0 +1,194 @@
+"""Wrong invocations: each is answered by one clear sentence, an exit code that is not 0, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import noise_images
+
+from dali_views import RegionTable, SampleIndex
+from dali_views import cli as loader_cli
+from trainers import cli as trainer_cli
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the invocations below name, right and wrong."""
+    folder = tmp_path_factory.mktemp("place")
+    noise_images(folder / "photos", 6)
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.jpg").write_text("no image")
+    (folder / "words.json").write_text("[1, 2]")
+    (folder / "bad.parquet").write_bytes(b"PAR1 and no table")
+    (folder / "bad.tar").write_bytes(b"no tar" * 200)
+    (folder / "weights.pt").write_bytes(b"no weights")
+    other = SampleIndex.from_folder(noise_images(folder / "other", 6, seed=3), cache=False, progress=False)
+    RegionTable(6, fingerprint=other.fingerprint).save(folder / "other.npz")
+    torch.save({"a": torch.zeros(2)}, folder / "state.pt")
+    (folder / "config.yaml").write_text(
+        "run: {out: RUN, device: cpu, epochs: 1}\ndata: {kind: folder, path: PHOTOS, val_share: 0}\n"
+        "views: {size: 16}\noptim: {batch: 4}\nmodel: {backbone: resnet18}\n".replace(
+            "RUN", str(folder / "run")
+        ).replace("PHOTOS", str(folder / "photos"))
+    )
+    (folder / "bad.yaml").write_text("run: {out: a\n")
+    (folder / "norun").mkdir()
+    return folder
+
+
+CPU = ["--device", "cpu"]
+LOADER = [
+    ([], "COMMAND"),
+    (["indx", "photos"], "did you mean index?"),
+    (["index"], "images"),
+    (["index", "nowhere"], "'nowhere' does not exist|nowhere"),
+    (["index", "empty"], "holds no image"),
+    (["index", "texts"], "a.jpg: not an image"),
+    (["index", "photos", "other"], "Only of tar shards and of tables"),
+    (["index", "photos", "--sise", "3"], "--sise"),
+    (["index", "bad.parquet"], "bad.parquet"),
+    (["index", "bad.tar"], "bad.tar: no tar"),
+    (["index", "x-{0..9}.tar"], "There is no shard"),
+    (["index", "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar"], "more than 1000000"),
+    (["index", "photos", "--coco", "nothing.json"], "nothing.json"),
+    (["index", "photos", "--coco", "words.json"], "not a COCO instances file"),
+    (["index", "photos", "--leave-out", "nothing.txt"], "nothing.txt"),
+    (["check", "photos", "--batch-size", "0", *CPU], "--batch-size: 0 is less than 1"),
+    (["check", "photos", "--workers", "two", *CPU], "'two' is no whole number"),
+    (["show", "photos", "--count", "0", *CPU], "--count"),
+    (["show", "photos", "--size", "-3", *CPU], "--size"),
+    (["show", "photos", "--recipe", "mocov2", *CPU], "did you mean moco_v2?"),
+    (["show", "photos", "--crop", "contrast", *CPU], "did you mean contrastive?"),
+    (["show", "photos", "--regions", "nothing.npz", *CPU], "nothing.npz"),
+    (["show", "photos", "--regions", "other.npz", *CPU], "another data set"),
+    (["show", "photos", "--regions", "state.pt", *CPU], "not a readable region table"),
+    (["show", "photos", "--model", "resnet19", *CPU], "resnet19"),
+    (["show", "photos", "--model", "resnet18", "--weights", "weights.pt", *CPU], "no state dict of resnet18"),
+    (["show", "photos", "--model", "resnet18", "--layer", "layer9", *CPU], "layer9"),
+    (["show", "photos", "--out", "views.nothing", *CPU], "nothing"),
+    (["bench", "photos", "--parts", "loader", *CPU], "did you mean loaders?"),
+    (["bench", "photos", "--rounds", "0", *CPU], "--rounds"),
+    (["bench", "photos", "--seconds", "0", *CPU], "--seconds"),
+    (["bench", "photos", "--source", "nowhere", *CPU], "nowhere"),
+    (["pack", "photos", "photos"], "would lie in its source"),
+    (["pack", "photos", "other"], "holds other things"),
+    (["pack", "photos", "new", "--quality", "101"], "quality"),
+    (["pack", "photos", "new", "--folder", "--numbers"], "--numbers"),
+]
+TRAINER = [
+    ([], "COMMAND"),
+    (["pretain", "config.yaml"], "did you mean pretrain?"),
+    (["pretrain", "nothing.yaml"], "nothing.yaml"),
+    (["pretrain", "bad.yaml"], "bad.yaml"),
+    (["pretrain", "config.yaml", "optim.learning_rat=1"], "optim.learning_rat"),
+    (["pretrain", "config.yaml", "optim.momentun=1"], "momentum"),
+    (["pretrain", "config.yaml", "optim.lr=fast"], "optim.lr"),
+    (["pretrain", "config.yaml", "data.path=nowhere"], "nowhere"),
+    (["pretrain", "config.yaml", "data.kind=tar"], "data.kind"),
+    (["pretrain", "config.yaml", "optim.batch=100"], "fill one global batch of 100"),
+    (["pretrain", "config.yaml", "model.backbone=resnet19"], "resnet19"),
+    (["pretrain", "config.yaml", "method.name=simcrl"], "simcrl"),
+    (["pretrain", "config.yaml", "views.name=mocov2"], "mocov2"),
+    (["pretrain", "config.yaml", "guide.name=saliancy"], "saliancy"),
+    (["knn", "nowhere"], "nowhere"),
+    (["knn", "norun"], "norun"),
+    (["linear", "weights.pt"], "weights.pt"),
+    (["export", "norun", "out.safetensors", "--format", "torchvison"], "did you mean torchvision?"),
+    (["export", "norun", "out.safetensors"], "norun"),
+    (["compare", "config.yaml", "--seeds", "0", "--out", "compared"], "seeds"),
+    (["compare", "config.yaml"], "--out"),
+    (["demo"], "out"),
+]
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of error; warnings may stand before it."""
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    (line,) = (
+        line for line in captured.err.splitlines() if not line.startswith("warning: ") and line.strip()
+    )
+    assert line.startswith("error: ")
+    assert 10 < len(line) < 400
+    return line
+
+
+@pytest.mark.parametrize(("words", "names"), LOADER)
+def test_a_mistake_with_the_loader_is_one_sentence(words, names, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
+    assert loader_cli.main(words) == 2
+    line = told(capsys)
+    assert any(name in line for name in names.split("|"))
+
+
+@pytest.mark.parametrize(("words", "names"), TRAINER)
+def test_a_mistake_with_the_trainer_is_one_sentence(words, names, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
+    assert trainer_cli.main(words) == 2
+    assert names in told(capsys)
+    assert not (place / "run" / "last.pt").exists()
+
+
+@NO_GPU
+def test_a_gpu_that_is_not_there_is_named_with_the_mend(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert loader_cli.main(["show", "photos", "--device", "gpu"]) == 2
+    assert "cpu" in told(capsys)
+    assert trainer_cli.main(["pretrain", "config.yaml", "run.device=gpu"]) == 2
+    assert "cpu" in told(capsys)
+
+
+def test_a_full_memory_of_the_gpu_says_what_to_lower(place, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(trainer_cli, "pretrain", full)
+    assert trainer_cli.main(["pretrain", "config.yaml"]) == 2
+    assert "lower the batch size" in told(capsys)
+
+
+def test_a_fault_of_ours_keeps_its_traceback(place, monkeypatch):
+    def faulty(*_: object, **__: object) -> None:
+        raise KeyError("of ours")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(trainer_cli, "pretrain", faulty)
+    with pytest.raises(KeyError, match="of ours"):
+        trainer_cli.main(["pretrain", "config.yaml"])
+
+
+def test_machines_get_one_line_of_json_for_an_answer_and_for_a_mistake(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
+    assert loader_cli.main(["index", "photos", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 6
+    assert loader_cli.main(["check", "photos", "--json", "--out", "none.txt", *CPU]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "decoded": 6, "undecodable": {}, "bad": {}, "out": "none.txt",
+    }  # fmt: skip
+    assert loader_cli.main(["index", "nowhere", "--json"]) == 2
+    assert "nowhere" in json.loads(capsys.readouterr().out)["error"]
+    assert trainer_cli.main(["knn", "norun", "--json"]) == 2
+    assert "norun" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_who_reads_no_further_is_no_error(place):
+    """As `head` does."""
+    code = "import sys; from dali_views.cli import main; sys.exit(main(['index', sys.argv[1]]))"
+    command = [sys.executable, "-c", code, str(place / "photos")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (0, b"")
