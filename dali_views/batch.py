@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -66,6 +66,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device; tensors that are there already are not copied."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        views = [view.to(device) for view in values.pop("views")]
+        return Batch(views, **{name: value.to(device) for name, value in values.items()})
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import collective, order, pipeline, plan, rng
 from .batch import Batch, Stats
@@ -179,18 +180,23 @@ class ViewLoader:
                 self._frozen = self.regions.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, also in mid-epoch, as plain numbers, strings and NumPy arrays."""
+        """Where the loader stands, also in mid-epoch, and its region table as it is now.
+
+        Plain numbers, strings and tensors, so that `torch.load` reads it from a checkpoint as it does by
+        default. With several ranks, `sync` table and loader first; then any rank's state is good for all.
+        """
         return {
             "seed": self.seed,
             "epoch": self.epoch,
             "position": self.position,
             "fingerprint": self.index.fingerprint,
-            "regions": None if self._frozen is None else self._frozen.state_dict(),
+            "regions": None if self._frozen is None else _tensors(self._frozen.state_dict()),
+            "table": None if self.regions is None else _tensors(self.regions.state_dict()),
             "unreadable": self._substitutes.reasons(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`.
+        """Continue from `state`, with the region table as it was, if both the state and this loader have one.
 
         World size, batch size, threads and device may differ from those it was saved with.
 
@@ -208,6 +214,8 @@ class ViewLoader:
         rows = np.array(sorted(state["unreadable"]), np.int64)
         if ((rows < 0) | (rows >= len(self.index))).any():
             raise ValueError("The loader's state names an unreadable sample that the data set does not have.")
+        if self.regions is not None and state.get("table") is not None:
+            self.regions.load_state_dict(state["table"])
         self._freeze(int(state["epoch"]))
         if state["regions"] is not None:
             frozen = Regions.from_state_dict(state["regions"])
@@ -329,3 +337,7 @@ class ViewLoader:
             return plan.Guidance(whole, np.ones(len(rows), np.float32), np.zeros(len(rows), np.bool_))
         frozen = self._frozen
         return plan.pick_region(frozen.boxes[rows], frozen.weights[rows], frozen.written[rows], keys)
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}

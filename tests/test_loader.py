@@ -378,3 +378,29 @@ def test_a_batch_is_handed_over_without_waiting_for_the_gpu(small_index):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (loader.regions.writes == 1).sum() == 32
+
+
+def test_a_state_is_read_by_torch_load_and_brings_its_region_table_with_it(small_index, tmp_path):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=written_table(small_index))
+    whole = [digest(batch) for epoch in (0, 1) if not loader.set_epoch(epoch) for batch in loader]
+    loader.set_epoch(0)
+    batches = iter(loader)
+    seen = [digest(next(batches)), digest(next(batches))]
+    torch.save(loader.state_dict(), tmp_path / "loader.pt")
+
+    table = RegionTable(len(small_index))
+    second = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table)
+    second.load_state_dict(torch.load(tmp_path / "loader.pt"))
+    assert table.written.all()
+    seen += [digest(batch) for epoch in (0, 1) if not second.set_epoch(epoch) for batch in second]
+    assert seen == whole
+    ViewLoader(small_index, VIEWS, 8, device="cpu").load_state_dict(torch.load(tmp_path / "loader.pt"))
+
+
+def test_a_batch_goes_to_another_device_with_all_that_it_tells(small_index):
+    batch = next(iter(ViewLoader(small_index, VIEWS, 8, device="cpu")))
+    same, elsewhere = batch.to("cpu"), batch.to(torch.device("meta"))
+    assert digest(same) == digest(batch)
+    assert same.views[0].data_ptr() == batch.views[0].data_ptr()
+    assert {value.device.type for value in (*elsewhere.views, elsewhere.index, elsewhere.crops)} == {"meta"}
+    assert elsewhere.views[0].is_contiguous(memory_format=torch.channels_last)

@@ -204,6 +204,7 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     keep["loader"].sync()
     if distributed.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
+        state["loader"]["table"] = None  # it is kept once, as `regions`
         about = {"config": config_file.dump(config), "step": step, "launch": distributed.launch()}
         checkpoint.save(config.run.out, {**about, **state})
 
