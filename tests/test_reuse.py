@@ -1,0 +1,153 @@
+"""The examples of docs/reuse.md run as printed, and do what the page says of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dali_views import SampleIndex, ViewLoader, recipes
+from dali_views.scenes import make_scenes
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reuse.md"
+COUNT = 34
+"""Photographs: four batches of 8 in an epoch, and two left over."""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with objects, in two classes."""
+    folder = tmp_path_factory.mktemp("reuse")
+    images, _ = make_scenes(folder / "scenes", COUNT, size=96)
+    for number, path in enumerate(sorted(images.iterdir())):
+        home = folder / "photos" / ("cats", "dogs")[number % 2]
+        home.mkdir(parents=True, exist_ok=True)
+        path.rename(home / path.name)
+    return folder / "photos"
+
+
+@pytest.fixture
+def photos(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two classes, in the folder where the examples run."""
+    shutil.copytree(scenes, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "photos"
+
+
+def run(heading: str) -> dict[str, Any]:
+    """The names that a section's code leaves behind."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def killed_at(step: int, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a section until the optimiser has made some steps, and end it there."""
+    made = 0
+    whole = torch.optim.SGD.step
+
+    def one_more(*given: Any, **named: Any) -> Any:
+        nonlocal made
+        if made == step:
+            raise Killed
+        made += 1
+        return whole(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", one_more)
+        with pytest.raises(Killed):
+            run(heading)
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+def test_a_loop_of_ones_own_goes_on_where_it_was_killed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("A loop of your own")
+    assert (whole["regions"].writes == 2).all()
+    assert np.median(np.prod(np.diff(whole["regions"].boxes[:, 0].reshape(-1, 2, 2), axis=1), axis=2)) < 0.9
+    Path("last.pt").unlink()
+    killed_at(3, "A loop of your own", monkeypatch)  # in mid-epoch
+    killed_at(2, "A loop of your own", monkeypatch)  # the last checkpoint is of a table not yet written
+    state = torch.load("last.pt")["loader"]
+    assert (state["epoch"], state["position"], state["table"]["written"].any()) == (0, 32, False)
+    resumed = run("A loop of your own")
+    assert same(resumed["model"].state_dict(), whole["model"].state_dict())
+    assert np.array_equal(resumed["regions"].boxes, whole["regions"].boxes)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, and that there is no checkpoint yet
+def test_lightning_keeps_the_loader_and_its_table_and_goes_on_in_mid_epoch(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning")
+    whole = run("PyTorch Lightning")
+    assert (whole["trainer"].datamodule.loader.regions.writes == 1).all()
+    end = torch.load("checkpoints/last.ckpt")
+    for steps, stands in (
+        (4, (0, 32)),
+        (7, (1, 16)),
+    ):  # the last checkpoint: at the end of an epoch, amid one
+        shutil.rmtree("checkpoints")
+        killed_at(steps, "PyTorch Lightning", monkeypatch)
+        saved = torch.load("checkpoints/last.ckpt")["loops"]["fit_loop"]["state_dict"]
+        (loader,) = saved["combined_loader"]
+        assert (loader["epoch"], loader["position"]) == stands
+        resumed = run("PyTorch Lightning")
+        assert same(torch.load("checkpoints/last.ckpt")["state_dict"], end["state_dict"])
+        boxes = [names["trainer"].datamodule.loader.regions.boxes for names in (whole, resumed)]
+        assert np.array_equal(*boxes)
+
+
+def test_timm_models_give_boxes_that_are_parts_of_the_image(photos: Path) -> None:
+    names = run("A timm model")
+    for boxes in names["boxes"].values():
+        area = np.prod(boxes[:, 0, 2:] - boxes[:, 0, :2], axis=1)
+        assert 0 < np.median(area) < 0.9
+    assert torch.equal(names["batch"].boxes.cpu(), torch.from_numpy(boxes[names["batch"].index.cpu(), 0]))
+
+
+def test_losses_of_lightly_take_the_views(photos: Path) -> None:
+    pytest.importorskip("lightly")
+    names = run("Losses of lightly")
+    assert names["loss"].item() > 0
+    assert names["multi_crop"].isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in names["model"].parameters())
+
+
+def test_features_stand_in_the_order_of_the_index_and_a_broken_image_has_none(photos: Path) -> None:
+    names = run("Features of a folder")
+    index, model = names["index"], names["model"]
+    one = ViewLoader(index.subset([13]), recipes.evaluation(64), 1, device="cpu", shuffle=False)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(model.cpu()(next(iter(one)).views[0]))
+    assert torch.allclose(names["features"][13].cpu(), expected[0], atol=1e-3)
+    assert len(names["features"]) == COUNT
+    assert 0 <= names["accuracy"] <= 1
+
+    SampleIndex.from_folder("photos", progress=False)  # kept, and believed as long as files look the same
+    victim = Path(index.path(3))
+    status, size = victim.stat(), victim.stat().st_size
+    victim.write_bytes(victim.read_bytes()[:4] + bytes(size - 4))
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.warns(UserWarning, match=victim.name):
+        names = run("Features of a folder")
+    assert names["rows"].tolist() == [row for row in range(COUNT) if row != 3]
+    assert len(names["features"]) == len(names["labels"]) == COUNT - 1
