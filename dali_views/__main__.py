@@ -1,6 +1,18 @@
-"""`python -m dali_views`."""
+"""`dali-views`, or `python -m dali_views`."""
 
-from .cli import main
+import sys
+
+
+def main() -> int:
+    """Run one command; the doctor also where the packages that the others import are broken."""
+    if sys.argv[1:2] == ["doctor"]:
+        from . import doctor
+
+        return doctor.main(sys.argv[2:])
+    from . import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":  # worker processes import this file too
     raise SystemExit(main())

@@ -17,7 +17,7 @@ dali-views bench photos                      how fast, beside other loaders
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 if `check` found bad files, or 2 with one sentence for a mistake."""
+    """Run one command; exit code 0, 1 if `check` or `doctor` finds fault, 2 with a sentence for a mistake."""
     parser = Parser(prog="dali-views", examples=EXAMPLES, description="Images for self-supervised learning.")
     named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in commands.ALL:

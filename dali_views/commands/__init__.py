@@ -1,6 +1,7 @@
 """The commands of `dali-views`, one file each."""
 
+from .. import doctor
 from . import bench, check, index, pack, show
 
-ALL = (index, check, show, bench, pack)
+ALL = (index, check, show, bench, pack, doctor)
 """In the order of the help."""
