@@ -16,8 +16,8 @@ from PIL import Image
 from .index import SampleIndex
 from .loader import IMAGENET_MEAN, IMAGENET_STD, Batch
 
-_BOX_COLOUR = "#ffffff"
-_CROP_COLOURS = (
+BOX_COLOUR = "#ffffff"
+CROP_COLOURS = (
     "#ff5a36",
     "#22a7f0",
     "#f7ca18",
@@ -51,7 +51,7 @@ def grid(
     columns = 1 + (heatmaps is not None) + len(views)
     figure = Figure(figsize=(1.7 * columns, 1.75 * len(batch) + 0.25), dpi=100, layout="constrained")
     axes = figure.subplots(len(batch), columns, squeeze=False)
-    pixels = [_denormalise(view.float().cpu().numpy(), mean, std) for view in views]
+    pixels = [denormalise(view.float().cpu().numpy(), mean, std) for view in views]
     crops, flipped = batch.crops.cpu().numpy(), batch.flipped.cpu().numpy()
     boxes, weights = batch.boxes.cpu().numpy(), batch.weights.cpu().numpy()
     for row, sample in enumerate(batch.index.tolist()):
@@ -60,23 +60,21 @@ def grid(
         height, width = image.shape[:2]
         line[0].imshow(image)
         for view in range(len(views)):
-            _outline(
-                line[0], crops[row, view], (height, width), _CROP_COLOURS[view % len(_CROP_COLOURS)], "-"
-            )
-        _outline(line[0], boxes[row], (height, width), _BOX_COLOUR, "--")
+            _outline(line[0], crops[row, view], (height, width), CROP_COLOURS[view % len(CROP_COLOURS)], "-")
+        _outline(line[0], boxes[row], (height, width), BOX_COLOUR, "--")
         line[0].set_title(f"{Path(index.path(sample)).name[-20:]}, weight {weights[row]:.2f}", fontsize=7)
         if heatmaps is not None:
             line[1].imshow(image)
             line[1].imshow(
                 heatmaps[row], extent=(0, width, height, 0), alpha=0.55, cmap="inferno", vmin=0, vmax=1
             )
-            _outline(line[1], boxes[row], (height, width), _BOX_COLOUR, "--")
+            _outline(line[1], boxes[row], (height, width), BOX_COLOUR, "--")
             line[1].set_title("heatmap, box", fontsize=7)
         for view, axis in enumerate(line[-len(views) :]):
             axis.imshow(pixels[view][row])
             axis.set_title(f"view {view}" + (", flipped" if flipped[row, view] else ""), fontsize=7)
             for spine in axis.spines.values():
-                spine.set(color=_CROP_COLOURS[view % len(_CROP_COLOURS)], linewidth=2.5)
+                spine.set(color=CROP_COLOURS[view % len(CROP_COLOURS)], linewidth=2.5)
         for axis in line:
             axis.set(xticks=[], yticks=[])
     return figure
@@ -104,7 +102,7 @@ def read_image(index: SampleIndex, row: int) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(index.encoded(row))).convert("RGB"))
 
 
-def _denormalise(
+def denormalise(
     views: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32]:
     """(B, 3, S, S) normalised to (B, S, S, 3) in [0, 1]."""

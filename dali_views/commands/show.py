@@ -1,8 +1,10 @@
-"""dali-views show: a picture of images, boxes, crops and views."""
+"""dali-views show: a picture or a page of images, boxes, crops and views."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from . import common
 
 EXAMPLES = """
 dali-views show photos --out views.png
+dali-views show photos --out views.html
 dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
 """
 
@@ -28,15 +31,22 @@ def add(commands: Any) -> None:
         "show",
         parents=[common.images(), common.views(), common.options()],
         examples=EXAMPLES,
-        help="draw images, boxes, crops and views into a PNG",
+        help="draw images, boxes, crops and views into a picture or a page",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--out", type=Path, default=Path("views.png"), help="picture to write (views.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("views.png"), help="picture, or page (.html), to write (views.png)"
+    )
     parser.add_argument("--count", type=common.at_least(1), default=6, help="images to show (6)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
     parser.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
     parser.add_argument("--alpha", type=float, default=0.6, help="Beta law of contrastive crops (0.6)")
     parser.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
+    parser.add_argument(
+        "--partner",
+        action="store_true",
+        help="cut the second view from the partner in --regions (pages only)",
+    )
     parser.add_argument(
         "--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)"
     )
@@ -46,22 +56,26 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Carries it out."""
-    from .. import show
+    from .. import show, show_page
     from ..loader import ViewLoader
 
     index = common.open_index(args)
+    as_page = args.out.suffix.lower() in (".html", ".htm")
+    if args.partner and not (as_page and args.regions):
+        raise ValueError("--partner needs the --regions that name partners, and an --out that ends in .html.")
     rows = np.linspace(0, len(index) - 1, min(args.count, len(index))).astype(np.int64)
-    part = index.subset(rows)
-    regions = RegionTable(len(part))
-    if args.regions is not None:
-        regions = RegionTable.load(args.regions, index.fingerprint).subset(rows)
+    part, regions = _part(args, index, rows)
     # Other crops are chosen by the recipe alone.
     changes = {} if args.crop is None else {"crop": args.crop, "alpha": args.alpha}
     views: list[View] = recipes.BY_NAME[args.recipe](args.size, **changes)
+    if args.partner:
+        if len(views) < 2:
+            raise ValueError(f"The recipe {args.recipe} has no second view to cut from the partner.")
+        views[1] = replace(views[1], source="partner")
     loader = ViewLoader(
         part,
         views,
-        len(part),
+        len(rows),  # partners come after them
         regions=regions,
         device=common.device(args),
         seed=args.seed,
@@ -75,9 +89,32 @@ def run(args: argparse.Namespace) -> Answer:
     # Of the images that the loader has shown: one that cannot be read is replaced.
     shown = part.subset(batch.index.cpu().numpy())
     heatmaps = None if args.model is None else _heatmaps(args, shown)
-    show.save(show.grid(part, batch, heatmaps=heatmaps), args.out)
-    facts = {"out": args.out, "images": len(part), "views": len(views)}
-    return Answer(facts, f"{args.out}: {len(part)} images, {len(views)} views each")
+    if as_page:
+        title = f"{args.recipe} on {os.path.basename(args.images[0].rstrip('/'))}, epoch {args.epoch}"
+        html = show_page.page(part, batch, views, regions, title=title, heatmaps=heatmaps)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(html, encoding="utf-8")
+    else:
+        show.save(show.grid(part, batch, heatmaps=heatmaps), args.out)
+    facts = {"out": args.out, "images": len(batch), "views": len(views)}
+    return Answer(facts, f"{args.out}: {len(batch)} images, {len(views)} views each")
+
+
+def _part(
+    args: argparse.Namespace, index: SampleIndex, rows: NDArray[np.int64]
+) -> tuple[SampleIndex, RegionTable]:
+    """The images to show with their rows of the table; with --partner, their partners behind them."""
+    if args.regions is None:
+        return index.subset(rows), RegionTable(len(rows))
+    table = RegionTable.load(args.regions, index.fingerprint)
+    if not args.partner:
+        return index.subset(rows), table.subset(rows)
+    partner = table.partner[rows]
+    everyone = np.concatenate([rows, np.setdiff1d(partner, rows)])
+    regions = table.subset(everyone)
+    places = {row: place for place, row in enumerate(everyone.tolist())}
+    regions.update(np.arange(len(rows)), partner=[places[row] for row in partner.tolist()])
+    return index.subset(everyone), regions
 
 
 def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> NDArray[np.float32]:
