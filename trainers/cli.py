@@ -6,6 +6,7 @@ python -m trainers localise RUN [--encoder timm:NAME] [key=value ...]
 python -m trainers linear RUN [key=value ...] [--resume]
 python -m trainers finetune RUN finetune.labels=0.01 [key=value ...] [--resume]
 python -m trainers compare CONFIG CONFIG ... --seeds 3 --out OUT [key=value ...]
+python -m trainers report RUN
 python -m trainers export RUN OUT [--format timm]
 python -m trainers demo OUT
 
@@ -110,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         stopped.add_argument("--resume", action="store_true", help="continue what was begun, if it was")
     for configured in (train, knn, find, probe, tune):
         configured.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
+    page = add("report", "report.html of a run anew, from what is in its folder", _report)
+    page.add_argument("run", type=Path, help="run folder, or its last.pt")
     out = add("export", "the encoder's weights as torchvision or timm names them", _export)
     out.add_argument("run", type=Path, help="run folder, or its last.pt")
     out.add_argument("out", type=Path, help="safetensors file to write")
@@ -236,6 +239,13 @@ def _compare(args: argparse.Namespace) -> None:
     failed = sum(bool(run.failure) for row in rows for run in row.runs)
     if failed:
         raise ValueError(f"{failed} runs did not come to their end; {args.out}/compare.csv says why")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from . import run_page
+
+    folder = args.run if args.run.suffix != ".pt" else args.run.parent
+    print(f"{run_page.write(folder)}: {run_page.state_of(folder).told}")
 
 
 def _export(args: argparse.Namespace) -> None:

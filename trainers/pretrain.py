@@ -21,6 +21,7 @@ from dali_views.profiling import stage
 from . import checkpoint, config_file, distributed, optim
 from . import config as cfg
 from .amp import autocast, device_kind, precision
+from .boards import wandb_module
 from .data import open_data, training_loader
 from .evaluate import Evaluator
 from .guides import build_guide
@@ -57,6 +58,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
         FloatingPointError: the loss is no number any more.
     """
     device = distributed.init(device_kind(config))
+    if config.run.wandb is not None:
+        wandb_module()  # or an error, before the work begins
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
     # Guides write and then `sync`, so the ranks of a machine can do with one table.

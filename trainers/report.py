@@ -1,28 +1,33 @@
-"""What a run leaves for people: progress, curves, metrics.jsonl, pictures, the list of bad images."""
+"""What a run leaves for people: progress, curves, pictures, a page, metrics.jsonl, the list of bad images."""
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list, show
-from dali_views.atomic import atomic_write
+from dali_views.machine import machine
 from dali_views.region_sync import Traffic
 from dali_views.regions import Regions
 
 from . import config as cfg
-from . import distributed
+from . import distributed, run_page, run_pictures
+from .amp import device_kind
+from .boards import Boards
 from .collapse import Collapse
 from .data import DataSets
 from .evaluate import Evaluation
 from .guides.health import box_areas, health
+from .run_history import RunHistory, keep_until
 
 __all__ = ["QUARANTINE", "Report", "table"]
 
@@ -52,14 +57,20 @@ class Report:
         self._latest: torch.Tensor | None = None
         if not self.main:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         self.folder = folder = Path(config.run.out)
         self.metrics = folder / "metrics.jsonl"
         self.pictures = folder / "pictures"
         self._listed = 0  # bad images
-        _keep_until(self.metrics, step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        keep_until(self.metrics, step)
+        self.boards = Boards(config, step)
+        self.history = RunHistory(folder, data.train, config.run.seed, step)
+        self._step, self._total = step, config.run.epochs * len(loader)
+        self._last = steps
+        self.history.event(
+            "start", step, steps=self._total, steps_per_epoch=len(loader), processes=distributed.world(),
+            machine=machine(device_kind(config)), images=len(data.train), classes=len(data.train.classes),
+            true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
+        )  # fmt: skip
         tqdm.write(data.train.summary())
         self.collapse = Collapse()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
@@ -72,6 +83,7 @@ class Report:
         """
         self._latest = loss.detach()
         if self.main:
+            self._step = step
             self.bar.update()
         if step % self.every:
             return
@@ -104,7 +116,11 @@ class Report:
             tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
             if evaluation.picture is not None:
                 show.save(evaluation.picture, self.pictures / f"epoch-{epoch:04d}.png")
-                self.board.add_image("views", show.as_array(evaluation.picture), step, dataformats="HWC")
+                self.boards.picture("views", show.as_array(evaluation.picture), step)
+            if evaluation.localised is not None:
+                self.history.localised(evaluation.localised, epoch, step)
+                self.boards.picture("localised", run_pictures.localised(self.folder), step)
+            self._page()
         return scores
 
     def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
@@ -116,17 +132,47 @@ class Report:
                 found |= {f"sync_{name}": value for name, value in asdict(regions.traffic).items()}
                 regions.traffic = Traffic()
             self._write({"step": step, "epoch": epoch, **found}, step)
-            self.board.add_histogram("guide_box_area", box_areas(regions), step)
+            self.boards.histogram("guide_box_area", box_areas(regions), step)
+            self.history.boxes(regions, epoch, step)
+            if regions.written[self.history.rows].any():
+                self.boards.picture("followed", run_pictures.followed(self.folder), step)
+            if self.history.pairs(regions, step):
+                self.boards.picture("pairs", run_pictures.pairs(self.folder), step)
 
     def __enter__(self) -> Report:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Finish the bar and the curves and list the images that could not be read, however the run ended."""
-        if self.main:
-            self.bar.close()
-            self.board.close()
-            self._list_bad_images()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Finish the bar, the curves and the page and list the images that could not be read, however the run
+        ended."""
+        if not self.main:
+            return
+        self.bar.close()
+        self._list_bad_images()
+        self._page(ended=self._how(error))
+        self.boards.close(failed=error is not None)
+
+    def _how(self, error: BaseException | None) -> str:
+        """How the run came to its end."""
+        if error is not None:
+            return f"failed: {type(error).__name__}: {error}"[:600]
+        if self._step >= self._total:
+            return "finished"
+        return "stopped at run.max_steps" if self._step >= self._last else "stopped by a signal"
+
+    def _page(self, ended: str = "") -> None:
+        """Write report.html; what keeps it from being written does not end a run, nor hide why it ended."""
+        try:
+            if ended:
+                self.history.event("end", self._step, how=ended)
+            run_page.write(self.folder)
+        except Exception as error:  # of whatever kind: it can be made anew at any time
+            warnings.warn(
+                f"{run_page.PAGE} could not be written ({error}); `report {self.folder}` makes it anew",
+                stacklevel=2,
+            )
 
     def _list_bad_images(self) -> None:
         quarantine = self.index.quarantine
@@ -137,29 +183,7 @@ class Report:
     def _write(self, values: Mapping[str, Any], step: int) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if name != "step":
-                self.board.add_scalar(name, value, step)
-
-
-def _keep_until(metrics: Path, step: int) -> None:
-    """Take back the lines of steps that a resumed run is about to take again."""
-    if not metrics.exists():
-        return
-    text = metrics.read_text()
-    lines = [line for line in text.splitlines() if _is_whole(line) and json.loads(line)["step"] <= step]
-    kept = "".join(line + "\n" for line in lines)
-    if kept != text:
-        with atomic_write(metrics) as draft:
-            draft.write(kept.encode())
-
-
-def _is_whole(line: str) -> bool:
-    """A process killed in the middle of a line leaves a piece of one."""
-    try:
-        return "step" in json.loads(line)
-    except ValueError:
-        return False
+        self.boards.scalars({name: value for name, value in values.items() if name != "step"}, step)
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

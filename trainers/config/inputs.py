@@ -38,6 +38,8 @@ class Run(Section):
     """skip: an unreadable image is named, listed in quarantine.txt and replaced; raise: it ends the run."""
     max_bad_share: Share = 0.1
     """A larger share of unreadable images ends the run with their list."""
+    wandb: str | None = None
+    """Project in Weights & Biases that gets the curves and pictures, too; needs the package wandb."""
 
 
 class Data(Section):

@@ -19,7 +19,7 @@ from ..backbones import Backbone
 from ..data import DataSets, evaluation_views, loader_options, plain_loader, training_views
 from ..localise import boxes_of, maps_of
 from .knn import extract, knn_accuracy
-from .localisation import MOST_LOCALISED, THRESHOLDS, best_threshold
+from .localisation import MOST_LOCALISED, THRESHOLDS, Localised, best_overlap, best_threshold
 
 __all__ = ["Evaluation", "Evaluator", "knn"]
 
@@ -34,6 +34,8 @@ class Evaluation:
     """knn_top1, knn_top5 (shares), iou, corloc, box_area, box_threshold; those that the data allow."""
     picture: Figure | None
     """Images with heatmap, box and views; on the main rank."""
+    localised: Localised | None = None
+    """The boxes that iou and corloc tell of."""
 
 
 def knn(
@@ -84,6 +86,7 @@ class Evaluator:
     def run(self) -> Evaluation:
         """Evaluate the encoder as it is now."""
         scores: dict[str, float] = {}
+        localised = None
         if self.data.queries is not None:
             (accuracy,) = knn(
                 self.config, self.encoder, self.data.bank, self.data.queries, self.device
@@ -95,7 +98,10 @@ class Evaluator:
             found = best_threshold(boxes, self.boxed)
             scores |= {"iou": found["iou_best"], "corloc": found["corloc"]}
             scores |= {"box_area": found["area"], "box_threshold": found["threshold"]}
-        return Evaluation(scores, self._picture() if distributed.is_main() else None)
+            chosen = boxes[THRESHOLDS.index(found["threshold"])]
+            overlap = best_overlap(chosen, self.boxed)
+            localised = Localised(self.boxed, chosen, overlap, found["threshold"])
+        return Evaluation(scores, self._picture() if distributed.is_main() else None, localised)
 
     def _picture(self) -> Figure:
         """A few training images: heatmap as of now, box as in the table, views as training would cut them."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dali_views import SampleIndex
 from dali_views.coordinates import iou
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "MOST_LOCALISED",
     "THRESHOLDS",
     "WHOLE",
+    "Localised",
     "Truth",
+    "best_overlap",
     "best_threshold",
     "localisation",
     "reference",
@@ -35,6 +39,30 @@ class Truth(Protocol):
 
     def __len__(self) -> int: ...
     def truth(self, i: int, /) -> npt.NDArray[np.floating[Any]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Localised:
+    """Where an encoder sees the object in each of N images."""
+
+    index: SampleIndex
+    boxes: npt.NDArray[np.float32]
+    """(N, 4), at the threshold."""
+    overlap: npt.NDArray[np.float64]
+    """(N,) IoU with the best-matching true box, NaN where there is none."""
+    threshold: float
+
+
+def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: Truth) -> npt.NDArray[np.float64]:
+    """(N,) IoU of boxes (N, 4) with the best-matching true box of each image, NaN where it has none."""
+    truths = [index.truth(i) for i in range(len(index))]
+    counts = np.array([len(true) for true in truths], dtype=np.int64)
+    best = np.full(len(index), np.nan)
+    if counts.any():
+        true = torch.from_numpy(np.concatenate(truths))
+        overlaps = iou(torch.from_numpy(boxes.repeat(counts, 0)), true).double().numpy()
+        best[counts > 0] = np.maximum.reduceat(overlaps, (counts.cumsum() - counts)[counts > 0])
+    return best
 
 
 def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
