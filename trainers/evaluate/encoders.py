@@ -21,7 +21,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
-    """Folder, configuration with overrides, and checkpoint of a run, named by its folder or last.pt."""
+    """Folder, configuration with overrides, and checkpoint of a run, named by its folder or last.pt.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: another file was named; or as by `checkpoint.load` and `config_file`.
+    """
+    if path.is_file() and path.name != checkpoint.LAST:
+        raise ValueError(f"{path} is not the {checkpoint.LAST} of a run; name the run's folder")
     folder = path.parent if path.is_file() else path
     saved = checkpoint.load(folder)
     return folder, config_file.override(config_file.parse(saved["config"]), overrides), saved
