@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dali_views.command_line import Answer
+from dali_views.command_line import MISTAKE, Answer
 
 from . import config_file, distributed, run_page
 from .amp import device_kind
