@@ -1,0 +1,67 @@
+"""The README's commands, in their order as a new user gives them, on small images and small networks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import noise_images
+
+from dali_views import __main__ as loader
+from dali_views import cli as loader_cli
+from trainers import cli as trainer_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+# What makes a recipe of a hundred epochs on ImageNet end in seconds; nothing else is changed.
+SMALL = ["model.backbone=resnet18", "views.size=32", "run.device=cpu"]
+TRAINED = [*SMALL, "run.epochs=2", "optim.batch=8", "optim.warmup_epochs=0", "method.queue=16",
+           "guide.warmup=1", "guide.interval=1"]  # fmt: skip
+LEARNED = ["{}.epochs=1", "{}.batch=8"]
+CHEAP = {
+    "pretrain": TRAINED,
+    "knn": SMALL[2:],
+    "localise": SMALL[2:],
+    "linear": [*SMALL[2:], *(word.format("probe") for word in LEARNED)],
+    "finetune": [*SMALL[2:], *(word.format("finetune") for word in LEARNED), "finetune.labels=0.5"],
+    "check": ["--device", "cpu"],
+    "show": ["--device", "cpu"],
+}
+
+
+def commands() -> list[str]:
+    """Indented lines that call the environment's programs, with what continues them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\\\n", " ")
+    labelled = re.search(r'LABELLED="([^"]*)"', text)
+    assert labelled is not None
+    lines = [line.strip().replace("$LABELLED", labelled[1]) for line in text.splitlines()]
+    return [line for line in lines if line.startswith(".venv/bin/")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, capsys):
+    images = noise_images(tmp_path / "photos", 24)
+    for part in ("train", "val"):
+        for kind in ("ant", "bee"):
+            noise_images(tmp_path / "labelled" / part / kind, 8, seed=len(part + kind))
+    (tmp_path / "boxes.txt").write_text("".join(f"{file.name} 2 2 20 20\n" for file in images.iterdir()))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
+    given = commands()
+    for line in given:
+        program, *words = shlex.split(line, comments=True)
+        if program.endswith("dali-views"):
+            monkeypatch.setattr("sys.argv", [program, *words, *CHEAP.get(words[0], [])])
+            main, arguments = (loader.main, ()) if words[0] == "doctor" else (loader_cli.main, (None,))
+        else:
+            assert words[:2] == ["-m", "trainers"], line
+            # Later words win, as on the command line.
+            main, arguments = trainer_cli.main, ([*words[2:], *CHEAP.get(words[2], [])],)
+        assert main(*arguments) == 0, f"{line}: {capsys.readouterr().err}"
+    assert len(given) >= 12
+    made = ["views.html", "bad.txt", "runs/photos/report.html", "encoder.safetensors"]
+    made += ["shards/shard-000000.tar", "photos-256/list.txt"]
+    assert [name for name in made if not (tmp_path / name).is_file()] == []
