@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from .atomic import PathLike
 from .cached import CachedSource
 from .index_file import pack_names, read_index, unpack_names, write_index
 from .index_open import Constructors
-from .remote import below
+from .remote import as_url, below, is_remote
 from .source import Form, Source, picked, read_rows
 from .sources import LeftOut
 from .stored_source import Holder, open_source
@@ -209,13 +210,16 @@ class SampleIndex(Constructors):
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
-        reasons = {below(path, self.root): reason for path, reason in bad_list.load(bad).items()}
+        listed, start = bad_list.load(bad), os.path.join(self.root, "")
+        reasons = {below(path, self.root): reason for path, reason in listed.items()}
+        # A table or an environment may have names like ./a.jpg, which a list of them has, too.
+        reasons |= {path.removeprefix(start): reason for path, reason in listed.items()}
         names = [os.fsdecode(name) for name in unpack_names(self.paths)]
         keep = np.array([name not in reasons for name in names])
         if keep.all():
             if reasons and not reasons.keys() & {path for path, _ in self.left_out}:
                 warnings.warn(
-                    f"None of the {len(reasons)} files that {os.fspath(bad)!r} names is below {self.root!r}; "
+                    f"None of the {len(listed)} files that {os.fspath(bad)!r} names is below {self.root!r}; "
                     "its paths are relative to that folder, or absolute.",
                     stacklevel=2,
                 )
@@ -247,7 +251,7 @@ class SampleIndex(Constructors):
         start = np.concatenate([[0], ends]).astype(np.int64)
         return replace(self, box_start=start, boxes=truth.boxes[order], box_labels=truth.labels[order])
 
-    def cached(self, folder: PathLike, gigabytes: float) -> SampleIndex:
+    def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> SampleIndex:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
         Several processes and data sets may share the folder; see `cached.CachedSource`. Cache first and
@@ -256,14 +260,27 @@ class SampleIndex(Constructors):
         Args:
             folder: On a local disk; made if it is not there.
             gigabytes: That all that is kept in the folder may take.
+            content: Of a source of one's own, a text that tells what it holds from what another one does, or
+                this one at another time: its path and its version. Names and sizes alone do not.
 
         Raises:
             OSError: The folder cannot be made or written.
             TypeError: The images are arrays, or local files of their own.
+            ValueError: They are of a source of one's own, and `content` is not told; or the folder is a URL.
         """
         if self.source is None:
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")
-        digest = hashlib.sha256(self.fingerprint.encode())
+        if not self.holder and not content:
+            raise ValueError(
+                "What a source of one's own holds is not known here, so that another one's images might be "
+                "taken for its own; tell them apart by cached(..., content=) with its path and version."
+            )
+        if is_remote(folder):
+            raise ValueError(
+                f"Images are kept on a local disk, not in {as_url(folder)}; name a folder there."
+            )
+        told_of = [self.fingerprint, self.column, content]
+        digest = hashlib.sha256(json.dumps(told_of).encode())
         for told in (self.places, self.file_stamps):
             if told is not None:
                 digest.update(np.ascontiguousarray(told).data)

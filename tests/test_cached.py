@@ -12,9 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import noise_images
 from made_source import COUNT, Made, image_of
+from tables import write
 from test_loader import VIEWS, digest
 
 from dali_views import SampleIndex, ViewLoader
@@ -48,6 +50,12 @@ class Counted:
 def table() -> Counted:
     draw = np.random.default_rng(0)
     return Counted([draw.bytes(size) for size in draw.integers(1, 20_000, 50).tolist()])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of one size."""
+    return noise_images(tmp_path_factory.mktemp("photos"), 6, sizes=(40, 41))
 
 
 def taken(folder: Path) -> int:
@@ -240,3 +248,38 @@ def test_a_loader_over_a_cached_source_gives_the_same_batches(tmp_path):
         for _ in range(2):
             assert [digest(batch) for batch in ViewLoader(index, VIEWS, 8, device="cpu")] == expected
     assert table.asked == Counter(range(40))
+
+
+# -- whose images they are ------------------------------------------------------------------------
+
+
+def test_two_columns_of_a_table_do_not_share_what_is_kept(photos, tmp_path):
+    pictures = [file.read_bytes() for file in sorted(photos.iterdir())]
+    pair = {"left": pictures, "right": pictures[::-1]}  # of one size, as a camera with two lenses takes them
+    table = pa.table({column: pa.array(images, pa.binary()) for column, images in pair.items()})
+    write(tmp_path / "pairs.parquet", table, "parquet")
+    for column, images in pair.items():
+        index = SampleIndex.from_table(tmp_path / "pairs.parquet", column, cache=False, progress=False)
+        kept = index.cached(tmp_path / "kept", 1)
+        for _ in range(2):
+            assert [kept.encoded(row) for row in range(len(images))] == images
+
+
+def test_what_a_source_of_one_s_own_holds_must_be_told(photos, tmp_path):
+    pictures = [file.read_bytes() for file in sorted(photos.iterdir())]
+    indexes = [SampleIndex.from_source(Counted(some), progress=False) for some in (pictures, pictures[::-1])]
+    assert indexes[0].fingerprint == indexes[1].fingerprint
+    with pytest.raises(ValueError, match=r"cached\(\.\.\., content=\)"):
+        indexes[0].cached(tmp_path / "kept", 1)
+    for index, content, images in zip(indexes, ("one", "other"), (pictures, pictures[::-1]), strict=True):
+        kept = index.cached(tmp_path / "kept", 1, content)
+        for _ in range(2):
+            assert [kept.encoded(row) for row in range(len(images))] == images
+
+
+def test_a_url_is_no_place_to_keep_images(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = [file.read_bytes() for file in sorted(photos.iterdir())]
+    with pytest.raises(ValueError, match="s3://bucket/kept; name a folder there"):
+        SampleIndex.from_source(Counted(pictures), progress=False).cached("s3://bucket/kept", 1, "one")
+    assert not list(tmp_path.glob("s3*"))
