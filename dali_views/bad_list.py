@@ -13,7 +13,9 @@ def save(file: PathLike, reasons: Mapping[str, str]) -> None:
     """Write reasons by path, in one step."""
     with atomic_write(file) as draft:
         draft.writelines(
-            os.fsencode(f"{path}\t{' '.join(reason.split())}\n") for path, reason in reasons.items()
+            # A line with # is a comment.
+            os.fsencode(f"{'./' if path[:1] == '#' else ''}{path}\t{' '.join(reason.split())}\n")
+            for path, reason in reasons.items()
         )
 
 

@@ -36,7 +36,7 @@ from .atomic import PathLike, atomic_write
 from .index import SampleIndex
 from .pack_claim import claimed, outside
 from .pack_image import Encoded, bounded, pack_image
-from .pack_lists import image_names, packed_names, scaled_instances, stored_names, write_list
+from .pack_lists import image_names, not_packed, packed_names, scaled_instances, stored_names, write_list
 from .pack_read import blocks, in_order, pack_bar, read_block
 from .scan import cores
 
@@ -56,7 +56,8 @@ class Packed:
     kept: int
     """Images that an earlier run had finished."""
     left_out: dict[str, str]
-    """Why, by path relative to the source: what its index had left out, and what turned out to be bad."""
+    """Why, by path relative to the source: what its index had left out, and what turned out to be bad. Of a
+    file that was listed twice the first is in the copy."""
     bytes_before: int
     """Size of the source's images, without those left out; of arrays, as PNG."""
     bytes_after: int
@@ -139,7 +140,7 @@ def pack(
     with claimed(folder, settings):
         done = _run(source, targets, short_side, quality, workers or cores(), progress)
         bad = {names[row]: one.reason for row, one in enumerate(done) if one.reason}
-        left_out = dict(source.left_out) | bad
+        left_out = not_packed(source, bad)
         bad_list.save(folder / LEFT_OUT, left_out)
         good = [row for row, one in enumerate(done) if not one.reason]
         if not good:
@@ -223,7 +224,9 @@ def _pack_row(
     quality: int,
 ) -> _Done:
     if target is None:
-        return _Done("", reason="its path leads out of the source, or holds a tab or a line break")
+        return _Done(
+            "", reason="its path leads out of the source, holds a tab or a line break, or is too long"
+        )
     if data is None:
         # What a source had to be read for again is not counted.
         sizes = () if source.source else (os.path.getsize(source.path(row)), os.path.getsize(target))

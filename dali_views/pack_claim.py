@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .atomic import PathLike, atomic_write
 from .index import SampleIndex
+from .remote import as_url, is_remote
 
 SETTINGS = "pack.json"
 
@@ -19,8 +20,12 @@ def outside(source: SampleIndex, destination: PathLike) -> Path:
     """The destination without links in its path.
 
     Raises:
-        ValueError: It lies among the files of the source.
+        ValueError: It lies among the files of the source, or in a store.
     """
+    if is_remote(destination):
+        raise ValueError(
+            f"A copy is written to a local folder, not to {as_url(destination)}; name one, then upload it."
+        )
     folder = Path(os.path.realpath(destination))
     if source.form == "names" and folder.is_relative_to(os.path.realpath(source.root)):
         raise ValueError(f"The copy {str(folder)!r} would lie in its source; choose a folder outside.")

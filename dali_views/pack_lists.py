@@ -21,6 +21,7 @@ from .index_file import unpack_names
 from .sources import EXTENSIONS, number_labels
 
 _KEPT = (".jpg", ".jpeg")
+_LONGEST = 255 - len("..tmp")  # bytes of a name, of which a draft is written first
 _SHARD = re.compile(r".*?\.tar/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_IN_WORDS = re.compile(r"[\t\n\ud800-\udfff]")  # ends of a label in a list, and what is no UTF-8
@@ -50,7 +51,8 @@ def packed_names(names: Sequence[str]) -> list[str | None]:
         names: Relative paths in the source.
 
     Returns:
-        As many paths; None where the copy cannot have one: out of the source, or not a line of a list.
+        As many paths; None where the copy cannot have one: out of the source, not a line of a list, or longer
+        than a file may be named.
 
     Raises:
         ValueError: A file occurs twice.
@@ -69,7 +71,9 @@ def packed_names(names: Sequence[str]) -> list[str | None]:
             new = next(choice for choice in choices if choice.lower() not in taken)
             taken.add(new.lower())
         outside = os.path.isabs(name) or name.split("/")[0] == ".."
-        out.append(None if outside or set(name) & set("\t\r\n") else new)
+        # A member of a shard, or a key, may be longer than a file system lets a name be.
+        long = max(map(len, os.fsencode(new).split(b"/"))) > _LONGEST
+        out.append(None if outside or long or set(name) & set("\t\r\n") else new)
     return out
 
 
@@ -118,6 +122,22 @@ def label_words(labels: NDArray[np.int32], classes: Sequence[str] | None) -> dic
     except ValueError:
         pass  # names that look like numbers, and too large ones
     return {label: str(label) for label in used}
+
+
+def not_packed(source: SampleIndex, bad: Mapping[str, str]) -> dict[str, str]:
+    """Why files of the source are not in the copy, by their names in it.
+
+    What the index has left out because it is listed twice is in the copy by its first time; a list that named
+    it would have that left out, too.
+
+    Args:
+        bad: Reasons of rows that turned out to be unusable.
+    """
+    out = dict(source.left_out)
+    if out:
+        for name in set(stored_names(source)) - bad.keys():
+            out.pop(name, None)
+    return {**out, **bad}
 
 
 def write_list(file: Path, names: Sequence[str], labels: NDArray[np.int32], classes: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from .index import SampleIndex
 from .pack import LEFT_OUT, Packed
 from .pack_claim import claimed, outside
 from .pack_image import Stored, pack_image
-from .pack_lists import image_names, label_words, shard_keys
+from .pack_lists import image_names, label_words, not_packed, shard_keys
 from .pack_read import blocks, in_order, pack_bar, read_block
 from .scan import cores
 from .shard_write import Record, Shard, append, close, is_intact, read_record, write_record
@@ -114,7 +114,7 @@ def pack_shards(
         done = [(kept | written)[shard.number] for shard in shards]
         reasons = {row: reason for one in done for row, reason in one.left_out.items()}
         bad = {_name(source, row): reason for row, reason in reasons.items()}
-        left_out = dict(source.left_out) | bad
+        left_out = not_packed(source, bad)
         bad_list.save(folder / LEFT_OUT, left_out)
     images = sum(one.images for one in done)
     if not images:

@@ -87,7 +87,10 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
     else:
         pairs = [(name, -1) for name in top]
     if not pairs:
-        raise ValueError(f"The folder {root!r} holds no image ({', '.join(EXTENSIONS)}); check the path.")
+        raise ValueError(
+            f"The folder {root!r} holds no image ({', '.join(EXTENSIONS)}); check the path. Tar shards and "
+            f"tables in it are named by themselves, as '{root}/*.tar'."
+        )
     pairs.sort(key=lambda pair: by_part(pair[0]))
     listing.names, listing.labels = [n for n, _ in pairs], [k for _, k in pairs]
     return listing
@@ -181,7 +184,7 @@ def _content(file: PathLike, what: str) -> bytes:
     try:
         return content(file)
     except FileNotFoundError:
-        raise FileNotFoundError(f"The {what} {os.fspath(file)!r} does not exist; check its URL.") from None
+        raise FileNotFoundError(f"The {what} {absolute(file)!r} does not exist; check its URL.") from None
 
 
 def _start(file: str, lines: Sequence[str]) -> str:
@@ -226,7 +229,7 @@ def _split(line: str, root: str) -> tuple[str, str | None]:
 def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     """Labels and classes of the label column: numbers stay as they are, words are numbered in order."""
     try:
-        labels = [-1 if word is None else int(word) for word in words]
+        labels = [-1 if word is None else _number(word) for word in words]
     except ValueError:
         classes = sorted({word for word in words if word is not None})
         place = {name: i for i, name in enumerate(classes)}
@@ -236,6 +239,12 @@ def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
             f"Labels must lie between -1 (unknown) and {_MAX_LABEL - 1}; number the classes from 0."
         )
     return labels, [str(i) for i in range(max(labels) + 1)]
+
+
+def _number(word: str) -> int:
+    if "_" in word:  # to Python, 1_2 is 12
+        raise ValueError
+    return int(word)
 
 
 def check_labels(

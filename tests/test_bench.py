@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
 
-from dali_views import SampleIndex, bench, recipes
+from dali_views import SampleIndex, bench, cli, recipes
 from dali_views.bench import decoder, memory, training
 from dali_views.bench.contender import Batches, Contender, Setup
 from dali_views.bench.turns import rate, take_turns
@@ -170,3 +171,14 @@ def test_decoding_gives_the_same_pixels_while_the_machine_is_busy(small_index, w
     assert len(set(sums)) == len(small_index)
     rows = decoder.check(setup, passes=2, told=lambda line: None)
     assert [row.value for row in rows if "busy" in row.name] == [0] * (2 if where == "gpu" else 1)
+
+
+def test_places_of_one_name_are_all_measured(small_index, tmp_path, capsys):
+    for other in ("one", "two"):
+        shutil.copytree(small_index.root, tmp_path / other / "photos")
+    first, second = (str(tmp_path / other / "photos") for other in ("one", "two"))
+    settings = {"device": "cpu", "batch-size": 4, "size": 16, "rounds": 1, "seconds": 0.05, "workers": 1}
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    assert cli.main(["bench", first, "--source", second, "--source", f"{first}/", *options]) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n{place} " in told for place in ("photos", first, second))

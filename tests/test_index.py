@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import noise_images
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from dali_views import bad_list
 from dali_views.index import LeftOut, SampleIndex
 
 
@@ -504,3 +506,12 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(twins: tuple[Path, bytes
     with pytest.warns(UserWarning, match="not kept"):
         index = SampleIndex.from_folder(twins[0], cache=tmp_path / "file" / "cache")
     assert len(index) == 1
+
+
+def test_a_list_of_bad_files_has_also_those_whose_names_look_like_comments(tmp_path):
+    noise_images(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "0001.jpg").rename(tmp_path / "photos" / "#1.jpg")
+    index = SampleIndex.from_folder(tmp_path / "photos", cache=False, progress=False)
+    bad_list.save(tmp_path / "bad.txt", {"#1.jpg": "ugly"})
+    rest = index.without(tmp_path / "bad.txt")
+    assert [Path(rest.path(row)).name for row in range(len(rest))] == ["0000.jpg", "0002.jpg"]

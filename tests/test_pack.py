@@ -17,7 +17,7 @@ import pytest
 from conftest import noise_images
 from numpy.typing import NDArray
 from PIL import Image
-from tars import pack_folder
+from tars import pack_folder, write_shard
 from test_source import Table
 
 from dali_views import SampleIndex, ViewLoader, recipes
@@ -597,6 +597,17 @@ def test_a_name_that_leads_out_of_the_folder_is_left_out_and_nothing_is_written_
     assert list(packed.left_out) == ["../beside/0000.jpg"]
     assert [file.name for file in (tmp_path / "to").iterdir()] == ["copy"]
     assert _names(_list(tmp_path / "to" / "copy")) == ["0000.jpg", "0001.jpg"]
+
+
+def test_a_name_too_long_for_a_file_costs_its_image(tmp_path):
+    noise_images(tmp_path / "photos", 3)
+    pictures = [file.read_bytes() for file in sorted((tmp_path / "photos").iterdir())]
+    names = ["a.jpg", f"{'b' * 300}.jpg", f"{'é' * 124}.jpg"]
+    shard = write_shard(tmp_path / "long.tar", zip(names, pictures, strict=True))
+    index = SampleIndex.from_shards(shard, cache=False, progress=False)
+    packed = _pack(index, tmp_path / "copy", 100)
+    assert list(packed.left_out) == [f"long.tar/{names[1]}", f"long.tar/{names[2]}"]
+    assert _names(_list(tmp_path / "copy")) == ["a.jpg"]
 
 
 def test_what_cannot_be_written_is_an_error_and_no_bad_image(tmp_path):

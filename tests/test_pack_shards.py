@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
-from tars import pack_folder
+from tars import pack_folder, write_shard
 from test_loader import FULL, digest
 from test_source import Table
 
@@ -256,6 +256,7 @@ def test_a_million_equal_names_are_told_apart_in_linear_time():
         (["bee", "ant"], [0, 1], False),
         (["10", "9"], [0, 1], False),
         (["20240101", "20240102"], [0, 1], False),
+        (["1_2", "1_3"], [0, 1], True),
         (["ant", " bee"], [0, 1], False),
         (["", "bee"], [0, 1], False),
         (["ant", "b\tee"], [0, 1], False),
@@ -507,6 +508,16 @@ def test_an_image_that_its_index_left_out_is_on_the_list_too(photos, tmp_path):
     assert "bee/0001.jpg\tnot an image" in (tmp_path / "packed" / "left_out.txt").read_text()
 
 
+def test_an_image_that_is_listed_twice_is_in_the_copy_and_stays_in_what_the_list_leaves(photos, tmp_path):
+    pictures = [file.read_bytes() for file in sorted(photos.rglob("*.jpg"))[:2]]
+    twice = [("a.jpg", pictures[0]), ("b.jpg", pictures[1]), ("a.jpg", pictures[1]), ("c.jpg", b"no image")]
+    index = SampleIndex.from_shards(write_shard(tmp_path / "twice.tar", twice), cache=False, progress=False)
+    assert [path for path, _ in index.left_out] == ["twice.tar/a.jpg", "twice.tar/c.jpg"]
+    assert pack_to(tmp_path / "packed", index).left_out.keys() == {"twice.tar/c.jpg"}
+    assert encoded(index.without(tmp_path / "packed" / "left_out.txt")) == pictures
+    assert pack(index, tmp_path / "folder", progress=False).left_out.keys() == {"twice.tar/c.jpg"}
+
+
 def test_a_damaged_png_is_left_out_although_it_is_not_encoded_anew(tmp_path):
     image = io.BytesIO()
     Image.new("RGB", (60, 60)).save(image, "JPEG")
@@ -619,6 +630,15 @@ def test_other_things_the_source_itself_and_a_second_packer_are_refused(source, 
     os.close(handle)
     assert pack_to(tmp_path / "packed", source, short_side=256).kept == 24
     assert {path.name for path in photos.iterdir()} == set(KINDS)
+
+
+def test_a_copy_to_a_url_is_refused_and_no_folder_made_of_its_name(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("s3://bucket/copy", Path("s3://bucket/copy")):
+        for write in (pack_shards, pack):
+            with pytest.raises(ValueError, match="not to s3://bucket/copy; name one"):
+                write(source, url, progress=False)
+    assert not list(tmp_path.glob("s3*"))
 
 
 @pytest.mark.parametrize("options", [{"short_side": 0}, {"quality": 101}, {"workers": 0}, {"per_shard": 0}])

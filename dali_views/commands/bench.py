@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from .. import recipes
 from ..command_line import Answer
 from ..open_images import open_images
+from ..remote import absolute
 from . import common
 
 EXAMPLES = """
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> Answer:
         index,
         recipes.BY_NAME[args.recipe](args.size),
         parts=args.parts or (["sources"] if args.source else ["loaders"]),
-        elsewhere={os.path.basename(where[0].rstrip("/")): open_images(where) for where in args.source},
+        elsewhere=dict(zip(_places(index.root, args.source), map(open_images, args.source), strict=True)),
         batch_size=batch_size,
         device=device,
         workers=args.workers or default_threads(),
@@ -111,3 +113,11 @@ def run(args: argparse.Namespace) -> Answer:
         bench.write_csv(rows, args.csv)
         text += f"\nwritten to {args.csv}"
     return Answer({"rows": [asdict(row) for row in rows]}, text)
+
+
+def _places(first: str, sources: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each place: the last part of its path, or the whole where that is another's, too."""
+    paths = [absolute(where[0]) for where in sources]
+    short = [os.path.basename(path) for path in paths]
+    taken = [os.path.basename(first), *short]
+    return [path if taken.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
