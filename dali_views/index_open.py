@@ -169,6 +169,7 @@ class Constructors:
 
         Raises:
             FileNotFoundError: There is no such shard.
+            IsADirectoryError: It is a folder, which is not looked through for shards.
             ValueError: They hold no usable image, or a label below -1.
         """
         return _index_of(cls, scan_shards(pattern, cache, processes, progress))
@@ -225,7 +226,7 @@ class Constructors:
 
         Raises:
             FileNotFoundError: There is no such environment.
-            ValueError: It is no LMDB environment or holds no usable image.
+            ValueError: It is no LMDB environment, lies in a store, or holds no usable image.
         """
         return _index_of(cls, scan_lmdb(path, cache, progress))
 

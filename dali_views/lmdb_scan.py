@@ -15,6 +15,7 @@ from .atomic import PathLike
 from .container_scan import ContainerScan
 from .index_file import may_be_name, pack_names
 from .lmdb_pages import LOST, NO_VALUE, Pages, Value
+from .remote import as_url, is_remote
 from .scan import inspect, scan_bar
 from .scan_cache import ScanCache, stamp_of
 from .sources import LeftOut
@@ -35,6 +36,10 @@ def names_lmdb(path: PathLike) -> bool:
 
 def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> ContainerScan:
     """The images of an environment; if it has not changed, it is not opened. See `SampleIndex.from_lmdb`."""
+    if is_remote(path):
+        raise ValueError(
+            f"LMDB is read from local files alone; copy {as_url(path)}, or pack it as tar shards."
+        )
     file = os.path.abspath(os.fspath(path))
     file = os.path.join(file, "data.mdb") if os.path.isdir(file) else file
     if not os.path.isfile(file):
@@ -85,7 +90,7 @@ def _scan(root: str, file: str, handle: int, stamp: tuple[int, int], progress: b
         told = f"damaged or cut off; of its {pages.entries} entries {count} were found"
         left_out.append(LeftOut(file, told))
     if not names:
-        first = "; ".join(f"{key}: {refused}" for key, refused in left_out[:3])
+        first = "; ".join(f"{key}: {refused}" for key, refused in left_out[:3]) or "it is empty"
         raise ValueError(f"it holds no encoded image such as a JPEG, one to a key ({first})")
     folders = [name.partition(b"/")[0] if b"/" in name else b"" for name in names]
     classes = sorted(set(folders)) if all(folders) else []

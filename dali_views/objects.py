@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .remote import Part, bucket_of
+from .remote import Part, keys_below
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,9 @@ class ObjectSource:
     def read(self, rows: NDArray[np.int64]) -> list[bytes]:
         """See `Source`; FileNotFoundError for an object that is gone, OSError for one that has changed."""
         names = [os.fsdecode(name.tobytes().rstrip(b"\0")) for name in self.paths[rows]]
-        bucket, folder = bucket_of(self.root)
+        bucket, keys = keys_below(self.root, names)
         told = self.places[rows].tolist()
-        parts = [
-            Part(os.path.join(folder, name), version=version or None)
-            for name, (_, version, _) in zip(names, told, strict=True)
-        ]
+        parts = [Part(key, version=version or None) for key, (_, version, _) in zip(keys, told, strict=True)]
         return _whole(bucket.read_parts(parts), [size for _, _, size in told])
 
 
@@ -55,11 +52,11 @@ class RemoteRangeSource:
 
     def read(self, rows: NDArray[np.int64]) -> list[bytes]:
         """See `ObjectSource.read`."""
-        bucket, folder = bucket_of(self.root)
         told = self.places[rows].tolist()
+        bucket, keys = keys_below(self.root, [self.files[file] for file, _, _ in told])
         parts = [
-            Part(os.path.join(folder, self.files[file]), offset, size, int(self.stamps[file, 1]) or None)
-            for file, offset, size in told
+            Part(key, offset, size, int(self.stamps[file, 1]) or None)
+            for key, (file, offset, size) in zip(keys, told, strict=True)
         ]
         return _whole(bucket.read_parts(parts), [size for _, _, size in told])
 

@@ -35,7 +35,8 @@ class RangeSource:
 
     def _range(self, file: int, offset: int, size: int) -> bytes:
         path = os.path.join(self.root, self.files[file])
-        data = os.pread(_opened(path, *self.stamps[file].tolist()).handle, size, offset)
+        opened = _opened(path, *self.stamps[file].tolist())  # held, or another thread might have it closed
+        data = os.pread(opened.handle, size, offset)
         if len(data) < size:
             raise OSError(f"{self.files[file]} has been cut off since it was indexed")
         return data

@@ -233,6 +233,13 @@ def bucket_of(url: PathLike) -> tuple[Bucket, str]:
     return bucket, unquote(key) if scheme.startswith("http") else key
 
 
+def keys_below(root: str, names: Sequence[str]) -> tuple[Bucket, list[str]]:
+    """The bucket of a URL, and the keys of objects named relative to it, as `below` names them."""
+    bucket, folder = bucket_of(root)
+    quoted = root.startswith("http")
+    return bucket, [os.path.join(folder, unquote(name) if quoted else name) for name in names]
+
+
 _OPENING = threading.Lock()
 _forked = False
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .remote import Entry, bucket_of
+from .remote import Entry, bucket_of, keys_below
 from .remote_file import HEADER, RemoteFile
 from .scan import Record, inspect, scan_bar
 from .source import GONE, reason
@@ -27,15 +27,15 @@ def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
     Raises:
         SourceGoneError: See `remote.Bucket`.
     """
-    bucket, folder = bucket_of(root)
+    bucket, keys = keys_below(root, names)
     # A web server cannot list what it has.
     if len(names) > _SINGLY and not root.startswith("http"):
-        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(folder)}
+        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
         return [there.get(name, _ABSENT) for name in names]
 
-    def look(name: str) -> tuple[int, int]:
+    def look(key: str) -> tuple[int, int]:
         try:
-            entry = bucket.stat(os.path.join(folder, name))
+            entry = bucket.stat(key)
         except GONE:
             raise
         except OSError:
@@ -43,7 +43,7 @@ def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
         return entry.size, entry.version
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(look, names))
+        return list(threads.map(look, keys))
 
 
 def scan_objects(

@@ -18,7 +18,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
 TABLE = re.compile(r"\.(parquet|pq|arrow|feather)\*?$")
-_KINDS = {SHARD: "shard", TABLE: "table"}
+_KINDS = {SHARD: ("shard", "*.tar"), TABLE: ("table", "*.parquet")}
 
 _LIST_ENDINGS = (".txt", ".tsv", ".lst")
 
@@ -42,7 +42,8 @@ def names_tables(path: PathLike) -> bool:
     if not os.path.isdir(path):
         return names_shards(path, TABLE)
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.name[0] != "."]
+        # What writers of tables leave beside them begins so: _SUCCESS, .part-0.parquet.crc.
+        names = [entry.name for entry in entries if entry.name[0] not in "._"]
     others = any(os.path.splitext(name)[1].lower() in (*EXTENSIONS, "") for name in names)
     return not others and any(map(TABLE.search, names))
 
@@ -55,13 +56,23 @@ def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] 
 
     Raises:
         FileNotFoundError: No shard is there.
+        IsADirectoryError: A folder is named instead of what lies in it.
         ValueError: A pattern stands for more than a million shards.
     """
     given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
     found = dict.fromkeys(absolute(path) for one in given for path in _expand(os.fspath(one), ending))
+    kind, example = _KINDS[ending]
+    for path in found:
+        if os.path.isdir(path) and not ending.search(os.path.basename(path)):
+            raise IsADirectoryError(
+                f"{path!r} is a folder; name the {kind}s in it, as {os.path.join(path, example)!r}."
+            )
     if not any(is_remote(path) or os.path.exists(path) for path in found):
         told = ", ".join(repr(os.fspath(one)) for one in given[:3])
-        raise FileNotFoundError(f"There is no {_KINDS[ending]} {told}; check the path or the pattern.")
+        raise FileNotFoundError(
+            f"There is no {kind} {told}; check the path or the pattern. A file whose name does not end as "
+            f"{example!r} does is read as a list of {kind}s."
+        )
     return list(found)
 
 

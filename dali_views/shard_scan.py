@@ -119,7 +119,7 @@ def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards"
     ]
     counts = [len(shard.names) for shard in found]
     if not sum(counts):
-        first = "; ".join(f"{path}: {told}" for path, told in left_out[:3])
+        first = "; ".join(f"{path}: {told}" for path, told in left_out[:3]) or "they are empty"
         raise ValueError(
             f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check the path."
         )

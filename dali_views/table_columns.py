@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +49,15 @@ def choose(schema: pa.Schema, image: str | None, label: str | None) -> Columns:
     fits = _images(schema)
     told = ", ".join(map(repr, schema.names))
     if image is None:
-        if len(fits) != 1:
-            which = f"several ({', '.join(map(repr, fits))}); name one of them" if fits else "none"
+        if len(fits) > 1:
+            several = ", ".join(map(repr, fits))
             raise ValueError(
-                f"Of the columns {told}, {which} can hold encoded images (binary, or a struct "
-                "with a binary field 'bytes')."
+                f"The columns {several} can all hold encoded images; name one of them as `image`."
+            )
+        if not fits:
+            raise ValueError(
+                f"None of the columns {told} can hold encoded images (binary, or a struct with a binary "
+                "field 'bytes'); check the table."
             )
         leaf = fits[0]
     else:
@@ -64,6 +69,14 @@ def choose(schema: pa.Schema, image: str | None, label: str | None) -> Columns:
             )
     if label is None:
         label = next((name for name in _LABELS if name in _labels(schema)), None)
+        other = next((name for name in _LABELS if name in schema.names), None)
+        if label is None and other is not None:
+            kind = schema.types[schema.names.index(other)]
+            warnings.warn(
+                f"The images have no labels, for the column {other!r} holds {kind} and neither whole numbers "
+                "nor words; convert it, or name another as `label`.",
+                stacklevel=2,
+            )
     elif label not in _labels(schema):
         raise ValueError(f"There is no column {label!r} of whole numbers or words; the columns are {told}.")
     stem, _, field = leaf.rpartition(".")

@@ -227,7 +227,10 @@ def _places_in(start: int, piece: bytes, images: list[NDArray[np.uint8] | None])
     """Where each image stands byte by byte in a piece of a file that starts there; None if one does not."""
     places, at = [], 0
     for image in images:
-        content = b"" if image is None else image.tobytes()
+        if image is None:  # of which there is nothing in the file
+            places.append((0, 0))
+            continue
+        content = image.tobytes()
         found = at + _LENGTH if piece.startswith(content, at + _LENGTH) else piece.find(content, at)
         if found < 0 and (found := piece.find(content)) < 0:  # of equal images, one may stand for all
             return None

@@ -236,6 +236,11 @@ def test_what_is_no_environment_is_refused(values, tmp_path):
 # -- damage and change ----------------------------------------------------------------------------
 
 
+def test_an_environment_in_a_store_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"local files alone; copy s3://bucket/a\.lmdb"):
+        SampleIndex.from_lmdb("s3://bucket/a.lmdb")
+
+
 def test_no_damage_leads_out_of_the_file(values, tmp_path):
     small = {b"ant/%d.png" % number: tiny(number) for number in range(100)}
     file = write(tmp_path / "a", {**values, **small}) / "data.mdb"

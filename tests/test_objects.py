@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import noise_images
 from s3 import PAGE, Bucket
-from tars import pack_folder
+from tars import pack_folder, write_shard
 from test_loader import FULL, VIEWS, digest
 
 from dali_views import BadImageError, SampleIndex, SourceGoneError, View, ViewLoader, bad_list, cli
@@ -307,6 +307,20 @@ def test_a_server_that_dies_ends_the_run_which_is_resumed_when_it_is_back(
     resumed = loader_of(index)
     resumed.load_state_dict(loader.state_dict())
     assert [digest(batch) for batch in resumed] == expected[len(seen) :]
+
+
+def test_a_web_server_s_urls_are_written_with_escapes_and_mean_what_they_stand_for(bucket, classes, tmp_path):
+    pictures = [file.read_bytes() for file in sorted((classes / "ant").iterdir())[:2]]
+    shard = write_shard(tmp_path / "x.tar", [("0.jpg", pictures[0]), ("1.jpg", pictures[1])])
+    for key, content in (("a b.jpg", pictures[0]), ("50%.jpg", pictures[1]), ("a b.tar", shard.read_bytes())):
+        bucket.put(key, content, ACL="public-read")
+    server = f"{bucket.proxy.url}/{bucket.name}"
+    (tmp_path / "list.txt").write_text(f"{server}/a%20b.jpg\n{server}/50%25.jpg\n")
+    for _ in range(2):  # the second time from the scan that is kept
+        listed = SampleIndex.from_list(tmp_path / "list.txt", progress=False)
+        shards = SampleIndex.from_shards(f"{server}/a%20b.tar", progress=False)
+        for index in (listed, shards):
+            assert [index.encoded(row) for row in range(len(index))] == pictures
 
 
 # -- kept on a local disk -------------------------------------------------------------------------

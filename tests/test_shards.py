@@ -19,7 +19,7 @@ from PIL import Image
 from tars import add, pack_folder, write_shard
 from test_loader import FULL, digest
 
-from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, show
+from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, ranges, show
 from dali_views.scan_workers import in_workers
 from dali_views.shard_list import list_shards
 from dali_views.shard_scan import merge, scan_shard
@@ -163,6 +163,11 @@ def test_a_pattern_of_too_many_or_no_shards_is_refused(tmp_path):
         list_shards(tmp_path / "{0..99999}{0..99999}.tar")
     with pytest.raises(FileNotFoundError, match="no shard"):
         list_shards(tmp_path / "{0..9}.tar")
+    with pytest.raises(IsADirectoryError, match=r"is a folder; name the shards in it, as '.*/\*\.tar'"):
+        list_shards(tmp_path)
+    (tmp_path / "shard.bin").write_bytes(bytes(1024))
+    with pytest.raises(FileNotFoundError, match="is read as a list of shards"):
+        list_shards(tmp_path / "shard.bin")
 
 
 # -- labels ---------------------------------------------------------------------------------------
@@ -307,6 +312,9 @@ def test_shards_without_a_usable_image_are_an_error(tmp_path):
     write_shard(tmp_path / "a.tar", [("0.jpg", b"no image")])
     with pytest.raises(ValueError, match=r"no usable image \(a.tar/0.jpg: not an image"):
         from_shards(tmp_path / "a.tar")
+    write_shard(tmp_path / "a.tar", [])
+    with pytest.raises(ValueError, match=r"no usable image \(they are empty\)"):
+        from_shards(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("claim", ["size", "long name", "negative size"])
@@ -443,6 +451,18 @@ def test_no_more_descriptors_are_open_than_allowed(images, tmp_path):
         loader = ViewLoader(index, VIEWS, 50, device="cpu", seed=epoch)
         assert len(set(rows_of(loader))) == 300
     assert len(os.listdir("/proc/self/fd")) - before <= 256 + 32  # DALI has some of its own
+
+
+def test_a_file_stays_open_as_long_as_somebody_reads_it(own, monkeypatch):
+    index = from_shards(own / "part-*.tar")
+    picture, read = index.encoded(3), os.pread
+
+    def while_others_open_theirs(*place: int) -> bytes:
+        ranges._opened.cache_clear()
+        return read(*place)
+
+    monkeypatch.setattr(os, "pread", while_others_open_theirs)
+    assert index.encoded(3) == picture
 
 
 # -- storing --------------------------------------------------------------------------------------

@@ -25,7 +25,17 @@ from tables import named, structs, write
 from test_loader import FULL, digest
 from test_shards import rows_of
 
-from dali_views import RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, group_source, table_scan
+from dali_views import (
+    RegionTable,
+    SampleIndex,
+    View,
+    ViewLoader,
+    bad_list,
+    cli,
+    group_source,
+    table_look,
+    table_scan,
+)
 from dali_views.group_source import GroupCache, GroupSource
 from trainers import config as cfg
 from trainers import data
@@ -227,7 +237,7 @@ def test_names_of_numbers_become_classes(images, tmp_path):
 def test_the_column_of_images_is_the_only_one_that_fits_or_named(images, tmp_path, how):
     table = pa.table({"image": structs(images[:3]), "mask": images[3:6], "text": ["a", "b", "c"]})
     file = write(tmp_path / "a.parquet", table, how)
-    with pytest.raises(ValueError, match=r"several \('image.bytes', 'mask'\); name one of them"):
+    with pytest.raises(ValueError, match=r"'image\.bytes', 'mask' can all hold encoded images; name one"):
         from_table(file)
     assert from_table(file, "mask").encoded(1) == images[4]
     assert from_table(file, "image").encoded(1) == from_table(file, "image.bytes").encoded(1) == images[1]
@@ -236,8 +246,34 @@ def test_the_column_of_images_is_the_only_one_that_fits_or_named(images, tmp_pat
             from_table(file, wrong)
     with pytest.raises(ValueError, match="no column 'none' of whole numbers or words"):
         from_table(file, "mask", "none")
-    with pytest.raises(ValueError, match="'text', none can hold"):
+    with pytest.raises(ValueError, match="None of the columns 'text' can hold"):
         from_table(write(file, table.select(["text"]), how))
+
+
+def test_labels_that_are_neither_whole_numbers_nor_words_are_told(images, tmp_path):
+    floats = pa.table({"image": pa.array(images, pa.binary()), "label": pa.array([1.0, None] * 20)})
+    with pytest.warns(UserWarning, match="the column 'label' holds double"):
+        index = from_table(write(tmp_path / "a.parquet", floats, "parquet"))
+    assert (index.labels == -1).all()
+
+
+def test_nulls_between_images_cost_no_search(images):
+    class Piece(bytes):
+        searched = 0
+
+        def find(self, *sought: Any) -> int:
+            Piece.searched += 1
+            return super().find(*sought)
+
+    stored = Piece(b"header" + b"".join(len(one).to_bytes(4, "little") + one for one in images[:3]))
+    arrays = [np.frombuffer(one, np.uint8) for one in images[:3]]
+    places = table_look._places_in(
+        100, stored, [None, arrays[0], None, None, None, arrays[1], None, arrays[2]]
+    )
+    assert places is not None
+    found = [stored[at - 100 : at - 100 + size] for at, size in places if size]
+    assert found == images[:3]
+    assert Piece.searched == 1  # past the header
 
 
 def test_tables_that_are_not_like_the_first_are_left_out(table, images, tmp_path):
@@ -617,6 +653,23 @@ def test_images_left_out_by_their_names_stay_out(table, images, tmp_path):
     assert [rest.encoded(row) for row in range(39)] == images[:3] + images[4:]
     part = index.subset([31, 2, 17]).subset([2, 0])
     assert [part.encoded(0), part.encoded(1)] == [images[17], images[31]]
+
+
+def test_names_that_no_path_would_have_are_found_on_a_list(images, tmp_path):
+    paths = ["./a.jpg", "b//c.jpg", "d.jpg", "#e.jpg"]
+    index = from_table(write(tmp_path / "a.arrow", pa.table({"image": structs(images[:4], paths)})))
+    assert names(index.subset([0, 1])) == ["a.arrow/a.jpg", "a.arrow/b/c.jpg"]
+    for start in (f"{tmp_path}/", ""):
+        bad_list.save(tmp_path / "bad.txt", {f"{start}a.arrow/{path}": "ugly" for path in paths[:2]})
+        rest = index.without(tmp_path / "bad.txt")
+        assert [rest.encoded(row) for row in range(len(rest))] == images[2:4]
+
+
+def test_a_folder_of_tables_may_have_what_writers_leave_beside_them(table, tmp_path, capsys):
+    write(tmp_path / "part-0.parquet", table, "parquet")
+    (tmp_path / "_SUCCESS").touch()
+    assert cli.main(["index", str(tmp_path)]) == 0
+    assert "40 images in 2 classes" in capsys.readouterr().out
 
 
 def test_a_run_reads_tables(table, tmp_path):

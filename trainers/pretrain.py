@@ -190,8 +190,8 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
     changed = config_file.differences(config_file.parse(saved["config"]), config)
-    # What these sections hold (device, threads, how to evaluate) does not change what is trained.
-    free = ("run.", "localise.", "probe.", "finetune.")
+    # What these hold (device, threads, how to evaluate, what is kept) does not change what is trained.
+    free = ("run.", "localise.", "probe.", "finetune.", "data.cache_")
     fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
     if fixed:
         raise ValueError(
