@@ -6,7 +6,6 @@ safe after CUDA or threads have started, and unlike its spawn it never runs the 
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
 import subprocess
@@ -34,12 +33,13 @@ def in_workers(function: Callable[[A], R], processes: int) -> Iterator[Callable[
     if processes < 1:
         yield function
         return
-    code = f"from {__name__} import serve; serve({function.__module__!r}, {function.__qualname__!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    # Of itself, an interpreter looks for modules in the current folder first, which may be the data set.
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; "
+        f"serve({function.__module__!r}, {function.__qualname__!r})"
+    )
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(processes)
     ]
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()

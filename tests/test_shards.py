@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import warnings
 from collections.abc import Callable
@@ -373,6 +375,18 @@ def test_worker_processes_and_threads_agree(own):
     assert here.left_out == apart.left_out
     assert np.array_equal(here.places, apart.places)
     assert (here.labels.tolist(), here.classes) == (apart.labels.tolist(), apart.classes)
+
+
+def test_worker_processes_run_nothing_that_lies_in_the_current_folder(own):
+    (own / "pickle.py").write_text("open('ran', 'w')")
+    line = "from_shards('part-*.tar', cache=False, processes=1, progress=False)"
+    script = own.with_name("script.py")
+    script.write_text(f"import dali_views; print(len(dali_views.SampleIndex.{line}))")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    words = [sys.executable, str(script)]
+    found = subprocess.run(words, cwd=own, env=environment, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.returncode) == ("40\n", 0), found.stderr
+    assert not (own / "ran").exists()
 
 
 def test_a_worker_that_dies_is_told_with_its_work():
