@@ -26,7 +26,7 @@ from .sources import EXTENSIONS, LeftOut, number_labels
 from .window import Window, of_file
 
 _MOST_HEADER = 1 << 20  # bytes of a long name or of PAX records; more would be read into memory at once
-_MOST_LABEL = 1 << 16  # bytes of a label file
+_MOST_LABEL = 1 << 20  # bytes of a label file
 _LABEL_KEYS = ("label", "cls", "class_id")
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -201,6 +201,9 @@ def _walk(file: _Headers, size: int, found: _Contents) -> None:
             _add(file.raw, member, size, seen, found)
         file.seek(tar.offset)
         whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        if whole and file.read(max(0, min(size - file.tell(), _MOST_HEADER))).strip(b"\0"):
+            told = f"ends at byte {tar.offset}; what follows, as a tar that was appended, is not read"
+            found.left_out.append(("", told))
     except GONE:
         raise
     except Exception:  # tarfile's own, and whatever else it stumbles over in a damaged header
@@ -226,6 +229,8 @@ def _add(raw: io.RawIOBase, member: tarfile.TarInfo, size: int, seen: set[str], 
         seen.add(name)
     elif ending not in (".cls", ".json"):
         return
+    elif member.size > _MOST_LABEL:
+        refused = f"longer than the {_MOST_LABEL} bytes of a label file that are read"
     folder, base = os.path.split(name)
     key = os.path.join(folder, base.partition(".")[0])
     window = io.BufferedReader(Window(of_file(raw), member.offset_data, member.size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -216,6 +217,35 @@ def test_an_image_has_the_label_of_its_key(images, tmp_path):
 
 
 # -- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_label_beside_a_long_caption_is_read_and_one_in_a_longer_file_told(images, tmp_path):
+    def file(length: int) -> bytes:
+        return json.dumps({"caption": "x" * length, "label": 1}).encode()
+
+    members = [
+        ("a.jpg", images[0]),
+        ("a.json", file(1 << 17)),
+        ("b.jpg", images[1]),
+        ("b.json", file(1 << 20)),
+    ]
+    index = from_shards(write_shard(tmp_path / "x.tar", members))
+    assert index.labels.tolist() == [1, -1]
+    assert [path for path, _ in index.left_out] == ["x.tar/b.json"]
+    assert "longer than the 1048576 bytes of a label file" in index.left_out[0].reason
+
+
+def test_a_shard_that_another_was_appended_to_is_told(own):
+    whole = (own / "part-000.tar").read_bytes()
+    (own / "part-000.tar").write_bytes(whole + (own / "part-001.tar").read_bytes())
+    (own / "part-002.tar").write_bytes(
+        (own / "part-002.tar").read_bytes() + bytes(1 << 16)
+    )  # of long records
+    index = from_shards(own / "*.tar")
+    assert len(index) == 40
+    ((path, reason),) = index.left_out
+    assert path == "part-000.tar"
+    assert re.fullmatch(r"ends at byte \d+; what follows, as a tar that was appended, is not read", reason)
 
 
 def test_members_that_must_not_be_read_are_left_out_with_the_reason(images, tmp_path):
