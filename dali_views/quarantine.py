@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .source import GONE, reason
 __all__ = ["BadImageError", "Substitutes"]
 
 _TOLD = 20  # files in an error
+_EXAMPLES = 3
 _DRAWS = 64  # of a substitute, before the next readable row is taken
 
 
@@ -72,7 +74,10 @@ class Substitutes:
             else:
                 substitute = (rows + 1) % len(self._index)
             rows = np.where(good, rows, substitute)
-        raise BadImageError("Every image of the data set turned out to be unreadable.")
+        told = [f"{path}: {reason}" for path, reason in islice(self._files.items(), _EXAMPLES)]
+        raise BadImageError(
+            "Every image of the data set turned out to be unreadable, for example:\n  " + "\n  ".join(told)
+        )
 
     def search(self, rows: I64) -> dict[int, str]:
         """Decode each row's file alone; put those that fail into quarantine and return them with the reason.

@@ -465,6 +465,15 @@ def test_a_shard_that_is_gone_or_another_costs_its_images(own, change, word):
         rows_of(strict)
 
 
+def test_when_all_shards_are_others_it_is_told_why_nothing_can_be_read(own):
+    index = from_shards(own / "part-*.tar")
+    for shard in own.iterdir():
+        os.utime(shard)  # as a copy to the disk of another machine has it
+    patient = ViewLoader(index, VIEWS, 8, device="cpu", max_bad_share=1)
+    with pytest.raises(BadImageError, match=r"Every image .*\n  .*has changed since it was indexed"):
+        rows_of(patient)
+
+
 def test_shards_cut_off_while_they_are_read_cost_what_is_lost(own):
     index = from_shards(own / "part-*.tar")
     assert index.places is not None
