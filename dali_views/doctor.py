@@ -115,7 +115,9 @@ class Probe:
 
     def __init__(self, *arguments: str) -> None:
         self._failed = ""
-        command = [sys.executable, "-W", "ignore", "-m", f"{__package__}.doctor_probes", *arguments]
+        # Of itself, an interpreter looks for modules in the current folder first.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.doctor_probes import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(

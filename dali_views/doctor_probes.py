@@ -187,7 +187,3 @@ def main() -> None:
     """Run one probe; what is wrong ends it with the error's own line, the last on stderr."""
     name, *arguments = sys.argv[1:]
     print(json.dumps(PROBES[name](*arguments)))
-
-
-if __name__ == "__main__":
-    main()
