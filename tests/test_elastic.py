@@ -131,7 +131,6 @@ def test_torchrun_restarts_what_was_killed_and_it_goes_on_by_itself(scenes, tmp_
     with launch([*TORCHRUN, *words, "pretrain", str(file)]) as process:
         output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert re.search(r"rank 0 on \S+ ends, for rank 1 on \S+ is gone: killed", output)
     write_config(tmp_path / "whole", scenes, **APART, run=run)
     codes, outputs = train(tmp_path / "whole", 2)
     assert codes == [0, 0], outputs
