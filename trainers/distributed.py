@@ -7,6 +7,7 @@ joined batch.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ __all__ = [
     "local_rank",
     "rank",
     "restartable",
+    "spread",
     "together",
     "world",
 ]
@@ -240,6 +242,16 @@ def all_equal(value: float) -> bool:
     """Whether all ranks have the same value."""
     most, least = greatest(value, -value)
     return most == -least
+
+
+def spread(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network over all processes, which average its gradients. Buffers stay each process's own: they are
+    sent when they are about to be used together (`broadcast_buffers`), and not at every step."""
+    # Renamed in PyTorch 2.14.
+    options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    devices = None if device.type == "cpu" else [device]
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, **{name: False})
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -157,10 +157,7 @@ def wrap(method: Method, config: cfg.Config, device: torch.device) -> nn.Module:
         torch.compiler.reset()  # a graph of an earlier run in this process would not see this one's hooks
         network = torch.compile(network)  # type: ignore[assignment]
     if distributed.world() > 1:
-        # Buffers are sent when they are about to be used together (`distributed.broadcast_buffers`), not
-        # at every step: MoCo's queue is one of them.
-        devices = None if device.type == "cpu" else [device]
-        network = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        network = distributed.spread(network, device)  # MoCo's queue is a buffer that need not travel
     return network
 
 

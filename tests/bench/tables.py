@@ -1,6 +1,6 @@
 """Write the tables of speed in the documents from the committed files: no figure stands there by hand.
 
-python tests/bench/tables.py            # writes README.md and docs/speed.md
+python tests/bench/tables.py            # writes the pages below
 python tests/bench/tables.py --check    # fails if that would change anything
 
 A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`.
@@ -16,7 +16,7 @@ from pathlib import Path
 from dali_views.bench import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/speed.md")
+PAGES = ("README.md", "docs/speed.md", "docs/sources.md")
 _TABLE = re.compile(r"(<!-- table: (\S+\.csv) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -35,6 +35,40 @@ def table(path: Path) -> str:
     if "trial" in lines[0]:
         return _markdown(
             ["instead", "ratio"], [[line["trial"], f"{float(line['ratio']):.2f}"] for line in lines]
+        )
+    if "mapped_mb" in lines[0]:
+        heads = [
+            "images",
+            "index, MB",
+            "s to load it",
+            "s to the first batch",
+            "ms per batch of 256",
+            "own MB",
+        ]
+        names = ["rows", "file_mb", "s_to_load", "s_to_first_batch", "ms_per_batch", "own_mb"]
+        return _markdown(heads, [[_number(line[name]) for name in names] for line in lines])
+    if "ms_to_snapshot" in lines[0]:
+        heads = [
+            "table",
+            "ranks",
+            "images",
+            "ms to freeze",
+            "ms per 256 rows",
+            "s to sync",
+            "own MB",
+            "share, MB",
+        ]
+        names = [
+            "rows",
+            "ms_to_snapshot",
+            "ms_per_256_rows",
+            "s_to_sync",
+            "written_private_mb",
+            "written_pss_mb",
+        ]
+        return _markdown(
+            heads,
+            [[line["table"], line["ranks"], *(_number(line[n]) for n in names)] for line in lines],
         )
     if lines[0]["part"] == "loaders":
         return _loaders(lines)
@@ -73,6 +107,12 @@ def _figure(line: dict[str, str]) -> list[str]:
     return (
         [f"{value:.2%}", "of the time"] if line["measure"] == "of time" else [f"{value:g}", line["measure"]]
     )
+
+
+def _number(text: str) -> str:
+    """Three figures of a small number, all of a large one's before the point."""
+    value = float(text)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

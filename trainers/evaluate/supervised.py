@@ -112,8 +112,7 @@ def train_classifier(
 
     network: nn.Module = learner.module
     if distributed.world() > 1:
-        devices = None if device.type == "cpu" else [device]
-        network = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+        network = distributed.spread(network, device)
     optimizer = _optimizer(learner, settings)
     # The head is in full precision, so that there is nothing to scale while the encoder is frozen.
     scaled = precision(config) is torch.float16 and settings.encoder_lr is not None
