@@ -250,8 +250,9 @@ def spread(network: nn.Module, device: torch.device) -> nn.Module:
     # Renamed in PyTorch 2.14.
     options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    settings: dict[str, Any] = {name: False}
     devices = None if device.type == "cpu" else [device]
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, **{name: False})
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, **settings)
 
 
 def broadcast_buffers(module: nn.Module) -> None:
