@@ -153,10 +153,11 @@ class SampleIndex(Constructors):
 
     def summary(self) -> str:
         """A few lines for people: how many images, which sizes, what was left out and why."""
+        kinds = "class" if len(self.classes) == 1 else "classes"
         middle = np.median(self.sizes, axis=0)
         largest = self.sizes[np.argmax(np.prod(self.sizes, 1, np.int64))]
         lines = [
-            f"{len(self)} images in {len(self.classes)} classes ({self.root or self.form}), "
+            f"{len(self)} images in {len(self.classes)} {kinds} ({self.root or self.form}), "
             f"{int((self.labels < 0).sum())} without a label",
             f"height x width: median {middle[0]:.0f} x {middle[1]:.0f}, largest {largest[0]} x {largest[1]}",
         ]
