@@ -132,7 +132,8 @@ def _headline(folder: Path, config: cfg.Config | None, curves: dict[str, Curve])
         told.append(f"{config.data.kind} {config.data.path}")
     if start:
         told.append(f"{start.get('images', 0)} images")
-        told += [f"{start['classes']} classes"] if start.get("classes") else []
+        count = start.get("classes") or 0
+        told += [f"{count} {'class' if count == 1 else 'classes'}"] if count else []
         told += [f"{start['true_boxes']} true boxes"] if start.get("true_boxes") else []
     yield f"<p>{escape(' · '.join(told))}</p>"
     yield f'<p><span class="state {state.kind}">{escape(state.told)}</span></p>'
