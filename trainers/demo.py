@@ -21,7 +21,7 @@ from .report import table
 
 __all__ = ["demo"]
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+CONFIG = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 SCENES = 1200
 
 

@@ -1,0 +1,62 @@
+"""What is installed without a checkout is whole: types, configurations, the demonstration."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("setuptools", minversion="77")
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ["dali_views", "trainers", "configs", "pyproject.toml", "README.md", "LICENSE"]
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+DEMO = """
+from trainers import config_file, demo
+paths = ["run.out=out", "data.path=images", "data.instances=instances.json"]
+print(config_file.load(demo.CONFIG, paths).guide.name, demo.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, source / part, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / part, source / part)
+    command = [sys.executable, "-W", "ignore", "-c", BUILD, folder]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_a_wheel_has_types_and_all_configurations(installed):
+    for package in ("dali_views", "trainers"):
+        assert (installed / package / "py.typed").is_file()
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        copied = installed / "trainers" / "configs" / file.relative_to(ROOT / "configs")
+        assert copied.read_bytes() == file.read_bytes()
+    kinds = {path.suffix for path in installed.rglob("*") if path.is_file() and "dist-info" not in str(path)}
+    assert kinds == {".py", ".typed", ".yaml"}
+
+
+def test_the_demonstration_has_its_configuration_in_a_wheel(installed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DEMO],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["contrastive_crop", str(installed / "trainers" / "demo.py")], done.stderr
