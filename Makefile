@@ -1,12 +1,13 @@
 # make demo      pretrain on generated scenes with and without guidance, and print what came out
 # make test      run the tests
 # make check     lint and type check
+# make docs      the documentation as a site that needs no network, in build/site
 # make coverage  run the tests and tell which lines of the packages none of them reaches
 # make tables    the tables of speed in README.md and docs/speed.md, from the files in tests/bench/results
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-.PHONY: demo test check coverage tables clean
+.PHONY: demo test check docs coverage tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -20,6 +21,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/python -W ignore docs/site/build.py build/site
 
 coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered

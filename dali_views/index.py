@@ -47,6 +47,7 @@ class SampleIndex(Constructors):
     labels: NDArray[np.int32]
     """(N,) class of each image, -1 unknown."""
     classes: list[str] = field(default_factory=list)
+    """Name of each class; a label is its place in this list."""
     arrays: NDArray[np.uint8] | None = None
     """(N, H, W, 3) pixels, for an index of arrays."""
     holder: Holder = ""
@@ -68,6 +69,7 @@ class SampleIndex(Constructors):
     box_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """(M,) class of each box, -1 unknown."""
     left_out: list[LeftOut] = field(default_factory=list)
+    """Path and reason of each file that was listed and cannot be used."""
     fingerprint: str = ""
     """Hex SHA-256 over relative paths and sizes (arrays: shape and pixels); the root plays no part."""
     quarantine: dict[str, str] = field(default_factory=dict, metadata={"stored": False})

@@ -31,7 +31,7 @@ class RegionTable:
 
     Args:
         length: N, number of samples.
-        regions: K.
+        regions: K, boxes and weights per sample.
         fingerprint: of the data set the rows belong to, "" while unbound.
         shared: the ranks of a machine hold one copy of the table together. What is written is then seen
             after the next ``sync``, by the rank that wrote it, too. Made, loaded (``load_state_dict``) and
@@ -40,7 +40,7 @@ class RegionTable:
 
     Attributes:
         epoch: the epoch that writes are booked under.
-        regions: K.
+        regions: K, as above.
         fingerprint: as above.
         traffic: rows, bytes and seconds that `sync` has taken so far; whoever reads it may start it anew.
 

@@ -46,9 +46,11 @@ class View:
     jitter: float = 0.0
     """Probability that the four jitters below apply (together)."""
     brightness: float = 0.0
-    """Factor drawn from [max(0, 1 - x), 1 + x]; likewise for contrast and saturation."""
+    """Factor drawn from [max(0, 1 - x), 1 + x]."""
     contrast: float = 0.0
+    """Likewise, about the view's mean grey."""
     saturation: float = 0.0
+    """Likewise, about each pixel's own grey."""
     hue: float = 0.0
     """Turn drawn from [-x, x] of a full circle, x at most 0.5."""
     grayscale: float = 0.0
