@@ -1,4 +1,4 @@
-"""The image's files, as far as they can be checked without a build: tests/docker/image.py builds and tries."""
+"""The image's files, as far as they can be checked without a build: tests/docker/image.py is the trial."""
 
 from __future__ import annotations
 

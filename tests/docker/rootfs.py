@@ -76,12 +76,9 @@ class Root:
         began = time.monotonic()
         script = self._mounts(cache_at, read_only_but)
         variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})}
-        inside = f"cd {shlex.quote(cwd)} && {line}" if isinstance(command, str) else (
-            f"cd {shlex.quote(cwd)} && exec {line}"
-        )  # fmt: skip
         given = [f"{name}={value}" for name, value in variables.items()]
         words = ["chroot", f"--userspec={user}", "--groups=", str(self.folder)]
-        words += ["/usr/bin/env", "-i", *given, "/bin/sh", "-c", inside]
+        words += ["/usr/bin/env", "-i", *given, "/bin/sh", "-c", f"cd {shlex.quote(cwd)} && {line}"]
         script += f"\nexec {shlex.join(words)}"
         unshared = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-ec", script]
         done = subprocess.run(unshared, stdin=subprocess.DEVNULL, check=False)
