@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .loader import Batch, ViewLoader
     from .quarantine import BadImageError
     from .regions import RegionTable
-    from .source import Source, SourceGoneError
+    from .sources.source import Source, SourceGoneError
     from .views import View
 
 __all__ = [
@@ -34,8 +34,8 @@ _HOME = {
     "Batch": "loader",
     "RegionTable": "regions",
     "SampleIndex": "index",
-    "Source": "source",
-    "SourceGoneError": "source",
+    "Source": "sources.source",
+    "SourceGoneError": "sources.source",
     "View": "views",
     "ViewLoader": "loader",
 }

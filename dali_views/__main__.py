@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run one command; the doctor also where the packages that the others import are broken."""
     if sys.argv[1:2] == ["doctor"]:
-        from . import doctor
+        from .doctor import examine as doctor
 
         return doctor.main(sys.argv[2:])
     from . import cli

@@ -13,7 +13,7 @@ from . import pipeline
 from .index import SampleIndex
 from .plan import I64, Plan
 from .profiling import stage
-from .read_ahead import AHEAD, ReadAhead, Reading
+from .sources.read_ahead import AHEAD, ReadAhead, Reading
 from .views import View
 
 

@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import bad_list
 from .atomic import PathLike
-from .cached import CachedSource
 from .index_file import pack_names, read_index, unpack_names, write_index
 from .index_open import Constructors
-from .remote import as_url, below, is_remote
-from .source import Form, Source, picked, read_rows
-from .sources import LeftOut
-from .stored_source import Holder, open_source
-from .truth_boxes import RowBoxes, match_boxes
+from .sources.cached import CachedSource
+from .sources.listing import LeftOut
+from .sources.remote import as_url, below, is_remote
+from .sources.source import Form, Source, picked, read_rows
+from .sources.stored_source import Holder, open_source
+from .sources.truth_boxes import RowBoxes, match_boxes
 
 __all__ = ["LeftOut", "SampleIndex"]
 

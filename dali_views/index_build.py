@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from .atomic import PathLike
-from .container_scan import ContainerScan, look_through, size_of
 from .index_file import pack_names, unpack_names
-from .remote import absolute, as_url, below, is_remote
-from .remote_scan import scan_objects
-from .scan import scan
-from .scan_cache import ScanCache, Scanned
-from .shard_list import list_shards
-from .shard_scan import merge, scan_shard
-from .sources import LeftOut, Listing, list_coco, list_file, list_folder
-from .truth_boxes import RowBoxes
+from .sources.container_scan import ContainerScan, look_through, size_of
+from .sources.listing import LeftOut, Listing, list_coco, list_file, list_folder
+from .sources.remote import absolute, as_url, below, is_remote
+from .sources.remote_scan import scan_objects
+from .sources.scan import scan
+from .sources.scan_cache import ScanCache, Scanned
+from .sources.shard_list import list_shards
+from .sources.shard_scan import merge, scan_shard
+from .sources.truth_boxes import RowBoxes
 
 
 def scan_folder(

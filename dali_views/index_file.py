@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from .archive import open_npz
 from .atomic import PathLike, atomic_write
-from .remote import is_remote
-from .scan import MAX_PIXELS
-from .sources import LeftOut
-from .stored_source import PLACED
+from .sources.listing import LeftOut
+from .sources.remote import is_remote
+from .sources.scan import MAX_PIXELS
+from .sources.stored_source import PLACED
 
 FORMAT = 2
 """Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""

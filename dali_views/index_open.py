@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .atomic import PathLike
-from .extras import needs
 from .index_build import scan_coco, scan_folder, scan_list, scan_shards
 from .index_file import pack_names
-from .lmdb_scan import scan_lmdb
-from .source import Source, picked
-from .source_scan import scan_source
-from .sources import check_labels
+from .sources.extras import needs
+from .sources.listing import check_labels
+from .sources.lmdb_scan import scan_lmdb
+from .sources.source import Source, picked
+from .sources.source_scan import scan_source
 
 if TYPE_CHECKING:
     from .index import SampleIndex
@@ -51,7 +51,7 @@ class Constructors:
         Args:
             cache: Keep the scan under $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
                 ~/.cache/dali_views (True), in another folder (a path), or nowhere (False).
-            processes: See `dali_views.scan.scan`.
+            processes: See `dali_views.sources.scan.scan`.
             progress: Shows a bar on a terminal.
             classes: Only these class folders, numbered in the order given (ImageNet-100; or the
                 classes of the training set, so that another split has the same numbers).
@@ -207,7 +207,7 @@ class Constructors:
                 pyarrow is not installed.
         """
         with needs("pyarrow", "tables"):
-            from .table_scan import scan_tables
+            from .sources.table_scan import scan_tables
         return _index_of(cls, scan_tables(pattern, image, label, cache, processes, progress))
 
     @classmethod

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from .atomic import PathLike
 from .index import SampleIndex
-from .lmdb_scan import names_lmdb
-from .shard_list import is_list, names_shards, names_tables
+from .sources.lmdb_scan import names_lmdb
+from .sources.shard_list import is_list, names_shards, names_tables
 
 
 def open_images(

@@ -16,8 +16,8 @@ from nvidia.dali import Pipeline, fn, types
 
 from . import photometric
 from .plan import ViewPlan
-from .scan import MAX_PIXELS
-from .source import Form
+from .sources.scan import MAX_PIXELS
+from .sources.source import Form
 from .views import View
 
 # Rows read ahead of the batch in hand. The graph computes one batch while the trainer works on another.

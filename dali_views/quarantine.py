@@ -12,9 +12,9 @@ import numpy as np
 from . import pipeline, rng
 from .index import SampleIndex
 from .plan import I64, Bool
-from .remote import is_remote
-from .scan import inspect
-from .source import GONE, reason
+from .sources.remote import is_remote
+from .sources.scan import inspect
+from .sources.source import GONE, reason
 
 __all__ = ["BadImageError", "Substitutes"]
 

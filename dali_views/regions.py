@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from .archive import open_npz
 from .atomic import PathLike, atomic_write
 from .collective import failing_together, world
-from .region_columns import COLUMNS, new_columns
-from .region_private import PrivateRows
-from .region_queue import UpdateQueue, on_gpu
-from .region_rows import check_boxes, check_index, check_partner, check_weights
-from .region_shared import SharedRows
-from .region_state import Regions, checked_columns, checked_counts, checked_epoch, entry, read_only
-from .region_sync import Traffic
+from .region_table.columns import COLUMNS, new_columns
+from .region_table.private import PrivateRows
+from .region_table.queue import UpdateQueue, on_gpu
+from .region_table.rows import check_boxes, check_index, check_partner, check_weights
+from .region_table.shared import SharedRows
+from .region_table.state import Regions, checked_columns, checked_counts, checked_epoch, entry, read_only
+from .region_table.sync import Traffic
 
 __all__ = ["RegionTable", "Regions"]
 

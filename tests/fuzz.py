@@ -32,7 +32,7 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex, pipeline
 from dali_views.index_file import read_index
 from dali_views.regions import Regions
-from dali_views.scan_cache import Scanned
+from dali_views.sources.scan_cache import Scanned
 from trainers import checkpoint, config_file
 
 LIMIT_S = 60.0

@@ -20,8 +20,8 @@ from tables import write
 from test_loader import VIEWS, digest
 
 from dali_views import SampleIndex, ViewLoader
-from dali_views.cached import CachedSource
-from dali_views.source import read_rows
+from dali_views.sources.cached import CachedSource
+from dali_views.sources.source import read_rows
 
 ROOM = 1 << 30
 IMPORTS = """

@@ -32,7 +32,7 @@ pytest.importorskip("myst_parser")
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs" / "site"
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = ["recipes", "saliency", "coordinates", "bad_list", "pack", "pack_shards", "check"]
+MODULES = ["recipes", "saliency", "coordinates", "bad_list", "packing", "check"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -101,7 +101,7 @@ def public() -> Iterator[tuple[str, object]]:
     for name in MODULES:
         module = importlib.import_module(f"dali_views.{name}")
         for function, value in inspect.getmembers(module, inspect.isfunction):
-            if value.__module__ == module.__name__ and not function.startswith("_"):
+            if f"{value.__module__}.".startswith(f"{module.__name__}.") and not function.startswith("_"):
                 yield f"dali_views.{name}.{function}", value
 
 

@@ -21,7 +21,7 @@ from test_loader import FULL, digest
 from test_shards import rows_of
 
 from dali_views import BadImageError, SampleIndex, View, ViewLoader, cli
-from dali_views.lmdb_scan import name_of
+from dali_views.sources.lmdb_scan import name_of
 from trainers import config as cfg
 from trainers import data
 

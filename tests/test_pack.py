@@ -23,7 +23,7 @@ from test_source import Table
 from dali_views import SampleIndex, ViewLoader, recipes
 from dali_views.cli import main
 from dali_views.index_file import unpack_names
-from dali_views.pack import Packed, pack
+from dali_views.packing.folder import Packed, pack
 
 
 def _folder(root: Path) -> SampleIndex:

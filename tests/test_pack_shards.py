@@ -30,11 +30,11 @@ from test_source import Table
 
 from dali_views import SampleIndex, SourceGoneError, ViewLoader, bad_list, recipes
 from dali_views.cli import main
-from dali_views.pack import Packed, pack
-from dali_views.pack_lists import label_words, shard_keys
-from dali_views.pack_read import in_order
-from dali_views.pack_shards import pack_shards
-from dali_views.sources import number_labels
+from dali_views.packing.folder import Packed, pack
+from dali_views.packing.lists import label_words, shard_keys
+from dali_views.packing.read import in_order
+from dali_views.packing.shards import pack_shards
+from dali_views.sources.listing import number_labels
 
 KINDS = ("ant", "bee", "cow")
 

@@ -18,9 +18,12 @@ import torch.distributed as dist
 from by_hand import finish, start
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import RegionTable, SampleIndex, region_changes, region_sync, shared_pages
+from dali_views import RegionTable, SampleIndex
 from dali_views.collective import all_gather
-from dali_views.region_columns import COLUMNS, FROZEN
+from dali_views.region_table import changes as region_changes
+from dali_views.region_table import shared_pages
+from dali_views.region_table import sync as region_sync
+from dali_views.region_table.columns import COLUMNS, FROZEN
 from dali_views.regions import Regions
 from trainers import config as cfg
 from trainers.guides import Guide

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import region_sync
 from dali_views import regions as regions_module
+from dali_views.region_table import sync as region_sync
 from dali_views.regions import Regions, RegionTable
 
 COLUMNS = ("boxes", "weights", "partner", "written", "writes", "written_epoch")

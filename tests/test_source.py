@@ -17,7 +17,7 @@ from test_loader import FULL, VIEWS, digest
 
 from dali_views import BadImageError, RegionTable, SampleIndex, Source, SourceGoneError, View, ViewLoader
 from dali_views.check import check
-from dali_views.read_ahead import AHEAD
+from dali_views.sources.read_ahead import AHEAD
 
 NAME = "dali_views read"
 

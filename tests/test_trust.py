@@ -18,7 +18,7 @@ from PIL import Image
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.index_file import pack_names
-from dali_views.pack import pack
+from dali_views.packing.folder import pack
 from trainers.config_file import ConfigError, load, parse
 
 

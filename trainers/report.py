@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list, show
 from dali_views.machine import machine
-from dali_views.region_sync import Traffic
+from dali_views.region_table.sync import Traffic
 from dali_views.regions import Regions
 
 from . import config as cfg

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..index import SampleIndex
-from ..remote import is_remote
+from ..sources.remote import is_remote
 from .contender import Batches, Contender
 
 WARM_UP = 4  # batches: as many as a DataLoader's two workers hold ready

@@ -1,6 +1,6 @@
 """The commands of `dali-views`, one file each."""
 
-from .. import doctor
+from ..doctor import examine as doctor
 from . import bench, check, index, pack, show
 
 ALL = (index, check, show, bench, pack, doctor)

@@ -12,7 +12,7 @@ from typing import Any
 from .. import recipes
 from ..command_line import Answer
 from ..open_images import open_images
-from ..remote import absolute
+from ..sources.remote import absolute
 from . import common
 
 EXAMPLES = """

@@ -50,8 +50,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Carries it out."""
-    from ..pack import pack
-    from ..pack_shards import pack_shards
+    from ..packing.folder import pack
+    from ..packing.shards import pack_shards
 
     index = common.open_index(args)
     options = {"short_side": args.short_side, "per_shard": args.per_shard}

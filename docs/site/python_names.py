@@ -15,7 +15,7 @@ import dali_views
 
 MODULES = (
     *("recipes", "saliency", "salient_regions", "coordinates"),
-    *("bad_list", "check", "pack", "pack_shards"),
+    *("bad_list", "check", "packing"),
 )
 """Modules all of whose public functions and classes are for users, beside what `dali_views` itself names."""
 
@@ -42,7 +42,7 @@ def _public(module: ModuleType) -> dict[str, Any]:
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__ == module.__name__
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
     }
     return {name: value for name, value in own.items() if name in getattr(module, "__all__", own)}
 

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from dali_views import RegionTable
 from dali_views.machine import machine
-from dali_views.region_columns import COLUMNS, FROZEN
+from dali_views.region_table.columns import COLUMNS, FROZEN
 
 BATCH, BATCHES = 256, 400
 IMAGENET, MANY = 1_281_167, 10**8

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dali_views import SampleIndex, cli
-from dali_views.pack_shards import pack_shards
+from dali_views.packing.shards import pack_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from s3 import REGION, served

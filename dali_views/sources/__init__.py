@@ -1,0 +1,1 @@
+"""Where images come from: files, shards, tables, object stores, Python objects; scanned once, read by row."""
