@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dockerfile
-from rootfs import Report, Root, host_environment, make
+from rootfs import PATH, Report, Root, host_environment, make
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The loader from index to batch, and the doctor: what a broken library or a read-only folder would stop.
 TESTS = ["test_doctor.py", "test_index.py", "test_loader.py", "test_plan.py"]
 GB = 1e9
+_FOR_TESTS = "pytest 'moto[s3,server]' lmdb"
+_COMPILED = "import torch; f = torch.compile(lambda x: x.sin() + 1); assert f(torch.zeros(9)).sum() == 9"
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Image:
             self._declared[argument] = self.arguments.get(argument, default.strip('"'))
         elif name == "ENV":
             pairs = (word.split("=", 1) for word in shlex.split(rest))
-            self.env |= {key: dockerfile.fill_in(value, {"PATH": _PATH, **known}) for key, value in pairs}
+            self.env |= {key: dockerfile.fill_in(value, {"PATH": PATH, **known}) for key, value in pairs}
         elif name == "WORKDIR":
             self.cwd = dockerfile.fill_in(rest, known)
             (self.root.folder / self.cwd.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -95,9 +99,6 @@ class Image:
                 shutil.copy(file, out)
 
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
 def build(image: Image, report: Report) -> bool:
     """Carries out the Dockerfile up to the first step that fails."""
     text = (REPOSITORY / "docker/Dockerfile").read_text(encoding="utf-8")
@@ -116,23 +117,27 @@ def build(image: Image, report: Report) -> bool:
 
 
 def examine(image: Image, report: Report) -> None:
-    """What the image promises, as it would be run."""
-    shutil.copytree(REPOSITORY / "tests", image.root.folder / "app/tests", dirs_exist_ok=True)
-    nameless = "54321:54321"
-    for user in (image.user, nameless):
-        for command in (image.health, image.command):
-            code, took = image.root.run(command, image.env, user, image.cwd, read_only_but=["/work"])
-            report.step(f"{shlex.join(command)} as {user}, only /work can be written", code == 0, took)
-    inner = ["python", "-m", "pip", "install", "-q", "--target", "/work/pytest", "--constraint",
-             "/app/docker/constraints.txt", "pytest", "moto[s3,server]", "lmdb"]  # fmt: skip
-    code, took = image.root.run(inner, {**host_environment(), **image.env}, image.user, image.cwd)
-    report.step("pytest, into /work", code == 0, took)
-    tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/app/pyproject.toml",
-             *(f"/app/tests/{name}" for name in TESTS)]  # fmt: skip
-    env = {**image.env, "PYTHONPATH": "/work/pytest"}
-    for user in (image.user, nameless):
-        code, took = image.root.run(tests, env, user, image.cwd, read_only_but=["/work"])
-        report.step(f"tests {' '.join(TESTS)} as {user}", code == 0, took)
+    """What the image promises, to its own user and to one without a name, each with a folder of their own."""
+    shutil.copytree(REPOSITORY / "tests", image.root.folder / "app/tests")
+    install = f"pip install -q --target /app/pytest --constraint /app/docker/constraints.txt {_FOR_TESTS}"
+    code, took = image.root.run(install, {**host_environment(), **image.env}, cache_at="/root/.cache/pip")
+    report.step("what the tests need, beside the image", code == 0, took)
+    tried = {
+        shlex.join(image.health): image.health,
+        shlex.join(image.command): image.command,
+        "torch.compile": ["python", "-c", _COMPILED],
+        f"tests {' '.join(TESTS)}": [
+            *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/app/pyproject.toml"),
+            *(f"/app/tests/{name}" for name in TESTS),
+        ],
+    }
+    for user in (image.user, "54321:54321"):
+        with tempfile.TemporaryDirectory() as work:
+            os.chown(work, *map(int, user.split(":")))
+            for name, command in tried.items():
+                env = {**image.env, "PYTHONPATH": "/app/pytest"}
+                code, took = image.root.run(command, env, user, image.cwd, writable={"/work": Path(work)})
+                report.step(f"{name} as {user}, only /work can be written", code == 0, took)
 
 
 def main() -> int:
@@ -144,7 +149,7 @@ def main() -> int:
     report = Report()
     root = make(args.root, args.cache, report)
     code, took = root.run(
-        "apt-get -q update && apt-get -q install --yes --no-install-recommends python3 python3-venv"
+        "apt-get -q update && apt-get -q install --yes --no-install-recommends python3-dev python3-venv"
     )
     report.step("python3, in place of the base image", code == 0, took)
     image = Image(root, dict(word.split("=", 1) for word in args.build_arg))

@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Report", "Root", "host_environment", "make"]
+__all__ = ["PATH", "Report", "Root", "host_environment", "make"]
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _CERTIFICATES_INSIDE = "/etc/host-certificates.crt"  # where no package writes
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -61,7 +62,7 @@ class Root:
         user: str = "0:0",
         cwd: str = "/",
         cache_at: str | None = None,
-        read_only_but: Sequence[str] | None = None,
+        writable: Mapping[str, Path] | None = None,
     ) -> tuple[int, float]:
         """Runs a command, or a line of shell, as a container would; tells exit code and seconds.
 
@@ -69,13 +70,13 @@ class Root:
             env: all variables that it finds, but for PATH where it is not given.
             user: numbers of user and group; no user needs to have them.
             cache_at: path at which it finds the cache of pip.
-            read_only_but: makes the file system read-only but for these folders.
+            writable: makes the file system read-only but for these folders, which lie outside of it.
         """
         line = command if isinstance(command, str) else shlex.join(command)
         print(f"$ {line}", flush=True)
         began = time.monotonic()
-        script = self._mounts(cache_at, read_only_but)
-        variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})}
+        script = self._mounts(cache_at, writable)
+        variables = {"PATH": PATH, **(env or {})}
         given = [f"{name}={value}" for name, value in variables.items()]
         words = ["chroot", f"--userspec={user}", "--groups=", str(self.folder)]
         words += ["/usr/bin/env", "-i", *given, "/bin/sh", "-c", f"cd {shlex.quote(cwd)} && {line}"]
@@ -89,7 +90,7 @@ class Root:
         told = subprocess.run(["du", "-sx", "--block-size=1", self.folder], capture_output=True, check=True)
         return int(told.stdout.split()[0])
 
-    def _mounts(self, cache_at: str | None, read_only_but: Sequence[str] | None) -> str:
+    def _mounts(self, cache_at: str | None, writable: Mapping[str, Path] | None) -> str:
         """Lines of shell; the mounts are seen by the command alone and go with it."""
         root = shlex.quote(str(self.folder))
         lines = [f"mount --bind {root} {root}"]
@@ -99,10 +100,10 @@ class Root:
         if cache_at is not None:
             (self.folder / cache_at.lstrip("/")).mkdir(parents=True, exist_ok=True)
             lines.append(f"mount --bind {shlex.quote(str(self.cache))} {root}{shlex.quote(cache_at)}")
-        if read_only_but is not None:
+        if writable is not None:
             lines.append(f"mount -o remount,bind,ro {root}")
-            lines += [f"mount --bind {root}{path} {root}{path}" for path in read_only_but]
-            lines += [f"mount -o remount,bind,rw {root}{path}" for path in read_only_but]
+            for inside, outside in writable.items():
+                lines.append(f"mount --bind {shlex.quote(str(outside))} {root}{shlex.quote(inside)}")
         lines += [
             f"mount -t proc proc {root}/proc",
             f"mount -t tmpfs -o mode=755 tmpfs {root}/dev",
@@ -142,7 +143,7 @@ def make(folder: Path, cache: Path, report: Report) -> Root:
 
 def host_environment() -> dict[str, str]:
     """Variables by which this machine reaches its packages; for steps that install, and no other."""
-    named = re.compile(r"(PIP_(?!CERT|FIND_LINKS)\w+|\w+_proxy)", re.IGNORECASE)
+    named = re.compile(r"(PIP_(?!CERT)\w+|\w+_proxy)", re.IGNORECASE)
     taken = {name: value for name, value in os.environ.items() if named.fullmatch(name)}
     if CERTIFICATES.exists():
         taken |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), _CERTIFICATES_INSIDE)
