@@ -47,6 +47,7 @@ def check_out(root: Root) -> None:
     """HEAD's files, owned by the user."""
     folder = root.folder / CHECKOUT.lstrip("/")
     folder.mkdir(parents=True)
+    (folder.parent / ".cache/pip").mkdir(parents=True)  # else root would make it, to bind pip's cache there
     packed = subprocess.run(["git", "-C", REPOSITORY, "archive", "HEAD"], capture_output=True, check=True)
     subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
     for path in [folder.parent, *folder.parent.rglob("*")]:
