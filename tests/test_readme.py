@@ -44,8 +44,21 @@ def test_the_tables_of_speed_are_the_committed_files():
     assert done.returncode == 0, "run make tables"
 
 
+def test_the_messages_of_the_readme_are_those_of_the_code(readme):
+    table = readme.split("## When a message stops you")[1].split("\n## ")[0]
+    code = "".join(
+        file.read_text() for part in ("dali_views", "trainers") for file in (ROOT / part).rglob("*.py")
+    )
+    told = re.sub(r'"\s*f?"', "", code)  # sentences of several lines
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) > 10
+    for row in rows:
+        for words in re.findall("`([^`]+)`", row):
+            assert words in told, words
+
+
 def test_every_file_the_readme_points_to_exists(readme):
-    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", readme):
         assert (ROOT / target).exists(), target
 
 

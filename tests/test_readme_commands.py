@@ -11,6 +11,7 @@ from conftest import noise_images
 
 from dali_views import __main__ as loader
 from dali_views import cli as loader_cli
+from dali_views.scenes import make_scenes
 from trainers import cli as trainer_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,11 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, ca
     for part in ("train", "val"):
         for kind in ("ant", "bee"):
             noise_images(tmp_path / "labelled" / part / kind, 8, seed=len(part + kind))
+    (tmp_path / "imagenet").symlink_to(tmp_path / "labelled")
+    scenes, instances = make_scenes(tmp_path / "scenes", 16, size=48)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "train2017").symlink_to(scenes)
+    (tmp_path / "coco" / "annotations" / "instances_train2017.json").symlink_to(instances)
     (tmp_path / "boxes.txt").write_text("".join(f"{file.name} 2 2 20 20\n" for file in images.iterdir()))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
@@ -53,6 +59,8 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, ca
     given = commands()
     for line in given:
         program, *words = shlex.split(line, comments=True)
+        if program.endswith("torchrun"):  # one process will do
+            words = words[words.index("-m") :]
         if program.endswith("dali-views"):
             monkeypatch.setattr("sys.argv", [program, *words, *CHEAP.get(words[0], [])])
             main, arguments = (loader.main, ()) if words[0] == "doctor" else (loader_cli.main, (None,))
@@ -61,7 +69,8 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, ca
             # Later words win, as on the command line.
             main, arguments = trainer_cli.main, ([*words[2:], *CHEAP.get(words[2], [])],)
         assert main(*arguments) == 0, f"{line}: {capsys.readouterr().err}"
-    assert len(given) >= 12
+    assert len(given) >= 20
     made = ["views.html", "bad.txt", "runs/photos/report.html", "encoder.safetensors"]
+    made += ["imagenet-encoder.safetensors", "coco-encoder.safetensors"]
     made += ["shards/shard-000000.tar", "photos-256/list.txt"]
     assert [name for name in made if not (tmp_path / name).is_file()] == []
