@@ -28,7 +28,7 @@ IMPORTS = """
 import sys
 import numpy as np
 from made_source import Made, image_of
-from dali_views.cached import CachedSource
+from dali_views.sources.cached import CachedSource
 """
 
 

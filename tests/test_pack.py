@@ -366,7 +366,7 @@ def test_a_coco_file_of_other_images_is_refused(tmp_path):
 STEPPER = """
 import builtins, io, os, signal, sys
 from dali_views import SampleIndex
-from dali_views.pack import pack
+from dali_views.packing import pack
 
 left = [0]
 

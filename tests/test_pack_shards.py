@@ -315,7 +315,7 @@ def test_no_more_results_wait_than_may():
 STEPPER = """
 import builtins, io, os, signal, sys
 from dali_views import SampleIndex
-from dali_views.pack_shards import pack_shards
+from dali_views.packing import pack_shards
 
 left = [0]
 

@@ -26,6 +26,7 @@ CHEAP = {
     "localise": SMALL[2:],
     "linear": [*SMALL[2:], *(word.format("probe") for word in LEARNED)],
     "finetune": [*SMALL[2:], *(word.format("finetune") for word in LEARNED), "finetune.labels=0.5"],
+    "doctor": ["--timeout", "120"],
     "check": ["--device", "cpu"],
     "show": ["--device", "cpu"],
 }

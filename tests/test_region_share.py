@@ -222,7 +222,7 @@ def killed_while(rank: int, folder: str, victim: int, where: tuple[str, str]) ->
 @pytest.mark.parametrize(
     ("victim", "file", "function"),
     [
-        (0, "region_sync.py", "_settled"),
+        (0, "sync.py", "_settled"),
         (0, "shared_pages.py", "__init__"),  # of a draft
         (0, "shared_pages.py", "_mapped"),
         (0, "shared_pages.py", "publish"),
