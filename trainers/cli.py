@@ -20,23 +20,23 @@ __all__ = ["main"]
 _CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
 
 
-EXAMPLES = """
-python -m trainers pretrain configs/demo.yaml data.path=photos run.out=runs/photos
-python -m trainers pretrain configs/demo.yaml data.path=photos run.out=runs/photos --resume
-python -m trainers knn runs/photos -k 20 200
+_RUN = "pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos data.eval_val=null run.out=runs/a"
+EXAMPLES = f"""
+python -m trainers {_RUN}
+python -m trainers {_RUN} --resume
+python -m trainers knn runs/a -k 20 200
 torchrun --standalone --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
 """
 _EXAMPLES = {
-    "pretrain": "pretrain configs/demo.yaml data.path=photos optim.lr=0.1 run.out=runs/photos\n"
-    "pretrain configs/demo.yaml data.path=photos optim.lr=0.1 run.out=runs/photos --resume",
-    "knn": "knn runs/photos -k 20 200 data.eval_train=labelled/train data.eval_val=labelled/val",
-    "linear": "linear runs/photos data.eval_train=labelled/train data.eval_val=labelled/val",
-    "finetune": "finetune runs/photos finetune.labels=0.01",
-    "localise": "localise runs/photos data.boxes=boxes.txt\n"
-    "localise runs/photos data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k",
+    "pretrain": f"{_RUN}\n{_RUN} --resume",
+    "knn": "knn runs/a -k 20 200 data.eval_train=labelled/train data.eval_val=labelled/val",
+    "linear": "linear runs/a data.eval_train=labelled/train data.eval_val=labelled/val",
+    "finetune": "finetune runs/a finetune.labels=0.01",
+    "localise": "localise runs/a data.boxes=boxes.txt\n"
+    "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k",
     "compare": "compare A.yaml B.yaml --seeds 3 --out runs/compare",
-    "report": "report runs/photos",
-    "export": "export runs/photos encoder.safetensors --format timm",
+    "report": "report runs/a",
+    "export": "export runs/a encoder.safetensors --format timm",
     "demo": "demo runs/demo",
 }
 

@@ -82,14 +82,20 @@ class Data(Section):
     @model_validator(mode="after")
     def _instances_fit(self) -> Data:
         if self.instances is not None and self.kind != "coco":
-            raise ValueError(f"data.instances is only read for data.kind coco, not {self.kind}; remove it")
+            raise ValueError(
+                f"data.instances is only read for data.kind coco, not {self.kind}; set it to null"
+            )
         if self.classes is not None and self.kind != "folder":
-            raise ValueError(f"data.classes is only read for data.kind folder, not {self.kind}; remove it")
+            raise ValueError(
+                f"data.classes is only read for data.kind folder, not {self.kind}; set it to null"
+            )
         if self.root is not None and self.kind != "list":
-            raise ValueError(f"data.root is only read for data.kind list, not {self.kind}; remove it")
+            raise ValueError(f"data.root is only read for data.kind list, not {self.kind}; set it to null")
         for key in ("image", "label"):
             if getattr(self, key) is not None and self.kind != "table":
-                raise ValueError(f"data.{key} is only read for data.kind table, not {self.kind}; remove it")
+                raise ValueError(
+                    f"data.{key} is only read for data.kind table, not {self.kind}; set it to null"
+                )
         if self.leave_out is not None and self.kind in ("cifar10", "cifar100", "stl10"):
             raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
         return self
