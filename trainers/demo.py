@@ -31,6 +31,9 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
     Args:
         count: scenes to make; a quarter of them is held out.
         changes: overrides of configs/demo.yaml for both arms.
+
+    Raises:
+        InterruptedError: a signal has stopped an arm.
     """
     began = time.perf_counter()
     images, instances = scenes.make_scenes(out / "scenes", count, size=96)
@@ -43,6 +46,10 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
         print(f"\n{name}: {' '.join(difference) or 'as configured'}")
         config = config_file.load(CONFIG, [*paths, *changes, *difference])
         result = pretrain(config)
+        if not result.finished:  # by a signal: arms of unequal length compare nothing
+            raise InterruptedError(
+                f"the demo was stopped after {result.step} steps; give it again to begin anew"
+            )
         rows |= _rows(name, result, _loader_rate(config))
     print(f"\n{table(rows | _references(config))}")
     print("One seed: differences of a few points between the arms are noise; see configs/ for whole runs.")
