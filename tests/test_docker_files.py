@@ -95,7 +95,7 @@ def test_compose_names_files_that_exist_and_arguments_that_the_dockerfile_has(fi
     named = [volume.split(":")[0] for volume in service["volumes"] if isinstance(volume, str)]
     assert named == list(given["volumes"])
     targets = [volume["target"] for volume in service["volumes"] if isinstance(volume, dict)]
-    assert targets == ["/data", "/work/runs"]
+    assert targets == ["/data", "/workspace/runs"]
     reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
     assert len(reserved) == ("gpu" in file.name)
 

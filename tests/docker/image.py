@@ -4,7 +4,7 @@
 
 FROM is stood in for by a minimal Debian with its python3. Needs root, debootstrap, a network and 20 GB. Tried
 of the result: `dali-views doctor --quick`, CMD, and a part of the tests, as the image's user and as a user
-without a name, on a file system of which nothing but /work can be written.
+without a name, on a file system of which nothing but /workspace can be written.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def examine(image: Image, report: Report) -> None:
             os.chown(work, *map(int, user.split(":")))
             for name, command in tried.items():
                 env = {**image.env, "PYTHONPATH": "/app/pytest"}
-                code, took = image.root.run(command, env, user, image.cwd, writable={"/work": Path(work)})
-                report.step(f"{name} as {user}, only /work can be written", code == 0, took)
+                writable = {"/workspace": Path(work)}
+                code, took = image.root.run(command, env, user, image.cwd, writable=writable)
+                report.step(f"{name} as {user}, only /workspace can be written", code == 0, took)
 
 
 def main() -> int:
