@@ -33,7 +33,7 @@ tables: $(VENV)/.installed
 
 # The stamp is older than pyproject.toml when the requirements have changed; then they are installed again.
 $(VENV)/.installed: pyproject.toml
-	@echo "Installing into $(VENV): PyTorch with CUDA is some 5 GB, so this takes a few minutes."
+	@echo "Installing into $(VENV): PyTorch with CUDA makes it some 8 GB, so this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq --editable ".[dev]"

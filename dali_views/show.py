@@ -30,6 +30,7 @@ CROP_COLOURS = (
     "#7f8cff",
 )
 _MOST_VIEWS = 10
+_LONGEST_NAME = 32  # letters that fit above an image
 
 
 def grid(
@@ -49,7 +50,7 @@ def grid(
     """
     views = batch.views[:_MOST_VIEWS]
     columns = 1 + (heatmaps is not None) + len(views)
-    figure = Figure(figsize=(1.7 * columns, 1.75 * len(batch) + 0.25), dpi=100, layout="constrained")
+    figure = Figure(figsize=(1.7 * columns, 1.85 * len(batch) + 0.25), dpi=100, layout="constrained")
     axes = figure.subplots(len(batch), columns, squeeze=False)
     pixels = [denormalise(view.float().cpu().numpy(), mean, std) for view in views]
     crops, flipped = batch.crops.cpu().numpy(), batch.flipped.cpu().numpy()
@@ -62,7 +63,9 @@ def grid(
         for view in range(len(views)):
             _outline(line[0], crops[row, view], (height, width), CROP_COLOURS[view % len(CROP_COLOURS)], "-")
         _outline(line[0], boxes[row], (height, width), BOX_COLOUR, "--")
-        line[0].set_title(f"{Path(index.path(sample)).name[-20:]}, weight {weights[row]:.2f}", fontsize=7)
+        name = Path(index.path(sample)).name
+        told = name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"  # numbers come last
+        line[0].set_title(f"{told}\nweight {weights[row]:.2f}", fontsize=7)
         if heatmaps is not None:
             line[1].imshow(image)
             line[1].imshow(

@@ -105,6 +105,8 @@ TRAINER = [
     (["compare", "config.yaml", "--seeds", "0", "--out", "compared"], "seeds"),
     (["compare", "config.yaml"], "--out"),
     (["demo"], "out"),
+    (["demo", "scenes", "run.epocs=2"], "run.epochs"),
+    (["demo", "scenes", "data.path=photos"], "data.path"),
 ]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

@@ -15,6 +15,7 @@ from PIL import Image
 from runs import curve, scenes_in, write_config
 
 from dali_views import SampleIndex
+from dali_views.web_page import escape
 from trainers import checkpoint, cli, config_file
 from trainers.demo import demo
 from trainers.guides.schedule import is_due
@@ -148,6 +149,9 @@ def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, 
         assert name in told.out + told.err
         assert reason in told.out + told.err
     assert len(curve(tmp_path)) == len(kept) // 4
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"left out: {len(left_out)}<" in page
+    assert all(name in page and escape(reason) in page for name, reason in left_out.items())
 
 
 def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):
@@ -156,6 +160,7 @@ def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictu
     told = capsys.readouterr().out
     for row in ("untrained", "random crops", "guided crops", "centre box"):
         assert re.search(rf"^{row} .*\d", told, re.MULTILINE), told
+    assert "earlier" not in told
     written = [checkpoint.load(tmp_path / arm)["regions"]["written"] for arm in ("random", "guided")]
     assert not written[0].any()
     assert written[1].all()

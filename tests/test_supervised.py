@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -175,6 +176,13 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
     for method in methods:
         assert probe_settings(config(method=method, views=cfg.Views(size=224))) == PROBES[names[method.name]]
         assert probe_settings(config(method=method, views=cfg.Views(size=96))) == PROBES["small"]
+
+    class Mine(cfg.Section):
+        name: Literal["mine"] = "mine"
+
+    mine = config(views=cfg.Views(size=224)).model_copy(update={"method": Mine()})
+    with pytest.raises(ValueError, match=r"method.name mine.*probe.recipe=.*simclr"):
+        probe_settings(mine)
     asked = cfg.Probe(recipe="byol", lr=0.4, epochs=5, batch=64, weight_decay=0.0, augment=False)
     assert probe_settings(config(probe=asked)) == Settings(
         epochs=5, batch=64, head_lr=0.4, optimizer="nesterov", augment=False

@@ -19,7 +19,8 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 DEMO = """
 from trainers import config_file, demo
 paths = ["run.out=out", "data.path=images", "data.instances=instances.json"]
-print(config_file.load(demo.CONFIG, paths).guide.name, demo.__file__)
+names = [config_file.load(file, paths).guide.name for file in (demo.CONFIG, "configs/demo.yaml")]
+print(*names, demo.__file__)
 """
 
 
@@ -59,4 +60,6 @@ def test_the_demonstration_has_its_configuration_in_a_wheel(installed, tmp_path)
         [sys.executable, "-W", "ignore", "-c", DEMO],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["contrastive_crop", str(installed / "trainers" / "demo.py")], done.stderr
+    assert done.stdout.split() == ["contrastive_crop"] * 2 + [str(installed / "trainers" / "demo.py")], (
+        done.stderr
+    )

@@ -20,11 +20,13 @@ __all__ = ["main"]
 _CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
 
 
+# As it was called; torchrun and a checkout take the module.
+_PROGRAM = "dali-trainers" if Path(sys.argv[0]).name == "dali-trainers" else "python -m trainers"
 _RUN = "pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos data.eval_val=null run.out=runs/a"
 EXAMPLES = f"""
-python -m trainers {_RUN}
-python -m trainers {_RUN} --resume
-python -m trainers knn runs/a -k 20 200
+{_PROGRAM} {_RUN}
+{_PROGRAM} {_RUN} --resume
+{_PROGRAM} knn runs/a -k 20 200
 torchrun --standalone --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
 """
 _EXAMPLES = {
@@ -37,7 +39,7 @@ _EXAMPLES = {
     "compare": "compare A.yaml B.yaml --seeds 3 --out runs/compare",
     "report": "report runs/a",
     "export": "export runs/a encoder.safetensors --format timm",
-    "demo": "demo runs/demo",
+    "demo": "demo runs/demo\ndemo runs/quick run.epochs=4",
 }
 
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m trainers",
+        prog=_PROGRAM,
         examples=EXAMPLES,
         description="Pretrain image encoders with crops where they look. "
         "RUN is the folder of a run, or its last.pt.",
@@ -82,13 +84,13 @@ def _parser() -> Parser:
     common.add_argument("--json", action="store_true", help="answer in one line of JSON")
 
     def add(name: str, help: str, command: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
-        lines = "\n".join(f"python -m trainers {line}" for line in _EXAMPLES[name].splitlines())
+        lines = "\n".join(f"{_PROGRAM} {line}" for line in _EXAMPLES[name].splitlines())
         added = named.add_parser(name, help=help, parents=[common], examples=lines)
         added.set_defaults(run_command=command)
         return added
 
     train = add("pretrain", "train an encoder as a configuration says", commands.pretrain)
-    train.add_argument("config", type=Path, help="YAML file, see configs/")
+    train.add_argument("config", type=Path, help="YAML file; configs/... are brought along")
     knn = add("knn", "weighted kNN of a checkpoint's frozen features", commands.knn)
     knn.add_argument("-k", type=int, nargs="+", default=[200], help="neighbours (200)")
     knn.add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
@@ -108,7 +110,9 @@ def _parser() -> Parser:
         taught.add_argument("--name", help="folder below the run for its checkpoints (that of the command)")
     for stopped in (train, probe, tune):
         stopped.add_argument("--resume", action="store_true", help="continue what was begun, if it was")
-    for configured in (train, knn, find, probe, tune):
+    show = add("demo", "pretrain on generated scenes, with and without guidance", commands.demo)
+    show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
+    for configured in (train, knn, find, probe, tune, show):
         configured.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
     page = add("report", "report.html of a run anew, from what is in its folder", commands.report)
     page.add_argument("run", type=Path, help="run folder, or its last.pt")
@@ -123,8 +127,6 @@ def _parser() -> Parser:
     many.add_argument("--linear", action="store_true", help="a linear probe of each, too")
     many.add_argument("--unequal", action="store_true", help="although their budgets differ")
     many.set_defaults(overrides=[])
-    show = add("demo", "pretrain on generated scenes, with and without guidance", commands.demo)
-    show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
     return parser
 
 

@@ -168,5 +168,5 @@ def export(args: argparse.Namespace) -> Answer:
 
 def demo(args: argparse.Namespace) -> Answer:
     """Generated scenes, with and without guidance."""
-    run_demo(args.out)
+    run_demo(args.out, changes=args.overrides)
     return Answer({"out": args.out}, "")

@@ -31,6 +31,7 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the dotted key."""
 
 
+_BROUGHT = Path(__file__).resolve().parent / "configs"
 _LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
 _DEEPEST = 20  # sections and lists inside each other
 
@@ -45,14 +46,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and its bases, apply overrides and check the result.
 
     Args:
-        path: YAML file; its optional top-level key `base` names another file, relative to it.
+        path: YAML file; its optional top-level key `base` names another file, relative to it. A file below
+            configs/ that does not exist is the one of that name that the package brings, if there is one.
         overrides: "section.key=value" strings; the value is read as YAML, the last one wins.
 
     Raises:
         FileNotFoundError: the file or one of its bases does not exist.
         ConfigError: a key is unknown, missing or ill-typed, or two parts do not fit.
     """
-    return _check(_merge(_read(Path(path), ()), _parse_overrides(overrides)), str(path))
+    return _check(_merge(_read(_found(Path(path)), ()), _parse_overrides(overrides)), str(path))
+
+
+def _found(path: Path) -> Path:
+    """The file, or that of the package's own configs/: around an installed package there is no checkout."""
+    brought = _BROUGHT.joinpath(*path.parts[1:])
+    ours = path.parts[:1] == ("configs",) and not os.path.isfile(path) and os.path.isfile(brought)
+    return brought if ours else path
 
 
 def _check(data: dict[str, Any], source: str) -> Config:

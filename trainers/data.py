@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,10 +191,14 @@ def training_views(config: cfg.Views) -> list[View]:
     for key in ("scale", "blur", "locals", "local_size", "local_scale"):
         if getattr(config, key) is not None:
             settings[key] = getattr(config, key)
-    try:
-        views = recipes.BY_NAME[config.name](config.size, **settings)
-    except TypeError:
-        raise ValueError(f"the recipe {config.name} does not take all of {', '.join(settings)}") from None
+    recipe = recipes.BY_NAME[config.name]
+    known = list(inspect.signature(recipe).parameters)
+    if strange := [f"views.{key}" for key in settings if key not in known]:
+        raise ValueError(
+            f"the recipe {config.name} does not take {', '.join(strange)}, only {', '.join(known)}; "
+            "leave it out, or choose another views.name"
+        )
+    views = recipe(config.size, **settings)
     if config.partner:
         views[1] = replace(views[1], source="partner")
     return views

@@ -30,18 +30,27 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
 
     Args:
         count: scenes to make; a quarter of them is held out.
-        changes: overrides of configs/demo.yaml for both arms.
+        changes: overrides of configs/demo.yaml for both arms, such as "run.epochs=4".
 
     Raises:
+        ValueError: a change is of what the demonstration sets itself, or as by `config_file.load`.
         InterruptedError: a signal has stopped an arm.
     """
+    own = [change for change in changes if change.partition("=")[0] in _OWN]
+    if own:
+        raise ValueError(
+            f"{own[0]}: the demo has scenes and folders of its own; use pretrain with configs/demo.yaml"
+        )
+    config_file.load(CONFIG, changes)  # a misspelt key is told before scenes are made
     began = time.perf_counter()
     images, instances = scenes.make_scenes(out / "scenes", count, size=96)
     print(f"{count} scenes with known objects in {images} ({time.perf_counter() - began:.0f} s)")
     rows: dict[str, dict[str, float]] = {}
     for name, difference in _ARMS.items():
         folder = out / name
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            print(f"\n{folder} is of an earlier demo and is made anew.")
+            shutil.rmtree(folder)
         paths = [f"run.out={folder}", f"data.path={images}", f"data.instances={instances}"]
         print(f"\n{name}: {' '.join(difference) or 'as configured'}")
         config = config_file.load(CONFIG, [*paths, *changes, *difference])
@@ -58,6 +67,7 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
     print(f"The demo took {time.perf_counter() - began:.0f} s.")
 
 
+_OWN = ("run.out", "data.path", "data.kind", "data.instances")
 # The published baseline is the same run whose warm-up never ends: no box is written, so all crops are random.
 _ARMS = {"random": ["guide.warmup=1000"], "guided": []}
 

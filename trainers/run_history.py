@@ -1,12 +1,13 @@
 """What a page about a run needs beside its metrics, kept in small files as the run goes: RUN/history/.
 
+    left_out.txt     files that the index has left out, with reasons
     events.jsonl     each start and each end, with the machine
     followed.json    a dozen samples, chosen by the seed, with small pictures
     boxes.jsonl      where the region table had their boxes, a line for every pass of the guide
     localised.json   the best and the worst boxes of the latest evaluation
     pairs.json       some semantic pairs
 
-None grows with the data set, and only boxes.jsonl and events.jsonl grow with time.
+None grows with the data set, but for its bad files, and only boxes.jsonl and events.jsonl grow with time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dali_views import RegionTable, SampleIndex
+from dali_views import RegionTable, SampleIndex, bad_list
 from dali_views.atomic import atomic_write
 from dali_views.show import read_image
 from dali_views.show_page import name_of
@@ -66,6 +67,7 @@ class RunHistory:
             stored = _read(self.folder / name)
             if stored and stored["step"] > step:
                 (self.folder / name).unlink()
+        bad_list.save(self.folder / "left_out.txt", dict(index.left_out))
         followed = _read(self.folder / "followed.json")
         if not followed:
             followed = {"rows": self._followed(), "cards": []}

@@ -88,7 +88,8 @@ def write(folder: Path) -> Path:
         lambda: run_samples.pairs(folder, config),
         lambda: _latest_picture(folder),
         lambda: _evaluations(folder),
-        lambda: _quarantined(folder),
+        lambda: _bad_files(folder / "quarantine.txt", "Images that could not be read", leave_out=True),
+        lambda: _bad_files(folder / HISTORY / "left_out.txt", "Files that the index left out"),
         lambda: _details(folder, text),
     ]
     body: list[str] = []
@@ -204,17 +205,19 @@ def _evaluations(folder: Path) -> Iterator[str]:
     yield _table(["evaluation", "encoder", "step", "found"], rows)
 
 
-def _quarantined(folder: Path) -> Iterator[str]:
+def _bad_files(file: Path, title: str, leave_out: bool = False) -> Iterator[str]:
     try:
-        bad = bad_list.load(folder / "quarantine.txt")
+        bad = bad_list.load(file)
     except OSError:
         return
-    yield f"<h2>Images that could not be read: {len(bad)}</h2>"
-    told = f"data.leave_out={folder / 'quarantine.txt'} leaves them out of the next run."
-    yield f'<p class="quiet">{escape(told)}</p>'
+    if not bad:
+        return
+    yield f"<h2>{title}: {len(bad)}</h2>"
+    if leave_out:
+        yield f'<p class="quiet">{escape(f"data.leave_out={file} leaves them out of the next run.")}</p>'
     yield _table(["file", "reason"], list(bad.items())[:_LISTED], "files")
     if len(bad) > _LISTED:
-        yield f'<p class="quiet">and {len(bad) - _LISTED} more in quarantine.txt</p>'
+        yield f'<p class="quiet">and {len(bad) - _LISTED} more in {file.name}</p>'
 
 
 def _details(folder: Path, text: str) -> Iterator[str]:

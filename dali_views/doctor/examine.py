@@ -30,7 +30,7 @@ dali-views doctor --data photos              how fast are the images read?
 dali-views doctor --quick                    health check of a container
 """
 
-_FOR_DATA = 7.0  # seconds of the time that are kept for the images
+_FOR_DATA = 7.0  # seconds that the images are given at least
 _SLOW = 500  # images/s under which reading is told as slow: two cores of a CPU decode more
 _LOWEST_DRIVER = {"11": "450", "12": "525", "13": "580"}  # driver of Linux from which a CUDA runs
 _OF_GPU = {"decode on GPU": ("decode", "gpu"), "hardware JPEG": ("hardware",)}
@@ -62,14 +62,19 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="neither PyTorch nor the disk is tried; for a health check"
     )
     parser.add_argument(
-        "--timeout", type=float, default=19.0, metavar="S", help="seconds that all may take (19)"
+        "--timeout",
+        type=float,
+        default=None,
+        metavar="S",
+        help="seconds to wait for what does not answer (40, quickly 19)",
     )
     parser.add_argument("--json", action="store_true", help="answer in one line of JSON")
 
 
 def run(args: argparse.Namespace) -> Answer:
     """Carries it out; exit code 0 if a run can start, on the CPU maybe, 1 if there is a problem."""
-    found = examine(args.data, quick=args.quick, timeout=args.timeout)
+    timeout = (19.0 if args.quick else 40.0) if args.timeout is None else args.timeout
+    found = examine(args.data, quick=args.quick, timeout=timeout)
     problems = sum(line.state == "problem" for line in found)
     told = [
         f"{line.state:8} {line.name:16} {line.found}{' -> ' * bool(line.mend)}{line.mend}" for line in found
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> Answer:
     return Answer(facts, "\n".join(told), int(problems > 0))
 
 
-def examine(data: str | None = None, quick: bool = False, timeout: float = 19.0) -> list[Line]:
+def examine(data: str | None = None, quick: bool = False, timeout: float = 40.0) -> list[Line]:
     """All findings, in about three seconds, and two to five more if images are read.
 
     Args:
@@ -98,14 +103,13 @@ def examine(data: str | None = None, quick: bool = False, timeout: float = 19.0)
     found: list[Line] = []
     for make in (lines.python, lines.cores, lines.memory, lines.shared_memory, lines.open_files):
         found += _guarded(make.__name__.replace("_", " "), make)
-    until = end if data is None or quick else end - _FOR_DATA
-    answers = {name: probe.answer(until) for name, probe in probes.items()}
+    answers = {name: probe.answer(end) for name, probe in probes.items()}
     if answers["driver"].get("gpus") and not device:
-        answers |= {name: Probe(*probe).answer(until) for name, probe in _OF_GPU.items()}
+        answers |= {name: Probe(*probe).answer(end) for name, probe in _OF_GPU.items()}
     found += _guarded("versions", lambda: _versions(answers, device))
     found += _guarded("probes", lambda: _tried(answers))
     if data is not None and not quick:
-        answer = Probe("data", data).answer(end)
+        answer = Probe("data", data).answer(max(end, time.monotonic() + _FOR_DATA))
         found += _guarded("data", lambda: _data(data, answer))
     return found + _guarded("packages", lines.extras)
 
@@ -127,14 +131,20 @@ class Probe:
             self._failed = f"no process can be started ({error})"
 
     def answer(self, until: float) -> dict[str, Any]:
-        """What the probe found, or {"failed": why}; waits for it until a time of the monotonic clock."""
+        """What the probe found, or why not as "failed", and as "mend" what to do where this is known.
+
+        Waits for it until a time of the monotonic clock.
+        """
         if self._failed:
             return {"failed": self._failed}
         try:
             out, errors = self._process.communicate(timeout=min(max(0.1, until - time.monotonic()), 3600))
         except subprocess.TimeoutExpired:
             self._process.kill()  # not waited for: a process that hangs in the system cannot be killed
-            return {"failed": "no answer in time; a longer --timeout tells whether it is slow or hangs"}
+            return {
+                "failed": "no answer in time",
+                "mend": "a longer --timeout tells whether it is slow or hangs",
+            }
         if (code := self._process.returncode) < 0:
             return {"failed": f"crashed ({signal.Signals(-code).name})"}
         try:
@@ -178,8 +188,9 @@ def _versions(answers: dict[str, dict[str, Any]], device: bool) -> Iterator[Line
     if failed := driver.get("failed"):
         # A library without a device comes with some images of containers.
         yield Line(
-            "driver", "problem" if device else "note", failed, "restart or reinstall the NVIDIA driver"
-        )
+            "driver", "problem" if device else "note", failed,
+            driver.get("mend", "restart or reinstall the NVIDIA driver"),
+        )  # fmt: skip
     elif cuda:
         release = _release()
         yield Line("driver", "ok", f"{release + ', ' if release else ''}up to CUDA {cuda}")
@@ -198,7 +209,8 @@ def _tried(answers: dict[str, dict[str, Any]]) -> Iterator[Line]:
     gpus = bool(answers["driver"].get("gpus"))
     if both := answers.get("together"):
         if "failed" in both:
-            yield Line("together", "problem", both["failed"], "reinstall torch, in a build for this machine")
+            mend = both.get("mend", "reinstall torch, in a build for this machine")
+            yield Line("together", "problem", both["failed"], mend)
         elif gpus and not both["gpu"]:
             yield Line("together", "problem", "PyTorch does not see the GPU", "see PyTorch and driver above")
         else:
@@ -208,6 +220,7 @@ def _tried(answers: dict[str, dict[str, Any]]) -> Iterator[Line]:
         if name == "decode on CPU" or gpus:
             failed = answers[name].get("failed")
             mend = "reinstall nvidia-dali-cuda120" + (", see DALI and driver above" if "GPU" in name else "")
+            mend = answers[name].get("mend", mend)
             yield Line(name, "problem", failed, mend) if failed else Line(name, "ok", "works")
     if gpus:
         answer = answers["hardware JPEG"]
@@ -226,7 +239,8 @@ def _tried(answers: dict[str, dict[str, Any]]) -> Iterator[Line]:
 
 def _data(path: str, answer: dict[str, Any]) -> Line:
     if failed := answer.get("failed"):
-        return Line("data", "problem", f"{path} cannot be read ({failed})", "mend the path, or mount it")
+        mend = answer.get("mend", "mend the path, or mount it")
+        return Line("data", "problem", f"{path} cannot be read ({failed})", mend)
     if not answer["images"]:
         return Line(
             "data", "problem", f"{path}: no image was found in it", "give a folder of images or a shard"

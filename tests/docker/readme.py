@@ -24,22 +24,12 @@ USER = 1000
 ENV = {"HOME": "/home/user", "USER": "user", "LANG": "C.UTF-8"}
 # Makes the images that the README's commands speak of, and prints the commands, those of days shortened.
 PREPARE = """
-import json, sys, shlex
+import json, shlex, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from conftest import noise_images
-from test_readme_commands import CHEAP, commands
-images = noise_images(Path("photos"), 24)
-for part in ("train", "val"):
-    for kind in ("ant", "bee"):
-        noise_images(Path("labelled", part, kind), 8, seed=len(part + kind))
-Path("boxes.txt").write_text("".join(f"{file.name} 2 2 20 20\\n" for file in images.iterdir()))
-told = []
-for line in commands():
-    program, *words = shlex.split(line, comments=True)
-    command = words[0] if program.endswith("dali-views") else words[2]
-    told.append(shlex.join([program, *words, *CHEAP.get(command, [])]))
-Path("commands.json").write_text(json.dumps(told))
+from test_readme_commands import commands, lay_out, shortened
+lay_out(Path())
+Path("commands.json").write_text(json.dumps([shlex.join(shortened(line)) for line in commands()]))
 """
 
 

@@ -39,12 +39,21 @@ def linear_probe(
 
 
 def probe_settings(config: cfg.Config) -> Settings:
-    """The recipe that `config.probe` names or the method has, with the configuration's changes."""
+    """The recipe that `config.probe` names or the method has, with the configuration's changes.
+
+    Raises:
+        ValueError: the method is one of which no probe is published, and `config.probe` names none.
+    """
     probe = config.probe
     name: str = probe.recipe
     if name == "auto":
         small = config.views.size <= _SMALL
         name = "small" if small else _RECIPES.get(config.method.name, config.method.name)
+    if name not in PROBES:
+        raise ValueError(
+            f"no linear probe is published for method.name {name}; "
+            f"take that of another by probe.recipe={'|'.join(PROBES)}"
+        )
     recipe = PROBES[name]
     return replace(
         recipe,
