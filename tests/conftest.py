@@ -48,6 +48,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one, or a user, has kept."""
+    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def unpack(archive: str, folder: Path, most: int | None = None) -> Path:
     """Unpack (the first `most` files of) one of the real data sets."""
     with tarfile.open(REAL / archive) as tar:
@@ -79,6 +85,13 @@ def noise_images(folder: Path, count: int, sizes: tuple[int, int] = (40, 72), se
         Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC).save(
             folder / f"{number:04d}.jpg", quality=90
         )
+    return folder
+
+
+def two_classes(folder: Path, count: int, sizes: tuple[int, int] = (40, 72)) -> Path:
+    """`folder` with the classes ant and bee of `count` images each."""
+    for seed, name in enumerate(("ant", "bee")):
+        noise_images(folder / name, count, sizes, seed)
     return folder
 
 

@@ -131,7 +131,6 @@ def test_the_report_of_a_run_is_whole_and_fits_wide_and_narrow_screens(scenes, t
 
 
 def test_the_page_of_show_is_whole_and_fits(scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     index = SampleIndex.from_coco(scenes["path"], scenes["instances"], progress=False)
     regions = RegionTable(len(index), 2, index.fingerprint)
     boxes = np.tile(np.array([[0, 0, 0.6, 0.5], [0.3, 0.4, 1, 1]], np.float32), (len(index), 1, 1))

@@ -19,7 +19,6 @@ from dali_views.cli import main
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     return noise_images(tmp_path / "photos", 10)
 
 

@@ -18,11 +18,6 @@ from trainers.config_file import parse
 from trainers.data import class_names, open_data, training_loader
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and val/ with the classes ant, bee and cat."""

@@ -28,7 +28,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     noise_images(tmp_path / "photos", 70)
     (tmp_path / "mine.yaml").write_text(printed("yaml"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from conftest import noise_images
+from conftest import two_classes
 from PIL import Image
 from test_loader import FULL, digest
 from test_shards import rows_of
@@ -31,10 +31,7 @@ VIEWS = [View(size=8), View(size=8)]
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of twenty images each."""
-    folder = tmp_path_factory.mktemp("classes")
-    for seed, name in enumerate(("ant", "bee")):
-        noise_images(folder / name, 20, sizes=(40, 240), seed=seed)
-    return folder
+    return two_classes(tmp_path_factory.mktemp("classes"), 20, sizes=(40, 240))
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,6 @@ def values(classes: Path) -> dict[bytes, bytes]:
     """The images by their relative paths."""
     files = sorted(classes.rglob("*.jpg"))
     return {os.fsencode(file.relative_to(classes)): file.read_bytes() for file in files}
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
 
 
 def write(path: Path, values: Mapping[bytes, bytes], parts: int = 1, subdir: bool = True) -> Path:

@@ -126,7 +126,6 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(("words", "names"), LOADER)
 def test_a_mistake_with_the_loader_is_one_sentence(words, names, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
     assert loader_cli.main(words) == 2
     line = told(capsys)
     assert any(name in line for name in names.split("|"))
@@ -135,7 +134,6 @@ def test_a_mistake_with_the_loader_is_one_sentence(words, names, place, monkeypa
 @pytest.mark.parametrize(("words", "names"), TRAINER)
 def test_a_mistake_with_the_trainer_is_one_sentence(words, names, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
     assert trainer_cli.main(words) == 2
     assert names in told(capsys)
     assert not (place / "run" / "last.pt").exists()
@@ -172,7 +170,6 @@ def test_a_fault_of_ours_keeps_its_traceback(place, monkeypatch):
 
 def test_machines_get_one_line_of_json_for_an_answer_and_for_a_mistake(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(place / "cache"))
     assert loader_cli.main(["index", "photos", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
     assert loader_cli.main(["check", "photos", "--json", "--out", "none.txt", *CPU]) == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import noise_images
+from conftest import two_classes
 from s3 import PAGE, Bucket
 from tars import pack_folder, write_shard
 from test_loader import FULL, VIEWS, digest
@@ -29,10 +29,7 @@ CHANGED = "cannot be read (it has changed since it was indexed; index the images
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of eight images each."""
-    folder = tmp_path_factory.mktemp("classes")
-    for seed, name in enumerate(("ant", "bee")):
-        noise_images(folder / name, HALF, seed=seed)
-    return folder
+    return two_classes(tmp_path_factory.mktemp("classes"), HALF)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +45,6 @@ def train(bucket: Bucket, classes: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "scans"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Left out while running")
         yield

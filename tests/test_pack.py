@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tars import pack_folder, write_shard
 from test_source import Table
+from touches import killed_at_every_touch
 
 from dali_views import SampleIndex, ViewLoader, recipes
 from dali_views.cli import main
@@ -361,65 +362,19 @@ def test_a_coco_file_of_other_images_is_refused(tmp_path):
 
 # -- interruptions --------------------------------------------------------------------------------
 
-# At its n-th touch of the disk the child kills itself, wherever its two workers are: before it forces a file
-# out, renames one or makes a folder, and after it has opened one to write. n runs until a child gets through.
-STEPPER = """
-import builtins, io, os, signal, sys
-from dali_views import SampleIndex
-from dali_views.packing import pack
-
-left = [0]
-
-def touch():
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def before(call):
-    def wrapped(*args, **keys):
-        touch()
-        return call(*args, **keys)
-    return wrapped
-
-def after(call):
-    def wrapped(file, mode="r", *args, **keys):
-        opened = call(file, mode, *args, **keys)
-        if "w" in mode:
-            touch()
-        return opened
-    return wrapped
-
-source = SampleIndex.from_folder(sys.argv[1], cache=False, progress=False)
-for n in range(1, 200):
-    child = os.fork()
-    if child == 0:
-        left[0] = n
-        for name in ("fsync", "replace", "mkdir"):
-            setattr(os, name, before(getattr(os, name)))
-        for module in (builtins, io):
-            module.open = after(module.open)
-        pack(source, f"{sys.argv[2]}/{n}", short_side=32, workers=2, progress=False)
-        os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    print(n, int(killed), flush=True)
-    if not killed:
-        break
-"""
-
 
 def test_killed_between_any_two_touches_of_the_disk_it_goes_on_to_the_same_files(tmp_path):
     for number, kind in enumerate(("cat", "dog")):
         noise_images(tmp_path / "source" / kind, 3, seed=number)
     source = _folder(tmp_path / "source")
     whole = _pack(source, tmp_path / "whole")
-    command = [sys.executable, "-c", STEPPER, str(tmp_path / "source"), str(tmp_path / "killed")]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-    killed = [line.split()[0] for line in lines if line.endswith(" 1")]
+    call = "pack(source, out, short_side=32, workers=2, progress=False)"
+    killed = killed_at_every_touch(call, tmp_path / "source", tmp_path / "killed")
     assert len(killed) > 30
     kept = []
-    for n in killed[::3] + killed[-3:]:
-        packed = _pack(source, tmp_path / "killed" / n)
-        assert _files(tmp_path / "killed" / n) == _files(tmp_path / "whole")
+    for folder in killed[::3] + killed[-3:]:
+        packed = _pack(source, folder)
+        assert _files(folder) == _files(tmp_path / "whole")
         assert packed.kept + packed.written + packed.copied == 6
         assert (packed.bytes_before, packed.bytes_after) == (whole.bytes_before, whole.bytes_after)
         kept.append(packed.kept)
@@ -429,7 +384,6 @@ def test_killed_between_any_two_touches_of_the_disk_it_goes_on_to_the_same_files
 
 
 def test_killed_by_another_process_the_command_goes_on_to_the_same_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     source = noise_images(tmp_path / "source", 60, sizes=(500, 600))
     _pack(_folder(source), tmp_path / "whole", 256)
     command = [
@@ -639,7 +593,6 @@ def test_a_packed_file_that_something_else_has_damaged_is_found(tmp_path):
 
 
 def test_the_command_packs_and_tells_what_it_did(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     root = noise_images(tmp_path / "source", 5, sizes=(60, 90))
     _ramp(20, 20).save(root / "small.jpg")
     (root / "bad.jpg").write_text("no image")
@@ -658,7 +611,6 @@ def test_the_command_packs_and_tells_what_it_did(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_scales_a_coco_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     truth = _coco(tmp_path / "source")
     copy = tmp_path / "copy"
     command = ["pack", str(tmp_path / "source"), str(copy), "--coco", str(truth), "--short-side", "20"]

@@ -27,6 +27,7 @@ from PIL import Image
 from tars import pack_folder, write_shard
 from test_loader import FULL, digest
 from test_source import Table
+from touches import killed_at_every_touch
 
 from dali_views import SampleIndex, SourceGoneError, ViewLoader, bad_list, recipes
 from dali_views.cli import main
@@ -37,11 +38,6 @@ from dali_views.packing.shards import pack_shards
 from dali_views.sources.listing import number_labels
 
 KINDS = ("ant", "bee", "cow")
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -310,51 +306,6 @@ def test_no_more_results_wait_than_may():
 
 # -- interruptions --------------------------------------------------------------------------------
 
-# At its n-th touch of the disk the child kills itself: before it forces a file out, renames one or makes a
-# folder, and after it has opened one to write. n runs until a child gets through.
-STEPPER = """
-import builtins, io, os, signal, sys
-from dali_views import SampleIndex
-from dali_views.packing import pack_shards
-
-left = [0]
-
-def touch():
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def before(call):
-    def wrapped(*args, **keys):
-        touch()
-        return call(*args, **keys)
-    return wrapped
-
-def after(call):
-    def wrapped(file, mode="r", *args, **keys):
-        opened = call(file, mode, *args, **keys)
-        if "w" in mode:
-            touch()
-        return opened
-    return wrapped
-
-source = SampleIndex.from_folder(sys.argv[1], cache=False, progress=False)
-for n in range(1, 400):
-    child = os.fork()
-    if child == 0:
-        left[0] = n
-        for name in ("fsync", "replace", "mkdir"):
-            setattr(os, name, before(getattr(os, name)))
-        for module in (builtins, io):
-            module.open = after(module.open)
-        pack_shards(source, f"{sys.argv[2]}/{n}", short_side=50, per_shard=9, workers=2, progress=False)
-        os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    print(n, int(killed), flush=True)
-    if not killed:
-        break
-"""
-
 
 def test_killed_between_any_two_touches_of_the_disk_it_goes_on_to_the_same_files(photos, tmp_path):
     copied = shutil.copytree(photos, tmp_path / "source")
@@ -362,13 +313,11 @@ def test_killed_between_any_two_touches_of_the_disk_it_goes_on_to_the_same_files
     source = from_folder(copied)
     whole = pack_to(tmp_path / "whole", source, 9, short_side=50)
     assert list(whole.left_out) == ["bee/0003.png"]
-    command = [sys.executable, "-c", STEPPER, str(copied), str(tmp_path / "killed")]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-    killed = [line.split()[0] for line in lines if line.endswith(" 1")]
+    call = "pack_shards(source, out, short_side=50, per_shard=9, workers=2, progress=False)"
+    killed = killed_at_every_touch(call, copied, tmp_path / "killed")
     assert len(killed) > 30
     kept = []
-    for n in killed[::3] + killed[-3:]:
-        folder = tmp_path / "killed" / n
+    for folder in killed[::3] + killed[-3:]:
         finished = touched(folder)
         packed = pack_to(folder, source, 9, short_side=50)
         assert files(folder) == files(tmp_path / "whole")

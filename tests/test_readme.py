@@ -26,7 +26,6 @@ def test_the_example_of_reuse_runs_as_printed(readme, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     noise_images(tmp_path / "photos", 12)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     model = torchvision.models.resnet18(num_classes=8)
     names = {"model": model, "your_loss": lambda a, b, w: ((a - b).square().mean(1) * w).mean()}
     exec(compile(code, "README.md", "exec"), names)

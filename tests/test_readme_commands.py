@@ -67,7 +67,6 @@ def lay_out(folder: Path) -> None:
 def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     given = commands()
     for line in given:
         program, *words = shortened(line)

@@ -37,7 +37,6 @@ def photos(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A folder of two classes, in the folder where the examples run."""
     shutil.copytree(scenes, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "photos"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import noise_images
+from conftest import two_classes
 from PIL import Image
 from tars import add, pack_folder, write_shard
 from test_loader import FULL, digest
@@ -37,21 +37,13 @@ SHARDS = 5
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of twenty images each."""
-    folder = tmp_path_factory.mktemp("classes")
-    for seed, name in enumerate(("ant", "bee")):
-        noise_images(folder / name, 20, seed=seed)
-    return folder
+    return two_classes(tmp_path_factory.mktemp("classes"), 20)
 
 
 @pytest.fixture(scope="module")
 def pattern(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same images in five shards."""
     return pack_folder(classes, tmp_path_factory.mktemp("shards"), SHARDS)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import noise_images
 from pages import Page
 from PIL import Image
@@ -19,11 +18,6 @@ from dali_views.show_page import page
 from dali_views.web_page import escape, jpeg_uri
 
 HOSTILE = '"><img src=x onerror=alert(1)>&amp;\u202egnp'
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
 
 
 def shown(where: object, out: Path, *options: object) -> Page:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import noise_images
+from conftest import two_classes
 from tables import named, structs, write
 from test_loader import FULL, digest
 from test_shards import rows_of
@@ -38,10 +38,7 @@ WAYS = ("parquet none", "parquet snappy", "parquet zstd", "file", "file zstd", "
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of twenty images each."""
-    folder = tmp_path_factory.mktemp("classes")
-    for seed, name in enumerate(("ant", "bee")):
-        noise_images(folder / name, 20, seed=seed)
-    return folder
+    return two_classes(tmp_path_factory.mktemp("classes"), 20)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,6 @@ def table(images: list[bytes]) -> pa.Table:
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(group_source, "_CACHE", GroupCache(1 << 20))
 
 
