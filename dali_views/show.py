@@ -30,7 +30,7 @@ CROP_COLOURS = (
     "#7f8cff",
 )
 _MOST_VIEWS = 10
-_LONGEST_NAME = 32  # letters that fit above an image
+_LONGEST_NAME = 28  # letters that fit above an image
 
 
 def grid(
