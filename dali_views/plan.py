@@ -275,11 +275,13 @@ def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPl
 
     brightness = factor(view.brightness, brightness_u)
     contrast = factor(view.contrast, contrast_u)
-    saturation = np.where(gray < view.grayscale, 0.0, factor(view.saturation, saturation_u))
+    saturation = saturation_matrix(factor(view.saturation, saturation_u))
+    grayscale = saturation_matrix(np.where(gray < view.grayscale, 0.0, 1.0))
     hue = np.where(jittered, view.hue * (2.0 * hue_u - 1.0), 0.0)
-    matrix = (brightness * contrast)[:, None, None] * (hue_matrix(hue) @ saturation_matrix(saturation))
+    # The last factor acts first.
+    matrix = (brightness * contrast)[:, None, None] * (grayscale @ hue_matrix(hue) @ saturation)
     # Contrast scales about the grey mean m of the brightened image, b m: it adds (1 - c) b m to each
-    # channel. Saturation and hue leave greys alone, so the sum passes through them unchanged.
+    # channel. What follows leaves greys alone, so the sum passes through it unchanged.
     pivot = np.repeat((brightness * (1.0 - contrast))[:, None], 3, axis=1)
 
     blurred = blur < view.blur

@@ -6,7 +6,7 @@ The tolerances here are the table in docs/colour.md; all figures are in units of
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,26 @@ def test_hue_turns_as_far_as_torchvisions(pixels, way, turn):
     assert hue_error(ours, theirs) <= 2.5
     assert errors(ours, theirs)[1] < errors(pixels, theirs)[1]
     assert errors(ours, theirs)[1] < errors(yiq_turned(pixels, turn), theirs)[1]
+
+
+def test_a_grey_view_is_the_grey_of_the_turned_colours_as_torchvisions_is(pixels):
+    coloured = View(size=SIDE, crop="whole", jitter=1.0, hue=0.2)
+    index = SampleIndex.from_arrays(pixels)
+    drawn, grey = (
+        ViewLoader(index, [view], len(pixels), device="cpu", shuffle=False).plan_at(0).views[0].matrix
+        for view in (coloured, replace(coloured, grayscale=1.0))
+    )
+    # A rotation about the grey axis by 2 pi turn: its trace tells the cosine, what is antisymmetric the sine.
+    cosine = (np.trace(drawn, axis1=1, axis2=2) - 1) / 2
+    sine = (drawn[:, 1, 0] - drawn[:, 0, 1]) * np.sqrt(3) / 2
+    turns = np.arctan2(sine, cosine) / (2 * np.pi)
+    np.testing.assert_allclose(plan.hue_matrix(turns), drawn, atol=1e-5)
+    turned = [F.adjust_hue(Image.fromarray(image), float(t)) for image, t in zip(pixels, turns, strict=True)]
+    theirs = np.stack([np.asarray(F.to_grayscale(image, 3)) for image in turned]).astype(np.float64)
+    ours = through_graph(pixels, ANY, "cpu", matrix=grey)
+    unturned = reference(pixels, lambda i: F.to_grayscale(i, 3))
+    assert errors(ours, theirs)[1] < 0.8 * errors(unturned, theirs)[1]
+    assert np.ptp(ours, axis=-1).max() == 0
 
 
 def yiq_turned(pixels: np.ndarray, turn: float) -> np.ndarray:

@@ -115,6 +115,19 @@ def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, p
     assert due == published
 
 
+def test_stochastic_depth_draws_on_after_a_resume_as_if_nothing_had_happened(scenes, tmp_path):
+    losses = {}
+    for name, parts in {"whole": [9], "halves": [4, 9]}.items():
+        for steps in parts:
+            run = {"checkpoint_every": 0, "max_steps": steps}
+            file = write_config(tmp_path / name, scenes, run=run, model={"backbone": "efficientnet_b0"},
+                                views={"size": 32, "blur": 0}, guide={"name": "none"})  # fmt: skip
+            pretrain(config_file.load(file), resume=True)
+        losses[name] = curve(tmp_path / name)
+    assert len(losses["whole"]) == 9
+    assert losses["halves"] == losses["whole"]
+
+
 def odd_folder(folder: Path) -> set[str]:
     """Good images and six odd ones; the names of those that cannot be used."""
     noise_images(folder, 20)

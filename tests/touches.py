@@ -9,7 +9,7 @@ from pathlib import Path
 # A touch is before a file is forced out or renamed or a folder made, and after a file is opened to write,
 # wherever the workers are.
 _CHILDREN = """
-import builtins, io, os, signal, sys
+import builtins, io, os, pathlib, signal, sys
 from dali_views import SampleIndex
 from dali_views.packing import pack, pack_shards
 
@@ -44,6 +44,10 @@ for n in range(1, 400):
             setattr(os, name, before(getattr(os, name)))
         for module in (builtins, io):
             module.open = after(module.open)
+        accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10 keeps the functions that it found
+        if accessor is not None:
+            accessor.open = staticmethod(io.open)
+            accessor.replace, accessor.mkdir = staticmethod(os.replace), staticmethod(os.mkdir)
         exec(sys.argv[1])
         os._exit(0)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -15,10 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+
+from dali_views import rng
 
 from .meeting import fresh_store
 from .watch import Watch
@@ -161,6 +164,11 @@ def world() -> int:
 def local_rank() -> int:
     """Number of this process on its machine, from 0; chooses the GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Let dropout and stochastic depth draw by seed, step and rank: alike after a resume, apart on ranks."""
+    torch.manual_seed(int(rng.keys([seed], step, rank())[0] >> np.uint64(1)))
 
 
 def is_main() -> bool:

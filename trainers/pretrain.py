@@ -106,6 +106,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 if config.optim.final_weight_decay is not None:
                     decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
                     optim.set_weight_decay(optimizer, decay)
+                distributed.seed_step(config.run.seed, step)
                 method.before_step(clock)
                 with stage("trainers: forward"), autocast(config, device):
                     losses = network(batch.views, guide.kin(batch))

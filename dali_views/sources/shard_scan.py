@@ -193,7 +193,8 @@ def _walk(file: _Headers, size: int, found: _Contents) -> None:
     last, tar = -1, None
     try:
         tar = tarfile.open(fileobj=cast(IO[bytes], file), mode="r:")  # noqa: SIM115, for `file` is closed by the caller
-        while (member := tar.next()) is not None:
+        some = tar.firstmember is not None  # type: ignore[attr-defined]  # if not, Python 3.10 seeks before it
+        while some and (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # millions of them would take gigabytes
             if member.offset <= last:
                 raise tarfile.ReadError("a header that leads back")

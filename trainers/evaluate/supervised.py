@@ -132,6 +132,7 @@ def train_classifier(
         for step, (inputs, labels) in enumerate(learner.batches(epoch), epoch * steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * rate(settings, step, steps)
+            distributed.seed_step(config.run.seed, step)
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from dali_views.saliency import boxes_from_maps
 from .. import config as cfg
 from ..localise import input_size, locate
 from ..methods import Method
-from . import Guide
+from .guide import Guide
 from .schedule import is_due, warn_if_wide
 
 __all__ = ["ContrastiveCrop"]

@@ -8,7 +8,7 @@ from dali_views import RegionTable, SampleIndex
 
 from .. import config as cfg
 from .. import distributed
-from . import Guide
+from .guide import Guide
 
 __all__ = ["SimCCrop", "TrueBoxes"]
 

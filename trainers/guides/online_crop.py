@@ -15,7 +15,7 @@ from .. import distributed
 from ..data import training_views
 from ..localise import input_size
 from ..methods import Method
-from . import Guide
+from .guide import Guide
 from .image_maps import ImageMaps, ViewMaps
 from .schedule import is_due, warn_if_wide
 

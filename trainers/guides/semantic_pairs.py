@@ -20,7 +20,7 @@ from .. import distributed
 from ..frozen import embed, frozen_encoder
 from ..partner_checks import label_partners, precision, random_partners
 from ..partners import find_partners
-from . import Guide
+from .guide import Guide
 
 __all__ = ["PARTNERS", "SemanticPairs"]
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.backbones import Backbone
-from trainers.methods import Method, two_views
 from trainers.methods.heads import normalise, projector
+from trainers.methods.method import Method, two_views
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.schedules import Clock, cosine
 

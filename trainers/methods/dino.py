@@ -9,8 +9,8 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.backbones import Backbone
-from trainers.methods import Method
 from trainers.methods.heads import PrototypeHead
+from trainers.methods.method import Method
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
 from trainers.schedules import Clock, cosine, linear
 

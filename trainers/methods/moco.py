@@ -9,9 +9,10 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
-from trainers.methods import Method, are_kin, log_ratio, two_views
 from trainers.methods.heads import normalise, projector
+from trainers.methods.method import Method, two_views
 from trainers.methods.momentum import ema_update, momentum_copy
+from trainers.methods.negatives import are_kin, log_ratio
 from trainers.methods.split_bn import split_batch_norm
 from trainers.schedules import Clock
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
-from trainers.methods import Method, are_kin, log_ratio, two_views
 from trainers.methods.heads import normalise, projector
+from trainers.methods.method import Method, two_views
+from trainers.methods.negatives import are_kin, log_ratio
 
 __all__ = ["SimCLR", "nt_xent"]
 

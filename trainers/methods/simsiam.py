@@ -6,8 +6,8 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.backbones import Backbone
-from trainers.methods import Method, two_views
 from trainers.methods.heads import normalise, projector, simsiam_projector
+from trainers.methods.method import Method, two_views
 
 __all__ = ["SimSiam", "negative_cosine"]
 
