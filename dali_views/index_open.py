@@ -206,7 +206,7 @@ class Constructors:
             ValueError: No column fits, or several do; the tables hold no usable image, or a label below -1;
                 pyarrow is not installed.
         """
-        with needs("pyarrow", "tables"):
+        with needs("pyarrow"):
             from .sources.table_scan import scan_tables
         return _index_of(cls, scan_tables(pattern, image, label, cache, processes, progress))
 

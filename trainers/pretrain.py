@@ -1,7 +1,7 @@
 """The training loop, to be read from top to bottom.
 
-python -m trainers pretrain configs/demo.yaml data.path=photos
-python -m trainers pretrain configs/demo.yaml data.path=photos --resume
+python -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos ...
+python -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos ... --resume
 torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
 """
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs(package: str, extra: str) -> Iterator[None]:
-    """Imports in this block are of a package that an extra of this project brings.
+def needs(package: str) -> Iterator[None]:
+    """Imports in this block are of a package that only an extra of this project brings.
 
     Raises:
         ValueError: The package is not installed.
@@ -19,6 +19,5 @@ def needs(package: str, extra: str) -> Iterator[None]:
         if (error.name or "").partition(".")[0] != package:
             raise
         raise ValueError(
-            f"These images are read with {package}, which is not installed; "
-            f"pip install 'dali-views[{extra}]'."
+            f"These images are read with {package}, which is not installed; pip install {package}."
         ) from error

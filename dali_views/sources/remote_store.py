@@ -59,7 +59,7 @@ def open_store(url: str, bound: float) -> Any:
     try:
         from obstore import store
     except ImportError as error:
-        raise ValueError(f"To read {url}, install obstore: pip install 'dali-views[cloud]'.") from error
+        raise ValueError(f"To read {url}, install obstore: pip install obstore boto3.") from error
     scheme, _, name = url.partition("://")
     plain = any(os.environ.get(name, "").startswith("http:") for name in _ENDPOINTS.get(scheme, ()))
     options: dict[str, Any] = {

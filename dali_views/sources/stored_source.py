@@ -46,7 +46,7 @@ def open_source(index: SampleIndex) -> Source:
         return ObjectSource(index.root, index.paths, index.places)
     assert index.file_stamps is not None
     if index.holder == "groups":
-        with needs("pyarrow", "tables"):
+        with needs("pyarrow"):
             from .group_source import GroupSource
 
         return GroupSource(index.root, index.files, index.file_stamps, index.places, index.column)

@@ -53,7 +53,7 @@ class Data(Section):
     path: str
     """Image folder, list file, shards (one, a glob, braces as in "train-{000000..000146}.tar", a text file of
     them), each also as a URL ("s3://bucket/train", "gs://..."); tables (named as shards are, or a folder of
-    them), LMDB environment or, for CIFAR and STL, the folder that holds (or will hold) the archive."""
+    them), LMDB environment or, for CIFAR and STL, the folder that holds the archive."""
     classes: str | None = None
     """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
     instances: str | None = None
