@@ -114,6 +114,20 @@ def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tm
     assert "did you mean probe.epochs?" in capsys.readouterr().err
 
 
+def test_another_network_than_the_trained_one_is_refused(run, capsys):
+    assert cli.main(["knn", str(run), "model.backbone=resnet18", "method.hidden_dim=8"]) == 2
+    assert "with another method.hidden_dim, model.backbone" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_probe_is_not_taken_for_a_run(run, tmp_path, capsys):
+    checkpoint.save(tmp_path / "linear", {"description": {}, "curve": []})
+    assert cli.main(["knn", str(tmp_path / "linear")]) == 2
+    assert "something else than a training run" in capsys.readouterr().err
+    words = ["pretrain", str(run.parent / "config.yaml"), f"run.out={tmp_path / 'linear'}"]
+    assert cli.main(words) == 2
+    assert "something else than a training run" in capsys.readouterr().err
+
+
 def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run, capsys):
     assert cli.main(["localise", str(run), "localise.layer=layer2", "localise.size=48"]) == 0
     told = capsys.readouterr().out

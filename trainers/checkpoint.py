@@ -15,7 +15,7 @@ import torch
 
 from . import torch_file
 
-__all__ = ["LAST", "PREVIOUS", "load", "save"]
+__all__ = ["LAST", "PREVIOUS", "load", "load_run", "save"]
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -87,6 +87,21 @@ def load(folder: str | Path, map_location: str | torch.device = "cpu") -> dict[s
             warnings.warn(f"resuming from {path}, for {why}", stacklevel=2)
         return state
     raise ValueError(f"no checkpoint in {folder} can be read; remove them to restart ({'; '.join(reasons)})")
+
+
+def load_run(folder: str | Path) -> dict[str, Any]:
+    """`load` of a training run's folder; those of a linear probe and of fine-tuning lie below it.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: it holds none that can be read, or one of something else.
+    """
+    saved = load(folder)
+    if not {"config", "step", "method"} <= saved.keys():
+        raise ValueError(
+            f"{folder} holds a checkpoint of something else than a training run; name another folder"
+        )
+    return saved
 
 
 def _ended(path: Path) -> bool:

@@ -166,13 +166,9 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to continue, or None for a new run, whose resolved configuration is written down."""
     folder = Path(config.run.out)
     try:
-        saved = checkpoint.load(folder)
+        saved = checkpoint.load_run(folder)
     except FileNotFoundError:
         saved = None
-    if saved and not {"config", "step", "method"} <= saved.keys():
-        raise ValueError(
-            f"{folder} holds a checkpoint of something else than a training run; choose another run.out"
-        )
     if not distributed.all_equal(saved["step"] if saved else -1):
         raise ValueError(
             f"the processes find different checkpoints in {folder}; let run.out be a folder of all machines"

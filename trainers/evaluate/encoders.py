@@ -18,6 +18,7 @@ __all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run", "method
 
 Kind = Literal["trained", "untrained", "colours"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_TRAINED = ("model.", "method.")  # what a checkpoint's weights are of
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
@@ -25,13 +26,22 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Confi
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: another file was named; or as by `checkpoint.load` and `config_file`.
+        ValueError: another file was named, or an override would change the network that was trained; or as by
+            `checkpoint.load_run` and `config_file`.
     """
     if path.is_file() and path.name != checkpoint.LAST:
         raise ValueError(f"{path} is not the {checkpoint.LAST} of a run; name the run's folder")
     folder = path.parent if path.is_file() else path
-    saved = checkpoint.load(folder)
-    return folder, config_file.override(config_file.parse(saved["config"]), overrides), saved
+    saved = checkpoint.load_run(folder)
+    trained = config_file.parse(saved["config"])
+    config = config_file.override(trained, overrides)
+    changed = [key for key in config_file.differences(trained, config) if key.startswith(_TRAINED)]
+    if changed:
+        raise ValueError(
+            f"the run in {folder} was trained with another {', '.join(changed)}, which no evaluation can "
+            "change; leave it out"
+        )
+    return folder, config, saved
 
 
 def encoder_of(config: cfg.Config, saved: dict[str, Any], kind: Kind, device: torch.device) -> Backbone:
