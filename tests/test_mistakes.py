@@ -82,6 +82,7 @@ LOADER = [
     (["pack", "photos", "new", "--quality", "101"], "quality"),
     (["pack", "photos", "new", "--folder", "--numbers"], "--numbers"),
 ]
+GUIDED = ["views.crop=contrastive"]
 TRAINER = [
     ([], "COMMAND"),
     (["pretain", "config.yaml"], "did you mean pretrain?"),
@@ -97,6 +98,10 @@ TRAINER = [
     (["pretrain", "config.yaml", "method.name=simcrl"], "simcrl"),
     (["pretrain", "config.yaml", "views.name=mocov2"], "mocov2"),
     (["pretrain", "config.yaml", "guide.name=saliancy"], "saliancy"),
+    (["pretrain", "config.yaml", "localise.layer=layr3"], "localise.layer: ResNet has no layer 'layr3'"),
+    (["pretrain", "config.yaml", *GUIDED, "guide.name=contrastive_crop", "guide.layer=layr3"], "are layer3"),
+    (["pretrain", "config.yaml", *GUIDED, "guide.name=saliency", "guide.layer=layr3"], "are layer3"),
+    (["pretrain", "config.yaml", *GUIDED, "guide.name=online_crop", "guide.layer=layr3"], "are layer3"),
     (["knn", "nowhere"], "nowhere"),
     (["knn", "norun"], "norun"),
     (["linear", "weights.pt"], "weights.pt"),

@@ -126,6 +126,11 @@ def test_views_come_in_order_whether_the_network_saw_them_together_or_apart() ->
     assert apart.take(3) == []
 
 
+def test_a_layer_that_is_not_there_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="no layer 'rel'; the nearest names are relu"):
+        ViewMaps(RedNet(), "rel")
+
+
 def test_maps_restored_from_a_state_are_the_same_and_others_are_refused() -> None:
     maps, other = ImageMaps(3, 4, 0.5, CPU), ImageMaps(3, 4, 0.5, CPU)
     maps.add(

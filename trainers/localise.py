@@ -22,7 +22,7 @@ from .backbones import Backbone
 from .data import plain_loader
 from .methods import Method
 
-__all__ = ["Located", "boxes_of", "input_size", "locate"]
+__all__ = ["Located", "boxes_of", "check_layers", "input_size", "locate"]
 
 
 class Located(NamedTuple):
@@ -81,6 +81,24 @@ def _gradient_maps(network: Method | Backbone, images: Tensor, layer: str | None
     network.train(training)
     features, gradient = (feature_grid(each, backbone.prefix_tokens) for each in (tap.features, gradient))
     return gradient_map(features, gradient)
+
+
+def check_layers(config: cfg.Config, backbone: Backbone) -> None:
+    """See that an encoder has the layers that a run's guide and evaluations will ask for, maybe hours later.
+
+    Raises:
+        ValueError: it lacks one; names the key and the nearest layers.
+    """
+    asked = {"localise.layer": config.localise.layer}
+    if isinstance(config.box_guide, cfg.Localised):
+        key = "guide.layer" if config.box_guide is config.guide else "guide.boxes.layer"
+        asked[key] = config.box_guide.layer
+    for key, layer in asked.items():
+        if layer is not None:
+            try:
+                FeatureTap(backbone, layer).remove()
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
 
 
 def input_size(config: cfg.Config, maps: cfg.Maps) -> int:

@@ -26,6 +26,7 @@ from .data import open_data, training_loader
 from .evaluate import Evaluator
 from .guides import build_guide
 from .interrupt import Interrupt
+from .localise import check_layers
 from .methods import Method, method_of
 from .report import Report
 from .schedules import Clock, cosine, lr_at
@@ -68,6 +69,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
 
     torch.manual_seed(config.run.seed)
     method = method_of(config)
+    check_layers(config, method.backbone)
     if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     method = method.to(device).to(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_views.coordinates import map_to_image
+from dali_views.feature_tap import FeatureTap
 from dali_views.saliency import activations
 
 from .. import distributed
@@ -29,18 +30,20 @@ class ViewMaps:
         backbone: the encoder that learns; its calls in eval mode are not collected.
         layer: dotted name; a map (B, C, h, w), or tokens of a transformer.
         prefix_tokens: class and register tokens in front.
+
+    Raises:
+        ValueError: as by `FeatureTap`: there is no such layer.
     """
 
     def __init__(self, backbone: nn.Module, layer: str, prefix_tokens: int = 0) -> None:
         self.prefix = prefix_tokens
         self.seen: list[Tensor] = []
-        module = backbone.get_submodule(layer)
-        self._backbone = backbone
-        module.register_forward_hook(self._keep)
+        self._tap = FeatureTap(backbone, layer)
+        backbone.register_forward_hook(self._keep)  # after each call, when the tap has the layer's output
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._backbone.training:
-            self.seen.append(activations(output, self.prefix))
+    def _keep(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
+        if backbone.training:
+            self.seen.append(activations(self._tap.features, self.prefix))
 
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.
