@@ -20,7 +20,7 @@ import yaml
 
 from dali_views.scenes import make_scenes
 from trainers import checkpoint, config_file
-from trainers.compare import compare
+from trainers.compare import _evaluations, compare
 from trainers.compare_table import Row, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,6 +148,11 @@ def test_killed_between_runs_and_started_again_it_repeats_none_and_fills_the_tab
     assert len(done.stamps) == 4
     assert done.stamps.items() <= times(done.out).items()
     assert [line for line in lines(done.out) if line["seed"] == "0"] == done.saved
+
+
+def test_a_line_of_metrics_that_a_kill_cut_off_is_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "knn_top1": 0.5}\n{"step": 3, "lo')
+    assert _evaluations(tmp_path) == [(2, {"knn_top1": 0.5})]
 
 
 def test_given_again_when_all_is_done_it_trains_nothing_and_gives_the_same_table(done, data):

@@ -18,10 +18,11 @@ from runs import SMALL, scenes_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dali_views import SampleIndex, bad_list
-from trainers import boards, checkpoint, cli, config_file, run_page, run_pictures
+from trainers import boards, checkpoint, cli, config_file, run_pictures
 from trainers.pretrain import pretrain
 from trainers.run_curves import CHARTS, curves_of, draw, thinned
-from trainers.run_history import RunHistory
+from trainers.run_files import PAGE
+from trainers.run_history import RunHistory, lines_of
 
 SECTIONS = ("Curves", "How the boxes moved", "Best and worst localised", "Views of the latest evaluation",
             "Machine and configuration")  # fmt: skip
@@ -51,13 +52,13 @@ def run(undisturbed: Path, tmp_path: Path) -> Path:
 def made_anew(run: Path) -> Page:
     """The page as the command makes it of what is in the folder."""
     assert cli.main(["report", str(run)]) == 0
-    found = Page(run / run_page.PAGE)
+    found = Page(run / PAGE)
     found.check_alone()
     return found
 
 
 def test_a_run_leaves_a_page_with_all_that_it_has_to_show(undisturbed):
-    found = Page(undisturbed / run_page.PAGE)
+    found = Page(undisturbed / PAGE)
     found.check_alone()
     for section in SECTIONS:
         assert section in found.words
@@ -79,7 +80,7 @@ def test_a_run_leaves_a_page_with_all_that_it_has_to_show(undisturbed):
     assert len(pictures) == 12 + 2 * 6 + 1
     assert min(min(picture.size) for picture in pictures) >= 40
     assert "numpy" in found.text  # versions
-    assert (undisturbed / run_page.PAGE).stat().st_size < 3_000_000
+    assert (undisturbed / PAGE).stat().st_size < 3_000_000
 
 
 def test_followed_boxes_are_those_of_the_region_table(undisturbed):
@@ -89,7 +90,7 @@ def test_followed_boxes_are_those_of_the_region_table(undisturbed):
     rows = json.loads((undisturbed / "history" / "followed.json").read_text())["rows"]
     assert len(set(rows)) == 12
     np.testing.assert_allclose(shown[-1]["boxes"], boxes[rows], atol=1e-4)
-    drawn = [each for each in Page(undisturbed / run_page.PAGE).tags("rect") if each.get("class") == "strong"]
+    drawn = [each for each in Page(undisturbed / PAGE).tags("rect") if each.get("class") == "strong"]
     assert len({each["stroke"] for each in drawn}) == 2 + 1  # two epochs, and boxes of the evaluation
 
 
@@ -104,7 +105,7 @@ def test_a_stopped_run_says_so_and_goes_on_to_the_page_of_one_never_stopped(undi
     file = small_config(tmp_path, scenes, run={"evaluate_every": 3})
     pretrain(config_file.load(file, ["run.max_steps=4"]))
     run = tmp_path / "run"
-    assert "stopped at run.max_steps after 4 of 9 steps" in Page(run / run_page.PAGE).text
+    assert "stopped at run.max_steps after 4 of 9 steps" in Page(run / PAGE).text
     # What a process leaves that went on and was killed while it wrote.
     with (run / "history" / "boxes.jsonl").open("a") as boxes:
         boxes.write('{"step": 6, "epoch": 2, "boxes": [null]}\n{"step": 9, "epo')
@@ -112,9 +113,9 @@ def test_a_stopped_run_says_so_and_goes_on_to_the_page_of_one_never_stopped(undi
     pretrain(config_file.load(file), resume=True)
     for name in ("boxes.jsonl", "followed.json", "localised.json"):
         assert (run / "history" / name).read_bytes() == (undisturbed / "history" / name).read_bytes()
-    found = Page(run / run_page.PAGE)
+    found = Page(run / PAGE)
     assert "finished after 9 steps" in found.text
-    assert [event["event"] for event in run_page.lines_of(run / "history" / "events.jsonl")] == [
+    assert [event["event"] for event in lines_of(run / "history" / "events.jsonl")] == [
         "start", "end", "start", "end",
     ]  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_of_a_killed_run_the_command_shows_what_is_there(scenes, tmp_path):
         pass
     os.kill(process.pid, signal.SIGKILL)
     assert finish([process]) == [-signal.SIGKILL], (tmp_path / "0.log").read_text()
-    assert not (tmp_path / "run" / run_page.PAGE).exists()  # no evaluation, and no end
+    assert not (tmp_path / "run" / PAGE).exists()  # no evaluation, and no end
     found = made_anew(tmp_path / "run")
     assert "no end noted: still going, or killed" in found.text
     assert "There are no evaluations (run.evaluate_every is 0)." in found.text
@@ -138,7 +139,7 @@ def test_a_failed_run_names_the_failure(scenes, tmp_path):
     file = small_config(tmp_path, scenes, optim={"name": "sgd", "lr": 1e30, "lr_scaling": False, "batch": 16})
     with pytest.raises(FloatingPointError):
         pretrain(config_file.load(file))
-    assert "failed: FloatingPointError: the loss is" in Page(tmp_path / "run" / run_page.PAGE).text
+    assert "failed: FloatingPointError: the loss is" in Page(tmp_path / "run" / PAGE).text
 
 
 def test_pairs_regions_and_a_folder_without_true_boxes(tmp_path):
@@ -152,7 +153,7 @@ def test_pairs_regions_and_a_folder_without_true_boxes(tmp_path):
     length = {"epochs": 2, "evaluate_every": 2}
     pretrain(config_file.load(small_config(tmp_path, data, guide=guide, views=views, run=length,
                                            optim={"lr": 0.1, "batch": 12})))  # fmt: skip
-    found = Page(tmp_path / "run" / run_page.PAGE)
+    found = Page(tmp_path / "run" / PAGE)
     found.check_alone()
     assert "semantic pairs and salient regions" in found.text
     assert "<i>a" in found.text
@@ -230,7 +231,7 @@ def test_metrics_of_any_kind_are_drawn(run, lines):
         assert "2 values are no finite numbers" in found.text
     if lines == "long":
         assert len(names) == 4
-        assert (run / run_page.PAGE).stat().st_size < 3_000_000
+        assert (run / PAGE).stat().st_size < 3_000_000
     if lines == "nothing":
         assert "Nothing has been noted yet" in found.text
 

@@ -32,6 +32,7 @@ from .localise import input_size
 from .methods import Method
 from .pretrain import pretrain as train
 from .report import table as scores_table
+from .run_files import EVALUATIONS
 
 
 def pretrain(args: argparse.Namespace) -> Answer:
@@ -129,7 +130,7 @@ def _record(
     if not distributed.is_main():
         return
     line = {"evaluation": args.command, "encoder": args.encoder, "step": saved["step"], **scores}
-    with (folder / "evaluations.jsonl").open("a") as file:
+    with (folder / EVALUATIONS).open("a") as file:
         file.write(json.dumps({**line, "overrides": args.overrides}) + "\n")
 
 

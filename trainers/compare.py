@@ -37,6 +37,8 @@ from .evaluate.encoders import encoder_of
 from .evaluate.linear import linear_probe, probe_settings
 from .localise import input_size
 from .pretrain import pretrain
+from .run_files import METRICS
+from .run_history import lines_of
 
 __all__ = ["compare", "extra_passes"]
 
@@ -136,7 +138,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
                 line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
                 found = [_scores(line)]
                 if distributed.is_main():
-                    with (folder / "metrics.jsonl").open("a") as file:
+                    with (folder / METRICS).open("a") as file:
                         file.write(json.dumps(line) + "\n")
             run = replace(run, **found[-1])
         if "linear" in evaluations:
@@ -162,7 +164,7 @@ def _pretrained(run: Run, config: cfg.Config) -> Run:
     if not result.finished and result.step != limit:
         stopped = f"stopped after {result.step} steps; the same command continues it"
         return replace(run, stopped=True, failure=stopped)
-    rates = [line["images_per_second"] for line in _log(folder) if "loss" in line]
+    rates = [line["images_per_second"] for line in lines_of(folder / METRICS) if "loss" in line]
     return replace(run, images_per_second=statistics.median(rates) if rates else None)
 
 
@@ -182,14 +184,9 @@ def _clock(folder: Path, begun: Mapping[str, Any] | None = None) -> dict[str, An
     return record
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
 def _evaluations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """Step and scores of every evaluation of a run."""
-    return [(line["step"], scores) for line in _log(folder) if (scores := _scores(line))]
+    return [(line["step"], scores) for line in lines_of(folder / METRICS) if (scores := _scores(line))]
 
 
 def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +195,7 @@ def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _guide(folder: Path) -> dict[str, Any]:
     """What the region table was last like: the boxes that crops were drawn from."""
-    lines = [line for line in _log(folder) if "guide_area_median" in line]
+    lines = [line for line in lines_of(folder / METRICS) if "guide_area_median" in line]
     names = {"guide_iou": "guide_iou", "guide_area": "guide_area_median"}
     return {ours: lines[-1][name] for ours, name in names.items() if lines and name in lines[-1]}
 

@@ -29,11 +29,10 @@ from .interrupt import Interrupt
 from .localise import check_layers
 from .methods import Method, method_of
 from .report import Report
+from .run_files import CONFIG, INDEX
 from .schedules import Clock, cosine, lr_at
 
 __all__ = ["Result", "pretrain"]
-
-INDEX = "index.npz"  # in the run's folder
 
 
 @dataclass
@@ -178,7 +177,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
     if saved is None:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(config_file.dump(config))
+            (folder / CONFIG).write_text(config_file.dump(config))
             (folder / INDEX).unlink(missing_ok=True)  # of a run that did not come to its first checkpoint
         return None
     if not (resume or distributed.began(saved.get("launch", ""))):

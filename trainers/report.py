@@ -27,12 +27,10 @@ from .collapse import Collapse
 from .data import DataSets
 from .evaluate import Evaluation
 from .guides.health import box_areas, health
+from .run_files import METRICS, PAGE, PICTURES, QUARANTINE
 from .run_history import RunHistory, keep_until
 
-__all__ = ["QUARANTINE", "Report", "table"]
-
-QUARANTINE = "quarantine.txt"
-"""In a run's folder: its images that could not be read, as `SampleIndex.without` takes them."""
+__all__ = ["Report", "table"]
 
 _COLUMNS = {
     "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
@@ -58,8 +56,8 @@ class Report:
         if not self.main:
             return
         self.folder = folder = Path(config.run.out)
-        self.metrics = folder / "metrics.jsonl"
-        self.pictures = folder / "pictures"
+        self.metrics = folder / METRICS
+        self.pictures = folder / PICTURES
         self._listed = 0  # bad images
         keep_until(self.metrics, step)
         self.boards = Boards(config, step)
@@ -170,7 +168,7 @@ class Report:
             run_page.write(self.folder)
         except Exception as error:  # of whatever kind: it can be made anew at any time
             warnings.warn(
-                f"{run_page.PAGE} could not be written ({error}); `report {self.folder}` makes it anew",
+                f"{PAGE} could not be written ({error}); `report {self.folder}` makes it anew",
                 stacklevel=2,
             )
 

@@ -30,11 +30,9 @@ from dali_views.show_page import name_of
 from dali_views.web_page import fitted, jpeg_uri
 
 from .evaluate.localisation import Localised
+from .run_files import HISTORY
 
-__all__ = ["HISTORY", "RunHistory", "keep_until", "lines_of"]
-
-HISTORY = "history"
-"""Folder in a run's folder."""
+__all__ = ["RunHistory", "keep_until", "lines_of", "stored_in"]
 
 _FOLLOWED = 12
 _PAIRS = 6
@@ -64,11 +62,11 @@ class RunHistory:
             self.folder / "events.jsonl", sys.maxsize
         )  # of which a kill may have left a piece of a line
         for name in ("localised.json", "pairs.json"):
-            stored = _read(self.folder / name)
+            stored = stored_in(self.folder / name)
             if stored and stored["step"] > step:
                 (self.folder / name).unlink()
         bad_list.save(self.folder / "left_out.txt", dict(index.left_out))
-        followed = _read(self.folder / "followed.json")
+        followed = stored_in(self.folder / "followed.json")
         if not followed:
             followed = {"rows": self._followed(), "cards": []}
             followed["cards"] = [self._card(index, row) for row in followed["rows"]]
@@ -186,7 +184,8 @@ def keep_until(file: Path, step: int) -> None:
             draft.write(kept.encode())
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def stored_in(file: Path) -> dict[str, Any] | None:
+    """What a .json file holds by name; None if there is no such file, or no such thing in it."""
     try:
         stored = json.loads(file.read_text())
     except (OSError, ValueError):

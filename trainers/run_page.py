@@ -22,12 +22,10 @@ from dali_views.web_page import document, escape, fitted, jpeg_uri
 from . import config as cfg
 from . import config_file, run_samples
 from .run_curves import CHARTS, MOST_POINTS, Curve, curves_of, draw
-from .run_history import HISTORY, lines_of
+from .run_files import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE
+from .run_history import lines_of
 
 __all__ = ["PAGE", "State", "state_of", "write"]
-
-PAGE = "report.html"
-"""In a run's folder."""
 
 _LISTED = 50  # bad images, evaluations, starts
 _PICTURE = (1400, 400_000)  # pixels and bytes of the latest picture
@@ -72,14 +70,14 @@ def write(folder: Path) -> Path:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.yaml in it; check the path")
-    text = (folder / "config.yaml").read_text(errors="replace")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no {CONFIG} in it; check the path")
+    text = (folder / CONFIG).read_text(errors="replace")
     try:
         config = config_file.parse(text)
     except ValueError:  # of another version; all but the headline does without
         config = None
-    curves = curves_of(folder / "metrics.jsonl")
+    curves = curves_of(folder / METRICS)
     parts: list[Callable[[], Iterator[str]]] = [
         lambda: _headline(folder, config, curves),
         lambda: _curves(curves, config),
@@ -88,7 +86,7 @@ def write(folder: Path) -> Path:
         lambda: run_samples.pairs(folder, config),
         lambda: _latest_picture(folder),
         lambda: _evaluations(folder),
-        lambda: _bad_files(folder / "quarantine.txt", "Images that could not be read", leave_out=True),
+        lambda: _bad_files(folder / QUARANTINE, "Images that could not be read", leave_out=True),
         lambda: _bad_files(folder / HISTORY / "left_out.txt", "Files that the index left out"),
         lambda: _details(folder, text),
     ]
@@ -107,7 +105,7 @@ def write(folder: Path) -> Path:
 def state_of(folder: Path) -> State:
     """Whether a run has finished, was stopped, failed, or has left no word of its end."""
     events = lines_of(folder / HISTORY / "events.jsonl")
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     step = max(
         [event["step"] for event in events[-1:]] + [line["step"] for line in lines_of(metrics)[-1:]] + [0]
     )
@@ -178,7 +176,7 @@ def _curves(curves: dict[str, Curve], config: cfg.Config | None) -> Iterator[str
 
 
 def _latest_picture(folder: Path) -> Iterator[str]:
-    pictures = sorted((folder / "pictures").glob("epoch-*.png"))
+    pictures = sorted((folder / PICTURES).glob("epoch-*.png"))
     if not pictures:
         return
     try:
@@ -187,13 +185,13 @@ def _latest_picture(folder: Path) -> Iterator[str]:
         return
     small = fitted(pixels, max(_PICTURE[0], 2 * min(pixels.shape[:2])))
     yield "<h2>Views of the latest evaluation</h2>"
-    yield f'<p class="quiet">{escape(pictures[-1].name)}; earlier ones are in the folder pictures.</p>'
+    yield f'<p class="quiet">{escape(pictures[-1].name)}; earlier ones are in the folder {PICTURES}.</p>'
     uri = jpeg_uri(small, _PICTURE[1])
     yield f'<div class="card wide"><img src="{uri}" alt="images with boxes, heatmaps and views"></div>'
 
 
 def _evaluations(folder: Path) -> Iterator[str]:
-    lines = lines_of(folder / "evaluations.jsonl")[-_LISTED:]
+    lines = lines_of(folder / EVALUATIONS)[-_LISTED:]
     if not lines:
         return
     yield "<h2>Evaluations</h2>"

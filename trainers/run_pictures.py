@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .run_history import HISTORY, lines_of
+from .run_files import HISTORY
+from .run_history import lines_of
 
 __all__ = ["FOUND_COLOUR", "TRUE_COLOUR", "colour_of", "decoded", "followed", "localised", "pairs", "passes"]
 

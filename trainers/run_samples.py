@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from dali_views.web_page import Outline, escape, legend, picture
 
 from . import config as cfg
-from .run_history import HISTORY
+from .run_files import HISTORY
+from .run_history import stored_in
 from .run_pictures import FOUND_COLOUR, TRUE_COLOUR, colour_of, passes
 
 __all__ = ["followed", "localised", "pairs"]
@@ -20,7 +20,7 @@ _TALLEST = 210  # CSS pixels of a small picture
 
 def followed(folder: Path, config: cfg.Config | None) -> Iterator[str]:
     """How the boxes of a dozen samples moved, or why they did not."""
-    stored, shown = _stored(folder, "followed.json"), passes(folder)
+    stored, shown = stored_in(folder / HISTORY / "followed.json"), passes(folder)
     yield "<h2>How the boxes moved</h2>"
     if not stored or not shown:
         yield f'<p class="quiet">{_why_no_boxes(config)}</p>'
@@ -48,7 +48,7 @@ def followed(folder: Path, config: cfg.Config | None) -> Iterator[str]:
 
 def localised(folder: Path) -> Iterator[str]:
     """The samples whose true boxes the latest evaluation found best, and worst."""
-    stored = _stored(folder, "localised.json")
+    stored = stored_in(folder / HISTORY / "localised.json")
     if not stored:
         return
     yield "<h2>Best and worst localised</h2>"
@@ -69,7 +69,7 @@ def localised(folder: Path) -> Iterator[str]:
 
 def pairs(folder: Path, config: cfg.Config | None) -> Iterator[str]:
     """Images beside their semantic partners."""
-    stored = _stored(folder, "pairs.json")
+    stored = stored_in(folder / HISTORY / "pairs.json")
     if not stored:
         if config is not None and config.guide.name == "semantic_pairs":
             yield '<h2>Semantic pairs</h2><p class="quiet">No image has a partner.</p>'
@@ -92,14 +92,6 @@ def _figure(card: Mapping[str, Any], outlines: Sequence[Outline], told: str = ""
     shown = picture(card["picture"], size, str(card["name"]), outlines, _TALLEST) if found else ""
     kind = ' class="card"' if framed else ""
     return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _stored(folder: Path, name: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / HISTORY / name).read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _why_no_boxes(config: cfg.Config | None) -> str:
