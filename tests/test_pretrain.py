@@ -169,7 +169,7 @@ def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, 
 
 def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):
     changes = ["run.epochs=3", "run.evaluate_every=3", "views.size=16", "optim.batch=16", "guide.size=64"]
-    demo(tmp_path, count=64, changes=changes)
+    demo(tmp_path, count=64, changes=[*changes, "guide.name=saliency", "guide.warmup=1", "guide.interval=1"])
     told = capsys.readouterr().out
     for row in ("untrained", "random crops", "guided crops", "centre box"):
         assert re.search(rf"^{row} .*\d", told, re.MULTILINE), told
@@ -178,3 +178,15 @@ def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictu
     assert not written[0].any()
     assert written[1].all()
     assert (tmp_path / "guided" / "pictures" / "epoch-0003.png").is_file()
+
+
+def test_a_demo_that_cannot_run_makes_and_deletes_nothing(tmp_path, capsys):
+    theirs = tmp_path / "random" / "theirs.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("not of a demo")
+    wrong = [("guide.name=simccrop", "has no warm-up"), ("run.epochs=3", "holds no run of a demo")]
+    for change, told in wrong:
+        assert cli.main(["demo", str(tmp_path), change]) == 2
+        assert told in capsys.readouterr().err
+    assert theirs.exists()
+    assert not (tmp_path / "scenes").exists()

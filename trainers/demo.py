@@ -18,6 +18,7 @@ from .data import open_data, training_loader
 from .evaluate.localisation import reference
 from .pretrain import Result, pretrain
 from .report import table
+from .run_files import CONFIG as CONFIG_OF_RUN
 
 __all__ = ["demo"]
 
@@ -34,6 +35,7 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
 
     Raises:
         ValueError: a change is of what the demonstration sets itself, or as by `config_file.load`.
+        FileExistsError: an arm's folder is there and holds no run.
         InterruptedError: a signal has stopped an arm.
     """
     own = [change for change in changes if change.partition("=")[0] in _OWN]
@@ -41,7 +43,17 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
         raise ValueError(
             f"{own[0]}: the demo has scenes and folders of its own; use pretrain with configs/demo.yaml"
         )
-    config_file.load(CONFIG, changes)  # a misspelt key is told before scenes are made
+    # What is wrong is told before scenes are made and an earlier demo's runs are deleted.
+    guide = config_file.load(CONFIG, changes).guide
+    if not isinstance(guide, cfg.Localised):
+        raise ValueError(
+            f"guide.name {guide.name} has no warm-up, which the demo's other arm never leaves; "
+            "choose contrastive_crop, online_crop or saliency"
+        )
+    for name, difference in _ARMS.items():
+        config_file.load(CONFIG, [*changes, *difference])
+        if (out / name).exists() and not _holds_a_run(out / name):
+            raise FileExistsError(f"{out / name} is there and holds no run of a demo; name another folder")
     began = time.perf_counter()
     images, instances = scenes.make_scenes(out / "scenes", count, size=96)
     print(f"{count} scenes with known objects in {images} ({time.perf_counter() - began:.0f} s)")
@@ -72,6 +84,15 @@ _OWN = ("run.out", "data.path", "data.kind", "data.instances")
 _ARMS = {"random": ["guide.warmup=1000"], "guided": []}
 
 
+def _holds_a_run(folder: Path) -> bool:
+    """Whether a folder has a run's configuration, so that it is ours to delete."""
+    try:
+        config_file.load(folder / CONFIG_OF_RUN)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _references(config: cfg.Config) -> dict[str, dict[str, float]]:
     """What boxes that look at nothing score on the held-out scenes."""
     index = open_data(config.data, config.run.seed).queries
@@ -95,7 +116,7 @@ def _rows(name: str, result: Result, loader_rate: float) -> dict[str, dict[str, 
 def _loader_rate(config: cfg.Config) -> float:
     """Images per second of a run's loader alone, with the boxes that the run came to."""
     data = open_data(config.data, config.run.seed)
-    regions = RegionTable(len(data.train))
+    regions = RegionTable(len(data.train), config.regions)
     regions.load_state_dict(checkpoint.load(config.run.out)["regions"])
     loader = training_loader(config, data.train, regions)
     for epoch in range(2):  # the first one builds the graph

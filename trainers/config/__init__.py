@@ -107,3 +107,8 @@ class Config(Section):
     def box_guide(self) -> BoxGuide:
         """The guide that writes boxes, be it by itself or beside semantic pairs."""
         return self.guide.boxes if isinstance(self.guide, SemanticPairs) else self.guide
+
+    @property
+    def regions(self) -> int:
+        """How many regions of an image the region table has room for."""
+        return self.box_guide.regions if isinstance(self.box_guide, Saliency) else 1
