@@ -160,7 +160,7 @@ def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_
 
 def test_a_quantile_that_the_pairs_cannot_resolve_is_refused_with_the_number_needed():
     features = features_of(500)
-    with pytest.raises(ValueError, match=r"0\.9999 .* 5000 pairs .* raise pairs to 100000,"):
+    with pytest.raises(ValueError, match=r"0\.9999 .* 5000 pairs .* find_partners pairs=100000, or give an"):
         find_partners(features, band=(0.5, 0.9999), kind="quantile", pairs=5000, progress=False)
     resolved = find_partners(features, band=(0.5, 0.9999), kind="quantile", pairs=100_000, progress=False)
     assert resolved.band[1] > resolved.band[0]

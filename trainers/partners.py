@@ -158,10 +158,11 @@ def _absolute(
         tail = min(bound, 1 - bound)
         if tail and round(count * tail, 3) < _BEYOND:  # rounded, for 1 - 0.9999 is less than 0.0001
             needed = math.ceil(round(_BEYOND / tail, 2))
-            mend = f"raise pairs to {needed}" if needed <= everyone else "take one nearer 0.5"
+            # No key of a configuration sets `pairs`.
+            own = f", in a loop of your own give find_partners pairs={needed}" if needed <= everyone else ""
             raise ValueError(
                 f"the quantile {bound} cannot be told from {count} pairs of images, for fewer than {_BEYOND} "
-                f"lie beyond it; {mend}, or give an absolute band"
+                f"lie beyond it; take one nearer 0.5{own}, or give an absolute band"
             )
     if count == everyone:
         one, other = torch.triu_indices(n, n, 1)
