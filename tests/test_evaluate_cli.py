@@ -13,7 +13,7 @@ from conftest import noise_images
 from safetensors.torch import load_file, save_file
 
 from dali_views.scenes import make_scenes
-from trainers import checkpoint, cli
+from trainers import checkpoint, cli, evaluate
 from trainers.evaluate.encoders import ColourHistogram, encoder_of, load_run
 
 TREE = {
@@ -112,6 +112,14 @@ def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tm
     assert "there is no checkpoint" in capsys.readouterr().err
     assert cli.main(["linear", str(run), "probe.epoch=3"]) == 2
     assert "did you mean probe.epochs?" in capsys.readouterr().err
+
+
+def test_a_senseless_vote_is_refused_before_features_are_extracted(run, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "extract", None)  # calling it would be a TypeError
+    senseless = [(["--temperature", "0"], "above 0, not 0.0"), (["-k", "5", "0"], "at least 1, not 0")]
+    for words, told in senseless:
+        assert cli.main(["knn", str(run), *words]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_another_network_than_the_trained_one_is_refused(run, capsys):

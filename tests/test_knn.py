@@ -67,7 +67,7 @@ def test_a_low_temperature_does_not_overflow_and_few_classes_are_fine() -> None:
     }
 
 
-def test_missing_labels_and_a_senseless_k_are_refused() -> None:
+def test_missing_labels_and_a_senseless_vote_are_refused() -> None:
     features, none = torch.eye(3), torch.full((3,), -1)
     labels = torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match="no training sample has a label"):
@@ -76,6 +76,9 @@ def test_missing_labels_and_a_senseless_k_are_refused() -> None:
         knn_accuracy(features, labels, features, none)
     with pytest.raises(ValueError, match="k should be at least 1"):
         knn_accuracy(features, labels, features, labels, k=0)
+    for temperature in (0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="temperature of kNN should be above 0"):
+            knn_accuracy(features, labels, features, labels, k=1, temperature=temperature)
 
 
 def batches(rows: list[list[int]]) -> list[Batch]:

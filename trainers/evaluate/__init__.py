@@ -18,7 +18,7 @@ from ..amp import autocast
 from ..backbones import Backbone
 from ..data import DataSets, evaluation_views, loader_options, plain_loader, training_views
 from ..localise import boxes_of, maps_of
-from .knn import extract, knn_accuracy
+from .knn import check_votes, extract, knn_accuracy
 from .localisation import MOST_LOCALISED, THRESHOLDS, Localised, best_overlap, best_threshold
 
 __all__ = ["Evaluation", "Evaluator", "knn"]
@@ -42,7 +42,12 @@ def knn(
     config: cfg.Config, encoder: Backbone, bank: SampleIndex, queries: SampleIndex, device: torch.device,
     k: Sequence[int] = (200,), temperature: float = 0.1,
 ) -> dict[int, dict[str, float]]:  # fmt: skip
-    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each of some k."""
+    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each of some k.
+
+    Raises:
+        ValueError: as by `check_votes` and `knn_accuracy`.
+    """
+    check_votes(k, temperature)
 
     def features(images: Tensor) -> Tensor:
         with autocast(config, device):

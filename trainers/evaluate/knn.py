@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainers import distributed
 
-__all__ = ["BatchLike", "extract", "knn_accuracy"]
+__all__ = ["BatchLike", "check_votes", "extract", "knn_accuracy"]
 
 
 class BatchLike(Protocol):
@@ -67,6 +67,18 @@ def extract(
     return all_features[rows], all_labels[rows], all_index[rows]
 
 
+def check_votes(k: Sequence[int], temperature: float) -> None:
+    """Refuse numbers of neighbours below 1, and a temperature with which the nearest does not count most.
+
+    Raises:
+        ValueError: one of them is so.
+    """
+    if min(k, default=0) < 1:
+        raise ValueError(f"k should be at least 1, not {min(k, default=0)}")
+    if not temperature > 0:  # so that nan is refused too
+        raise ValueError(f"the temperature of kNN should be above 0, not {temperature}")
+
+
 @torch.no_grad()
 def knn_accuracy(
     train_features: Tensor,
@@ -92,10 +104,9 @@ def knn_accuracy(
         {"top1": share, "top5": share} in [0, 1]; top5 asks for the best min(5, classes).
 
     Raises:
-        ValueError: no labelled sample on one of the sides, or k < 1.
+        ValueError: no labelled sample on one of the sides, or as by `check_votes`.
     """
-    if k < 1:
-        raise ValueError(f"k should be at least 1, not {k}")
+    check_votes([k], temperature)
     known, asked = train_labels >= 0, test_labels >= 0
     bank, bank_labels = F.normalize(train_features[known], dim=1), train_labels[known]
     tests, answers = F.normalize(test_features[asked], dim=1), test_labels[asked]
