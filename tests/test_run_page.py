@@ -142,6 +142,23 @@ def test_a_failed_run_names_the_failure(scenes, tmp_path):
     assert "failed: FloatingPointError: the loss is" in Page(tmp_path / "run" / PAGE).text
 
 
+def test_a_guide_that_fails_before_the_first_step_is_named_too(scenes, tmp_path):
+    guide = {"name": "semantic_pairs", "encoder": str(tmp_path / "nowhere")}
+    file = small_config(tmp_path, scenes, guide=guide, views={**SMALL["views"], "partner": True})
+    with pytest.raises(FileNotFoundError):
+        pretrain(config_file.load(file))
+    assert "failed: FileNotFoundError: there is no checkpoint" in Page(tmp_path / "run" / PAGE).text
+
+
+def test_a_run_begun_anew_keeps_nothing_of_one_that_died_before_its_first_checkpoint(scenes, tmp_path):
+    file = small_config(tmp_path, scenes, run={"max_steps": 1, "evaluate_every": 3})
+    for _ in range(2):
+        pretrain(config_file.load(file))
+        (tmp_path / "run" / "last.pt").unlink()
+    assert [line["step"] for line in lines_of(tmp_path / "run" / "metrics.jsonl")] == [0, 1]
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
 def test_pairs_regions_and_a_folder_without_true_boxes(tmp_path):
     noise_images(tmp_path / "photos" / "<i>a", 16)
     noise_images(tmp_path / "photos" / "b", 16, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,14 +24,17 @@ class Boards:
     """Passes scalars, pictures and histograms on; on the main rank only.
 
     Args:
-        step: optimiser steps taken already; TensorBoard takes back what was written after them.
+        step: optimiser steps taken already; TensorBoard takes back what was written after them, or, if there
+            are none, all that another run left.
     """
 
     def __init__(self, config: cfg.Config, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        folder = Path(config.run.out)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        folder = Path(config.run.out) / "tensorboard"
+        if step == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._board = SummaryWriter(str(folder), purge_step=step or None)
         self._wandb: Any = None if config.run.wandb is None else _wandb_run(config, config.run.wandb, step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

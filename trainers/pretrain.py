@@ -63,7 +63,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
     # Guides write and then `sync`, so the ranks of a machine can do with one table.
-    regions = RegionTable(len(data.train), getattr(config.box_guide, "regions", 1), shared=True)
+    regions = RegionTable(len(data.train), config.regions, shared=True)
     loader = training_loader(config, data.train, regions)
 
     torch.manual_seed(config.run.seed)
@@ -87,15 +87,15 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     resumed, saved = bool(saved), None  # which holds a table and maps, too
     report = Report(config, data, loader, steps=last, step=step)
     result = Result(finished=False, step=step)
-    if not resumed:
-        empty = regions.snapshot()
-        guide.begin(regions)
-        if regions.writes.any():
-            report.guide(regions, empty, 0, step)
-        if config.run.evaluate_every:
-            result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
 
     with report, Interrupt() as interrupt:
+        if not resumed:
+            empty = regions.snapshot()
+            guide.begin(regions)
+            if regions.writes.any():
+                report.guide(regions, empty, 0, step)
+            if config.run.evaluate_every:
+                result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)

@@ -59,6 +59,8 @@ class Report:
         self.metrics = folder / METRICS
         self.pictures = folder / PICTURES
         self._listed = 0  # bad images
+        if step == 0:  # what stands there is of a run that did not come to its first checkpoint
+            self.metrics.unlink(missing_ok=True)
         keep_until(self.metrics, step)
         self.boards = Boards(config, step)
         self.history = RunHistory(folder, data.train, config.run.seed, step)
