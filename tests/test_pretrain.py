@@ -89,6 +89,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_confi
     assert "method.temperature, optim.lr" in capsys.readouterr().err
     assert cli.main(["pretrain", file, "--resume", "localise.map=principal"]) == 0  # trains nothing else
     assert cli.main(["pretrain", file, "--resume", "data.cache_dir=elsewhere", "data.cache_gb=7"]) == 0
+    assert config_file.load(undisturbed / "run" / "config.yaml").data.cache_gb == 7
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_one(undisturbed, capsys):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dali_views import RegionTable
+from dali_views.atomic import atomic_write
 from dali_views.profiling import stage
 
 from . import checkpoint, config_file, distributed, optim
@@ -164,7 +165,7 @@ def wrap(method: Method, config: cfg.Config, device: torch.device) -> nn.Module:
 
 
 def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to continue, or None for a new run, whose resolved configuration is written down."""
+    """The checkpoint to continue, or None for a new run; the resolved configuration is written down."""
     folder = Path(config.run.out)
     try:
         saved = checkpoint.load_run(folder)
@@ -177,7 +178,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
     if saved is None:
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(config_file.dump(config))
+            _write_config(folder, config)
             (folder / INDEX).unlink(missing_ok=True)  # of a run that did not come to its first checkpoint
         return None
     if not (resume or distributed.began(saved.get("launch", ""))):
@@ -192,7 +193,14 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         raise ValueError(
             f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
         )
+    if distributed.is_main():
+        _write_config(folder, config)
     return saved
+
+
+def _write_config(folder: Path, config: cfg.Config) -> None:
+    with atomic_write(folder / CONFIG) as file:
+        file.write(config_file.dump(config).encode())
 
 
 def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
