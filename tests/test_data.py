@@ -161,6 +161,16 @@ def test_a_list_of_bad_files_is_left_out_with_its_reasons(folders: Path, tmp_pat
         Data(kind="cifar10", path=str(folders), leave_out="bad.txt")
 
 
+@pytest.mark.parametrize("key", ["boxes", "eval_train", "eval_val", "cache_dir"])
+def test_what_an_archive_has_no_use_for_is_refused(folders: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"data.{key} is not read for data.kind stl10, .* set it to null"):
+        Data.model_validate({"kind": "stl10", "path": str(folders), key: "somewhere"})
+    with pytest.raises(ValueError, match=r"data\.val_share is not read for data\.kind stl10, .* to 0\.1"):
+        Data(kind="stl10", path=str(folders), val_share=0.2)
+    kept = Data(kind="stl10", path=str(folders))
+    assert Data.model_validate_json(kept.model_dump_json()) == kept
+
+
 def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse("run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: 16}")
     index = SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))

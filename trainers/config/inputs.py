@@ -42,6 +42,10 @@ class Run(Section):
     """Project in Weights & Biases that gets the curves and pictures, too; needs the package wandb."""
 
 
+_ONE_KIND = {"instances": "coco", "classes": "folder", "root": "list", "image": "table", "label": "table"}
+_NOT_OF_ARCHIVES = ("boxes", "eval_train", "eval_val", "val_share", "cache_dir")
+
+
 class Data(Section):
     """Which images there are."""
 
@@ -59,7 +63,8 @@ class Data(Section):
     instances: str | None = None
     """COCO instances JSON with true boxes; only for kind coco."""
     boxes: str | None = None
-    """Text file with true boxes, used to score localisation, never to train."""
+    """Text file with true boxes, used to score localisation, never to train. Neither this nor the keys of
+    cache and evaluation below are for CIFAR and STL-10, which have parts of their own."""
     root: str | None = None
     """Folder that the paths of a list start from; absent: that of the list. Only for kind list."""
     image: str | None = None
@@ -80,24 +85,22 @@ class Data(Section):
     """Share of the labelled set held out (deterministically) to classify when `eval_val` is absent."""
 
     @model_validator(mode="after")
-    def _instances_fit(self) -> Data:
-        if self.instances is not None and self.kind != "coco":
-            raise ValueError(
-                f"data.instances is only read for data.kind coco, not {self.kind}; set it to null"
-            )
-        if self.classes is not None and self.kind != "folder":
-            raise ValueError(
-                f"data.classes is only read for data.kind folder, not {self.kind}; set it to null"
-            )
-        if self.root is not None and self.kind != "list":
-            raise ValueError(f"data.root is only read for data.kind list, not {self.kind}; set it to null")
-        for key in ("image", "label"):
-            if getattr(self, key) is not None and self.kind != "table":
+    def _keys_fit_the_kind(self) -> Data:
+        for key, kind in _ONE_KIND.items():
+            if getattr(self, key) is not None and self.kind != kind:
                 raise ValueError(
-                    f"data.{key} is only read for data.kind table, not {self.kind}; set it to null"
+                    f"data.{key} is only read for data.kind {kind}, not {self.kind}; set it to null"
                 )
-        if self.leave_out is not None and self.kind in ("cifar10", "cifar100", "stl10"):
-            raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
+        if self.kind in ("cifar10", "cifar100", "stl10"):
+            if self.leave_out is not None:
+                raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
+            for key in _NOT_OF_ARCHIVES:
+                default = type(self).model_fields[key].default
+                if getattr(self, key) != default:
+                    raise ValueError(
+                        f"data.{key} is not read for data.kind {self.kind}, whose parts are fixed and "
+                        f"have no boxes; set it to {'null' if default is None else default}"
+                    )
         return self
 
 
