@@ -15,7 +15,7 @@ from dali_views import RegionTable, SampleIndex
 from trainers import distributed
 from trainers.config import Data
 from trainers.config_file import parse
-from trainers.data import class_names, open_data, training_loader
+from trainers.data import class_names, evaluation_views, open_data, plain_loader, training_loader
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,20 @@ def test_what_an_archive_has_no_use_for_is_refused(folders: Path, key: str) -> N
         Data(kind="stl10", path=str(folders), val_share=0.2)
     kept = Data(kind="stl10", path=str(folders))
     assert Data.model_validate_json(kept.model_dump_json()) == kept
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "images", "expected"),
+    [(256, 1, 1000, 256), (512, 1, 1000, 256), (256, 4, 1000, 64), (64, 4, 1000, 32), (256, 4, 40, 10)],
+)
+def test_what_is_evaluated_comes_in_batches_that_the_memory_has_held_in_training(
+    batch: int, world: int, images: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: BATCH}"
+    config = parse(text.replace("BATCH", str(batch)))
+    index = SampleIndex.from_arrays(np.zeros((images, 8, 8, 3), np.uint8))
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    assert plain_loader(config, index, evaluation_views(config.views)).batch_size == expected
 
 
 def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

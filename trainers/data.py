@@ -230,10 +230,13 @@ def plain_loader(
 ) -> ViewLoader:
     """Every image of an index once, in order, shared out over the ranks, or for this process `alone`.
 
-    How many may be unreadable is judged in training: of a few images, one may be a large share.
+    A batch has as many images as a process trains on, within 32 and 256, so that what fits the memory in
+    training fits it here. How many may be unreadable is judged in training: of a few images, one may be a
+    large share.
     """
     rank, world = (0, 1) if alone else (distributed.rank(), distributed.world())
-    batch = min(256, -(-len(index) // world))
+    trained = config.optim.batch // distributed.world()
+    batch = min(256, max(32, trained), -(-len(index) // world))
     options = {**loader_options(config), "rank": rank, "world": world, "max_bad_share": 1.0}
     return ViewLoader(index, views, batch, shuffle=False, drop_last=False, **options)
 

@@ -128,9 +128,9 @@ def _in_cache(file: str | None, source: str, fetch: str) -> None:
 def embed(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device) -> Tensor:
     """Features of the plain central view of every image, in the order of the index, equal on all ranks.
 
-    Peak memory on the device, beside the network and a batch of 256 images, is 2 N D + 16 P D bytes, where
-    P = min(N, 16384), or 256 times the ranks if that is more: 5.2 GB + 0.5 GB for ImageNet's N = 1,281,167
-    and D = 2048.
+    Peak memory on the device, beside the network and a batch of at most 256 images, is 2 N D + 16 P D bytes,
+    where P = min(N, 16384), or the batches of all ranks if that is more: 5.2 GB + 0.5 GB for ImageNet's
+    N = 1,281,167 and D = 2048.
 
     Args:
         config: how to decode, resize and normalise; see `frozen_encoder`.

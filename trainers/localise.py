@@ -50,7 +50,8 @@ def locate(
     Args:
         network: an encoder; or a method, of which its `encoder` is asked. Maps of kind "gradient" need the
             method: there the backbone that learns is asked by the method's own alignment score, with the
-            horizontal mirror image as the other view (ContraCAM, arXiv 2108.00049; the mirror is our choice).
+            horizontal mirror image as the other view (ContraCAM, arXiv 2108.00049; the mirror is our choice),
+            and where the method has negatives, the other images of the batch are those.
         maps: layer and size of the input; the encoder's last spatial layer and the size of views if absent.
         kind: see `dali_views.saliency` for "activation" and "principal".
 
