@@ -30,6 +30,7 @@ from dali_views.show_page import name_of
 from dali_views.web_page import fitted, jpeg_uri
 
 from .evaluate.localisation import Localised
+from .guides.health import heaviest
 from .run_files import HISTORY
 
 __all__ = ["RunHistory", "keep_until", "lines_of", "stored_in"]
@@ -82,8 +83,8 @@ class RunHistory:
         written = regions.written[self.rows]
         if not written.any():
             return
-        heaviest = regions.boxes[self.rows, regions.weights[self.rows].argmax(1)]
-        boxes = [_short(box) if known else None for box, known in zip(heaviest, written, strict=True)]
+        found = heaviest(regions, self.rows)
+        boxes = [_short(box) if known else None for box, known in zip(found, written, strict=True)]
         self._add("boxes.jsonl", {"step": step, "epoch": epoch, "boxes": boxes})
 
     def pairs(self, regions: RegionTable, step: int) -> bool:

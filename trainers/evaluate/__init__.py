@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,7 +18,7 @@ from ..backbones import Backbone
 from ..data import DataSets, evaluation_views, loader_options, plain_loader, training_views
 from ..localise import boxes_of, maps_of
 from .knn import check_votes, extract, knn_accuracy
-from .localisation import MOST_LOCALISED, THRESHOLDS, Localised, best_overlap, best_threshold
+from .localisation import THRESHOLDS, Localised, best_overlap, best_threshold, spread_rows
 
 __all__ = ["Evaluation", "Evaluator", "knn"]
 
@@ -85,8 +84,8 @@ class Evaluator:
         self.regions = regions
         self.device = device
         boxed = data.queries if data.queries is not None and len(data.queries.boxes) else data.train
-        self.boxed = _spread(boxed, MOST_LOCALISED) if len(boxed.boxes) else None
-        self.rows = np.linspace(0, len(data.train) - 1, min(PICTURED, len(data.train))).astype(np.int64)
+        self.boxed = boxed.subset(spread_rows(len(boxed))) if len(boxed.boxes) else None
+        self.rows = spread_rows(len(data.train), PICTURED)
 
     def run(self) -> Evaluation:
         """Evaluate the encoder as it is now."""
@@ -122,10 +121,3 @@ class Evaluator:
         maps = maps_of(self.config, self.encoder, index, self.device, how, how.map)[batch.index.cpu()]
         views_config = self.config.views
         return show.grid(index, batch, heatmaps=maps.numpy(), mean=views_config.mean, std=views_config.std)
-
-
-def _spread(index: SampleIndex, most: int) -> SampleIndex:
-    """At most so many samples of an index, evenly spread."""
-    if len(index) <= most:
-        return index
-    return index.subset(np.linspace(0, len(index) - 1, most).astype(np.int64))

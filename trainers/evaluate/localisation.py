@@ -24,6 +24,7 @@ __all__ = [
     "best_threshold",
     "localisation",
     "reference",
+    "spread_rows",
 ]
 
 CENTRE = (0.25, 0.25, 0.75, 0.75)
@@ -32,6 +33,11 @@ MOST_LOCALISED = 5000
 """Images with true boxes that are enough for a mean."""
 THRESHOLDS = tuple(level / 10 for level in range(1, 10))
 """Shares of a map at which boxes are tried."""
+
+
+def spread_rows(count: int, most: int = MOST_LOCALISED) -> npt.NDArray[np.int64]:
+    """Rows, ascending, of at most so many of `count` samples, evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 class Truth(Protocol):

@@ -18,7 +18,7 @@ from ..backbones import Backbone
 from ..guides.image_maps import ImageMaps
 from ..localise import input_size, maps_of
 from ..methods import Method
-from .localisation import MOST_LOCALISED, THRESHOLDS, best_threshold, localisation, reference
+from .localisation import THRESHOLDS, best_threshold, localisation, reference, spread_rows
 
 __all__ = ["map_scores", "seen_maps", "table"]
 
@@ -42,7 +42,7 @@ def map_scores(
         Otsu's threshold ("KIND, otsu"); `reference` boxes. With `seen`, each row of the former also has
         "agreement", the mean IoU of boxes with those of the maps of whole images.
     """
-    rows = np.unique(np.linspace(0, len(index) - 1, MOST_LOCALISED).astype(np.int64))
+    rows = spread_rows(len(index))
     part = index.subset(rows)
     kinds: list[cfg.MapKind] = ["activation", "principal"]
     if isinstance(network, Method):

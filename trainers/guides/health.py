@@ -10,20 +10,21 @@ from dali_views import RegionTable, SampleIndex
 from dali_views.coordinates import iou
 from dali_views.regions import Regions
 
-from ..evaluate.localisation import MOST_LOCALISED, localisation
+from ..evaluate.localisation import localisation, spread_rows
 
-__all__ = ["box_areas", "health"]
+__all__ = ["box_areas", "health", "heaviest"]
 
 
 def box_areas(regions: RegionTable) -> npt.NDArray[np.float32]:
     """(N,) share of the image that the box of greatest weight covers."""
-    best = _heaviest(regions)
+    best = heaviest(regions)
     return np.asarray(np.prod(best[:, 2:] - best[:, :2], axis=1), np.float32)
 
 
-def _heaviest(regions: RegionTable) -> npt.NDArray[np.float32]:
-    """(N, 4) the box of greatest weight of every row."""
-    return np.asarray(regions.boxes[np.arange(len(regions)), regions.weights.argmax(1)])
+def heaviest(regions: RegionTable, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
+    """(R, 4) the box of greatest weight of each of R rows, by default of all."""
+    rows = np.arange(len(regions)) if rows is None else rows
+    return np.asarray(regions.boxes[rows, regions.weights[rows].argmax(1)])
 
 
 def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[str, float]:
@@ -56,8 +57,8 @@ def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[st
         "paired": float((regions.partner != np.arange(len(regions))).mean()),
     }
     if len(index.boxes):
-        rows = np.unique(np.linspace(0, len(index) - 1, MOST_LOCALISED).astype(np.int64))
-        placed = localisation(_heaviest(regions)[rows], index.subset(rows))
+        rows = spread_rows(len(index))
+        placed = localisation(heaviest(regions, rows), index.subset(rows))
         found |= {"iou": placed["iou_best"], "corloc": placed["corloc"]}
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
