@@ -83,6 +83,7 @@ def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
         ("data.kind=null", "data.kind should be 'folder'"),
         ("views.scale=[0.2,2]", "views.scale should be two shares"),
         ("views.scale=[0.2]", "views.scale.1 is missing"),
+        ("method={name: simsiam, hidden_dim: 0}", "method.hidden_dim should be greater than or equal to 1"),
         ("data.instances=a.json", "data.instances is only read for data.kind coco"),
         ("guide.name=contrastive_crop", "views.crop random ignores"),
         ("method.split_bn=7", "does not divide optim.batch 256"),

@@ -49,17 +49,17 @@ __all__ = [
     "world",
 ]
 
+_TIMEOUT = timedelta(minutes=30)  # for a slow or dead peer, after which the run fails
 _watch: Watch | None = None
 
 
-def init(kind: str, timeout_minutes: float = 30) -> torch.device:
+def init(kind: str) -> torch.device:
     """Join the process group that torchrun announced (none: a single process) and return our device.
 
     From then on the ranks end together, see `Watch`.
 
     Args:
         kind: "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
-        timeout_minutes: how long to wait for a slow or dead peer before the run fails.
 
     Raises:
         ValueError: there is no GPU for this process.
@@ -78,10 +78,9 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
     elif kind != "cpu":
         raise ValueError(f"device kind should be gpu or cpu, not {kind!r}")
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
-        timeout = timedelta(minutes=timeout_minutes)
         try:
-            store, number, count = next(rendezvous("env://", timeout=timeout))
-            store = fresh_store(store, number, count, timeout)
+            store, number, count = next(rendezvous("env://", timeout=_TIMEOUT))
+            store = fresh_store(store, number, count, _TIMEOUT)
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             told = str(error).partition("\n")[0]
@@ -90,7 +89,7 @@ def init(kind: str, timeout_minutes: float = 30) -> torch.device:
             ) from error
         dist.init_process_group(
             "nccl" if kind == "gpu" else "gloo",
-            timeout=timeout,
+            timeout=_TIMEOUT,
             store=store,
             rank=number,
             world_size=count,

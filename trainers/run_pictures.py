@@ -20,6 +20,7 @@ __all__ = ["FOUND_COLOUR", "TRUE_COLOUR", "colour_of", "decoded", "followed", "l
 
 TRUE_COLOUR = "#3ddc84"
 FOUND_COLOUR = "#ffffff"
+_PASSES = 8
 _CELL, _GAP, _ROW = 200, 6, 6
 _JPEG = "data:image/jpeg;base64,"
 
@@ -59,11 +60,11 @@ def pairs(folder: Path) -> NDArray[np.uint8]:
     return _sheet([_tile(card, []) for pair in stored["pairs"] for card in pair], 2)
 
 
-def passes(folder: Path, most: int = 8) -> list[dict[str, Any]]:
-    """Where the boxes of the followed samples were: at most so many passes of the guide, evenly spread."""
+def passes(folder: Path) -> list[dict[str, Any]]:
+    """Where the boxes of the followed samples were: at most 8 passes of the guide, evenly spread."""
     by_epoch = {line["epoch"]: line for line in lines_of(folder / HISTORY / "boxes.jsonl")}
     lines = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-    places = np.unique(np.linspace(0, len(lines) - 1, min(most, len(lines))).astype(int))
+    places = np.unique(np.linspace(0, len(lines) - 1, min(_PASSES, len(lines))).astype(int))
     return [lines[place] for place in places]
 
 

@@ -42,6 +42,9 @@ class OnlineCrop(Localised):
     """ContrastiveCrop's boxes from the maps of the views seen in training, without a pass (ours)."""
 
     name: Literal["online_crop"] = "online_crop"
+    size: Count | None = None
+    """Pixels along each side of the square on which boxes are read off an image's map; absent: the size of
+    the views."""
     interval: Count = 1
     """Epochs between box updates, which cost next to nothing here."""
     map_size: Count = 14

@@ -67,6 +67,8 @@ class SimSiam(_MethodBase):
     """SimSiam, arXiv 2011.10566."""
 
     name: Literal["simsiam"] = "simsiam"
+    hidden_dim: Count | None = None
+    """Width of the projector's hidden layers; absent: `output_dim`, as published."""
     output_dim: Count = 2048
     """Width of projector output and predictor output, in which the loss compares."""
     predictor_dim: Count = 512
