@@ -39,7 +39,8 @@ def check(
     Raises:
         TypeError: The index is one of arrays.
         BadImageError: The folder of the images, or their source, is gone.
-        RuntimeError: ``"gpu"`` is asked for where there is none.
+        RuntimeError: ``"gpu"`` is asked for where there is none, its memory is full even for one image, or
+            the decoder refuses a sound image, too.
     """
     if index.form == "pixels":
         raise TypeError("The images of an index of arrays are decoded; there is nothing to check.")

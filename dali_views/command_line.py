@@ -16,11 +16,12 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import gpu_memory
+
 MISTAKE = 2
 """Exit code of a mistake that the user can mend."""
 
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
-_MEMORY = "out of memory", "CUDA allocation failed", "cudaErrorMemoryAllocation"
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,8 +125,7 @@ class Answer:
 
 def sentence(error: Exception) -> str | None:
     """What to tell a user of errors whose own words do not help; None of others."""
-    told = str(error)
-    if any(words in told for words in _MEMORY):
+    if gpu_memory.is_full(error):
         return (
             "the memory of the GPU is full; lower the batch size (--batch-size, optim.batch) or the size of "
             "views, or end what else runs on it"

@@ -6,21 +6,24 @@ through one external source. Regions of interest are arguments, so they stay on 
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from PIL import Image
 
-from . import photometric
+from . import gpu_memory, photometric
 from .plan import ViewPlan
 from .sources.scan import MAX_PIXELS
 from .sources.source import Form
 from .views import View
 
-# Rows read ahead of the batch in hand. The graph computes one batch while the trainer works on another.
+# Batches that are under way at a time. The graph computes one batch while the trainer works on another.
 PREFETCH = 2
 _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
 
@@ -196,14 +199,37 @@ class Alone:
         self._graph: Pipeline | None = None
 
     def refusal(self, encoded: bytes) -> str:
-        """What DALI says against an image, or ""."""
+        """What DALI says against an image, or "".
+
+        Raises:
+            RuntimeError: decoding fails for a cause that is not the image, such as a full memory of the GPU.
+        """
+        told = self._decode(encoded)
+        if told and self._decode(_sound_image()):
+            raise RuntimeError(
+                f"The decoder refuses even a sound image ({told}), so no image is to blame; see what else "
+                "runs on the device, and start again."
+            )
+        return told
+
+    def _decode(self, encoded: bytes) -> str:
         self._graph = self._graph or decoder(1, 1, *self._device, "bytes")
         try:
             self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:
             self._graph = None  # a graph that failed may not be used again
+            if gpu_memory.is_full(error):
+                raise
             return _reason(str(error))
         return ""
+
+
+@cache
+def _sound_image() -> bytes:
+    """A small JPEG that any decoder takes."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG")
+    return file.getvalue()
 
 
 def _reason(error: str) -> str:

@@ -84,6 +84,7 @@ class Substitutes:
 
         Raises:
             BadImageError: the folder or the source of the index is gone, which is no fault of the images.
+            RuntimeError: nor is it if the memory of the GPU is full, or the decoder refuses a sound image.
         """
         if self._index.arrays is not None:
             return {}
@@ -125,6 +126,7 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
 
     Raises:
         BadImageError: the folder or the source of the index is gone.
+        RuntimeError: the memory of the GPU is full, or the decoder refuses a sound image, too.
     """
     if index.root and not is_remote(index.root) and not os.path.isdir(index.root):
         raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")

@@ -18,10 +18,21 @@ import recorded
 import torch
 from by_hand import finish, start
 from conftest import noise_images
+from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from runs import write_config
 
-from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, order
+from dali_views import (
+    BadImageError,
+    RegionTable,
+    SampleIndex,
+    View,
+    ViewLoader,
+    bad_list,
+    cli,
+    order,
+    pipeline,
+)
 from dali_views.quarantine import Substitutes
 from dali_views.scenes import make_scenes
 from trainers import checkpoint, config_file, distributed
@@ -421,6 +432,40 @@ def test_a_failure_that_has_passed_when_it_is_looked_into_costs_nothing(tmp_path
     loader._substitutes.search = after_the_network_is_back  # type: ignore[method-assign]
     assert sorted(rows_of(loader)) == list(range(30))
     assert not loader.index.quarantine
+
+
+class Failing:
+    """A real graph whose source always fails with the words, in place of one that decodes an image."""
+
+    def __init__(self, words: str) -> None:
+        def source() -> list[np.ndarray]:
+            raise RuntimeError(words)
+
+        self._graph = Pipeline(1, 1, None, prefetch_queue_depth=1)
+        with self._graph:
+            self._graph.set_outputs(fn.external_source(source, dtype=types.UINT8, ndim=1))
+        self._graph.build()
+
+    def run(self, images: list[np.ndarray]) -> None:
+        self._graph.run()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Can't allocate 536870912 bytes on device 0.", "bytes on device"),
+        ("CUDA allocation failed", "CUDA allocation failed"),
+        ("nvImageCodec failure: '#6'", "refuses even a sound image .*#6"),
+    ],
+)
+def test_what_fails_for_all_images_is_no_fault_of_those_of_the_batch(tmp_path, monkeypatch, words, told):
+    index = bad_folder(tmp_path / "images")
+    monkeypatch.setattr(pipeline, "decoder", lambda *_: Failing(words))
+    with pytest.raises(RuntimeError, match=told):
+        rows_of(ViewLoader(index, VIEWS, 5, device="cpu"))
+    assert names(index.quarantine) <= {GONE}  # which is not there, whatever the decoder says
+    with pytest.raises(RuntimeError, match=told):
+        Substitutes(index, 0, "cpu", None).search(np.arange(5))
 
 
 def test_check_finds_beforehand_what_a_run_would_stumble_over_and_its_list_is_honoured(tmp_path, capsys):
