@@ -194,12 +194,23 @@ class RegionTable:
         self._rows.check_equal()
 
     def subset(self, rows: Any) -> RegionTable:
-        """A table of some rows (B,), in the order given, for ``SampleIndex.subset`` of the same rows.
+        """A table of some rows, for ``SampleIndex.subset`` of the same rows.
 
         It takes over boxes, weights and whether they were written; partners may lie outside and are not.
+
+        Args:
+            rows: (B,) row numbers, in the order wanted, or a mask of N truth values.
+
+        Raises:
+            IndexError: a row that the table does not have, or a mask of another length.
+            ValueError: rows of another shape.
         """
-        part = RegionTable(len(rows), self.regions)
-        taken = {name: self._column(name)[rows] for name in ("boxes", "weights", "written")}
+        picks = np.asarray(rows)
+        chosen = np.arange(len(self))[picks] if picks.size else np.zeros(0, np.int64)
+        if chosen.ndim != 1:
+            raise ValueError(f"rows has shape {picks.shape}; give row numbers (B,) or a mask ({len(self)},).")
+        part = RegionTable(len(chosen), self.regions)
+        taken = {name: self._column(name)[chosen] for name in ("boxes", "weights", "written")}
         part._rows.replace({**part._rows.columns, **taken})
         return part
 

@@ -541,3 +541,17 @@ def test_a_subset_keeps_boxes_weights_and_whether_they_were_written() -> None:
     assert np.array_equal(part.partner, [0, 1, 2])
     part.update([1], boxes[:1])
     assert not table.written[0]
+
+
+def test_a_subset_may_be_given_by_a_mask_as_the_index_s() -> None:
+    table = RegionTable(4)
+    table.update([1, 3], weights=[2.0, 3.0])
+    part = table.subset([False, True, False, True])
+    assert len(part) == 2
+    assert part.weights[:, 0].tolist() == [2.0, 3.0]
+    part.update([1], weights=[4.0])
+    assert part.state_dict()["written_epoch"].tolist() == [-1, 0]
+    assert len(table.subset([])) == 0
+    for rows, error in (([4], IndexError), ([True], IndexError), ([[0]], ValueError)):
+        with pytest.raises(error):
+            table.subset(rows)
