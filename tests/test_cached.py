@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -208,6 +209,26 @@ while True:
         assert read(source, range(COUNT)) == whole
     # Nobody has lost more room than what he was writing when he was killed.
     assert taken(tmp_path) < 1.5 * sum(map(len, whole))
+
+
+def test_a_copy_in_another_process_has_files_of_its_own(tmp_path):
+    source = CachedSource(Made(), tmp_path / "cache", ROOM, "key")
+    read(source, [0])
+    (tmp_path / "source.pickle").write_bytes(pickle.dumps(source))
+    code = """
+import os, pickle
+foreign = [os.open("/dev/null", os.O_RDWR) for _ in range(40)]  # any numbers that the first process had
+with open(sys.argv[1], "rb") as file:
+    source = pickle.load(file)
+assert [bytes(one) for one in source.read(np.arange(4))] == [image_of(row) for row in range(4)]
+del source
+for handle in foreign:
+    os.close(handle)
+print("done")
+"""
+    out, _ = started(code, tmp_path / "source.pickle").communicate()
+    assert out == "done\n"
+    assert source._kept(3) == image_of(3)  # by the other process, in the same set
 
 
 def test_a_disk_that_is_full_costs_a_warning(tmp_path):

@@ -50,6 +50,7 @@ class CachedSource:
         self._source = source
         self._folder = Path(folder)
         self._most = most_bytes
+        self._key = key
         self._full = most_bytes <= 0
         self._own = self._folder / f"{key}-{len(source)}{_ENDING}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,10 @@ class CachedSource:
             os.utime(self._own / _LOCK)
             if os.fstat(self._files.table).st_size < len(source) * _ENTRY.size:
                 os.ftruncate(self._files.table, len(source) * _ENTRY.size)
+
+    def __reduce__(self) -> tuple[type[CachedSource], tuple[Source, Path, int, str]]:
+        # A copy in another process opens the files anew: numbers of open files mean others there.
+        return CachedSource, (self._source, self._folder, self._most, self._key)
 
     def __len__(self) -> int:
         return len(self._source)
