@@ -80,3 +80,20 @@ def test_a_snapshot_a_file_and_a_state_hold_what_was_on_its_way(tmp_path):
     table._queue.add({"index": torch.tensor([1]), "weights": torch.tensor([4.0])}, 0)
     table.load_state_dict(RegionTable(4).state_dict())
     assert table.weights[1] == 1.0
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_memory_that_the_caller_uses_again_holds_what_was_given(kind):
+    """A caller on a GPU may keep indexes or weights on the CPU, in memory that the next batch overwrites."""
+    table = RegionTable(4)
+    index, weights = kind([1, 2]), kind([2.0, 3.0])
+    table._queue.add({"index": index, "weights": weights}, 0)
+    index[0], weights[1] = 3, 9.0
+    assert table.weights[:, 0].tolist() == [1.0, 2.0, 3.0, 1.0]
+
+
+def test_values_that_a_gradient_hangs_on_are_taken_without_it():
+    table = RegionTable(4)
+    weights = 2 * torch.ones(2, requires_grad=True)
+    table._queue.add({"index": torch.tensor([1, 2]), "weights": weights}, 0)
+    assert table.weights[:, 0].tolist() == [1.0, 2.0, 2.0, 1.0]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Update", "UpdateQueue", "on_gpu"]
 
 
@@ -33,15 +35,19 @@ class UpdateQueue:
         return len(self._waiting)
 
     def add(self, values: Mapping[str, Any], epoch: int) -> None:
-        """Begin to copy the CUDA tensors among the values into pinned memory, behind their streams' work."""
+        """Begin to copy the CUDA tensors among the values into pinned memory, behind their streams' work.
+
+        Values on the CPU are copied at once, for the caller may write to them as soon as the call returns.
+        """
         import torch
 
         events, copies = [], {}
         for name, value in values.items():
-            copies[name] = value
             if getattr(value, "is_cuda", False):
                 copies[name] = value.detach().to("cpu", non_blocking=True)
                 events.append(torch.cuda.current_stream(value.device).record_event())
+            else:
+                copies[name] = value.detach().clone() if hasattr(value, "detach") else np.array(value)
         self._waiting.append((events, Update(copies, epoch)))
 
     def arrived(self, wait: bool) -> Iterator[Update]:
