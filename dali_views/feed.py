@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -23,7 +24,8 @@ class Feed:
     Args:
         index: where the images are.
         views: the V views to cut.
-        plan_at: the plan of the batch that begins at a position (in samples).
+        plan_at: a method that gives the plan of the batch which begins at a position (in samples). Whose it
+            is must outlive the feed, which does not keep it.
         stride: samples from one batch's position to the next one's.
         device: ``"gpu"`` or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
         options: the other ones of `pipeline.build`.
@@ -42,7 +44,8 @@ class Feed:
     ) -> None:
         self._index = index
         self._views = views
-        self._plan_at = plan_at
+        # Loader, feed and graph would keep each other, and the graph's memory, until Python looks for cycles.
+        self._plan_at = WeakMethod(plan_at)
         self._stride = stride
         self._device_id = device_id
         self._options = {
@@ -71,7 +74,8 @@ class Feed:
         if self._pipeline is not None:
             self._drain()
         if self._pipeline is None:
-            self._pipeline = pipeline.build(self._views, self._source, **self._options)
+            source = WeakMethod(self._source)
+            self._pipeline = pipeline.build(self._views, lambda: source()(), **self._options)  # type: ignore[misc]
         self._planned.clear()
         self._next, self._stop = position, stop
 
@@ -117,7 +121,7 @@ class Feed:
         """Inputs of the graph for the batch after the last planned one. DALI calls it ahead of `take`."""
         while len(self._asked) <= self._ahead and self._next < self._stop:
             with stage("dali_views: plan"):
-                drawn = self._plan_at(self._next)
+                drawn = self._plan_at()(self._next)  # type: ignore[misc]  # the loader lives: it called
             self._next += self._stride
             rows = [drawn.index, drawn.partner] if self._partnered else [drawn.index]
             self._asked.append((drawn, [self._ask(each) for each in rows]))

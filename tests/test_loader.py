@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +277,46 @@ def test_an_abandoned_loop_leaves_nothing_behind(small_index):
             if number == stop:
                 break
         assert [digest(batch) for batch in loader] == whole
+
+
+class Held:
+    """The images of an index, as a source of one's own."""
+
+    def __init__(self, index: SampleIndex) -> None:
+        self.images = [index.encoded(row) for row in range(len(index))]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        return [self.images[row] for row in rows]
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 5])
+@pytest.mark.parametrize("form", ["names", "bytes", "pixels"])
+def test_a_loader_that_is_dropped_is_gone_at_once_with_its_graph(small_index, form, batches):
+    """Its memory must not wait until Python looks for cycles."""
+    index = small_index
+    if form == "bytes":
+        index = replace(index, source=Held(index))
+    elif form == "pixels":
+        index = SampleIndex.from_arrays(np.zeros((40, 32, 32, 3), np.uint8))
+    assert index.form == form
+    gc.collect()
+    gc.disable()
+    try:
+        loader = ViewLoader(index, VIEWS, 8, device="cpu", regions=RegionTable(40))
+        seen = iter(loader)
+        for _ in range(batches):
+            batch = next(seen)
+        parts = [weakref.ref(part) for part in (loader, loader._feed, loader._feed._pipeline) if part]
+        assert len(parts) == 2 + bool(batches)
+        del loader, seen
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
+    if batches:
+        assert batch.views[0].isfinite().all()  # which owns its memory
 
 
 def test_batches_own_their_memory_and_stay_as_they_were(small_index):
