@@ -19,6 +19,7 @@ from .index import SampleIndex
 from .place import rank_and_world, torch_device
 from .profiling import stage
 from .quarantine import Substitutes
+from .region_table.state import entry
 from .regions import Regions, RegionTable
 from .views import View
 
@@ -97,7 +98,7 @@ class ViewLoader:
         self.stats = Stats()
         self.on_bad_image = on_bad_image
         self.max_bad_share = max_bad_share
-        self._check(device, dtype)
+        self._check(dtype)
         self._feed = Feed(
             index,
             self.views,
@@ -121,7 +122,7 @@ class ViewLoader:
         self.epoch, self.position = 0, 0
         self._freeze(0)
 
-    def _check(self, device: str, dtype: str) -> None:
+    def _check(self, dtype: str) -> None:
         if not self.views:
             raise ValueError("ViewLoader needs at least one View.")
         if self.batch_size < 1:
@@ -196,13 +197,15 @@ class ViewLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, with the region table as it was, if both the state and this loader have one.
+        """Continue from `state`, with its epoch's boxes, and the whole region table if both have one.
 
         World size, batch size, threads and device may differ from those it was saved with.
 
         Raises:
-            ValueError: if the state belongs to another data set or another seed.
+            ValueError: if `state` is none, or belongs to another data set or another seed.
         """
+        for name in ("fingerprint", "seed", "unreadable", "epoch", "regions", "position"):
+            entry(state, name)
         if state["fingerprint"] != self.index.fingerprint:
             raise ValueError(
                 "The loader's state was saved for another data set: the files or their sizes differ."

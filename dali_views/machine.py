@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from .doctor.lines import driver_release, installed
 
 # What decides the speed of loading, by the name under which each is installed.
 _PACKAGES = {
@@ -24,18 +25,11 @@ def machine(device: str) -> str:
     """Cores, processor, GPU and driver (for `device="gpu"`), Python and the versions that matter."""
     parts = [f"{len(os.sched_getaffinity(0))} cores", _processor()]
     if device == "gpu":
-        parts += [torch.cuda.get_device_name(), _driver()]
+        release = driver_release()
+        parts += [torch.cuda.get_device_name(), f"driver {release}" if release else ""]
     parts += [f"Python {platform.python_version()}"]
     parts += [f"{name} {found}" for name, package in _PACKAGES.items() if (found := installed(package))]
     return ", ".join(part for part in parts if part)
-
-
-def installed(package: str) -> str:
-    """Version of an installed package, or "" if there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _processor() -> str:
@@ -45,12 +39,3 @@ def _processor() -> str:
         return platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _driver() -> str:
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text().split()
-    except OSError:
-        return ""
-    numbers = [word for word in words if word[0].isdigit() and "." in word]
-    return f"driver {numbers[0]}" if numbers else ""

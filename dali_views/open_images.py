@@ -9,6 +9,8 @@ from .index import SampleIndex
 from .sources.lmdb_scan import names_lmdb
 from .sources.shard_list import is_list, names_shards, names_tables
 
+_SHARDS, _TABLES, _LMDB, _LIST, _FOLDER = "tar shards", "tables", "an LMDB environment", "a list", "a folder"
+
 
 def open_images(
     where: Sequence[str],
@@ -26,13 +28,16 @@ def open_images(
         image, label: Columns of tables.
 
     Raises:
-        ValueError: Several names that are not all containers of one kind; or as by the constructors of
-            `SampleIndex`, as is FileNotFoundError.
+        ValueError: Several names that are not all containers of one kind; an argument that is not for this
+            kind; or as by the constructors of `SampleIndex`, as is FileNotFoundError.
     """
-    first = where[0]
-    if coco is None and all(map(names_shards, where)):
+    first, kind = where[0], _kind(where, coco)
+    for name, value, of in (("root", root, _LIST), ("image", image, _TABLES), ("label", label, _TABLES)):
+        if value is not None and kind != of:
+            raise ValueError(f"--{name} is for {of}, and {first!r} is taken for {kind}; leave it out.")
+    if kind == _SHARDS:
         return SampleIndex.from_shards(where)
-    if coco is None and all(map(names_tables, where)):
+    if kind == _TABLES:
         return SampleIndex.from_table(where if len(where) > 1 else first, image, label)
     if len(where) > 1:
         raise ValueError(
@@ -40,8 +45,20 @@ def open_images(
         )
     if coco is not None:
         return SampleIndex.from_coco(first, coco)
-    if names_lmdb(first):
+    if kind == _LMDB:
         return SampleIndex.from_lmdb(first)
-    if is_list(first):
+    if kind == _LIST:
         return SampleIndex.from_list(first, root)
     return SampleIndex.from_folder(first)
+
+
+def _kind(where: Sequence[str], coco: PathLike | None) -> str:
+    if coco is not None:
+        return _FOLDER
+    if all(map(names_shards, where)):
+        return _SHARDS
+    if all(map(names_tables, where)):
+        return _TABLES
+    if names_lmdb(where[0]):
+        return _LMDB
+    return _LIST if is_list(where[0]) else _FOLDER

@@ -7,10 +7,10 @@ colour histogram does not give it away and a crop beside the object says nothing
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from .command_line import Answer, Parser, carry_out
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -205,7 +207,6 @@ def make_scenes(
     size: int | tuple[int, int] = 96,
     classes: Sequence[str] = CLASSES,
     seed: int = 0,
-    quality: int = 92,
 ) -> tuple[Path, Path]:
     """Writes scenes in COCO's layout: `root/images/*.jpg` and `root/instances.json`.
 
@@ -217,7 +218,6 @@ def make_scenes(
         size: Height and width in pixels, or one number for both; 32 or more.
         classes: Some of `CLASSES`; all objects of one scene are of one class.
         seed: 0 or more.
-        quality: JPEG quality.
 
     Returns:
         The folder of the images and the file of the boxes, as `SampleIndex.from_coco` takes them.
@@ -240,7 +240,7 @@ def make_scenes(
     for number in range(count):
         scene = draw_scene(seed, number, (height, width), classes)
         name = f"{number:06d}.jpg"
-        Image.fromarray(scene.image).save(folder / name, quality=quality)
+        Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
         for y0, x0, y1, x1 in scene.boxes.tolist():
             annotations.append(
@@ -258,16 +258,21 @@ def make_scenes(
     return folder, file
 
 
-def main() -> None:
+def main() -> int:
     """`python -m dali_views.scenes OUT --count 1000 --size 128 --seed 0`"""
-    parser = argparse.ArgumentParser(prog="python -m dali_views.scenes", description="Makes example images.")
+    parser = Parser(prog="python -m dali_views.scenes", description="Makes example images.")
     parser.add_argument("out", help="folder to write images/ and instances.json to")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    make_scenes(options.out, options.count, options.size, seed=options.seed)
+
+    def command() -> Answer:
+        folder, file = make_scenes(options.out, options.count, options.size, seed=options.seed)
+        return Answer({}, f"{folder}, {file}")
+
+    return carry_out(command, as_json=False, mistakes=(ValueError, OSError))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,9 @@ from conftest import noise_images
 from dali_views.cli import main
 from dali_views.doctor import examine as doctor
 from dali_views.doctor import lines as doctor_lines
+from dali_views.doctor import probes
 from dali_views.doctor.lines import GiB
+from dali_views.sources.listing import EXTENSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Machines that run tests may be far slower than one that is examined.
@@ -199,3 +201,7 @@ def test_the_command_line_of_the_other_commands_has_it_too(capsys: pytest.Captur
     told = capsys.readouterr().out.splitlines()
     assert all(line.startswith(("ok ", "note ", "problem ")) for line in told[:-1])
     assert told[-1].endswith("problems" if code == 0 else "problem")
+
+
+def test_the_images_whose_reading_is_measured_are_those_that_are_indexed():
+    assert probes._SUFFIXES == EXTENSIONS

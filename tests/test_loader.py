@@ -351,6 +351,8 @@ def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):
     state = ViewLoader(small_index, VIEWS, 8, device="cpu").state_dict()
     with pytest.raises(ValueError, match="seed"):
         ViewLoader(small_index, VIEWS, 8, device="cpu", seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="has no 'fingerprint'"):
+        ViewLoader(small_index, VIEWS, 8, device="cpu").load_state_dict({"epoch": 1})
     other = SampleIndex.from_folder(noise_images(tmp_path, 40, seed=9), cache=False, progress=False)
     with pytest.raises(ValueError, match="another data set"):
         ViewLoader(other, VIEWS, 8, device="cpu").load_state_dict(state)

@@ -31,6 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "weights.pt").write_bytes(b"no weights")
     other = SampleIndex.from_folder(noise_images(folder / "other", 6, seed=3), cache=False, progress=False)
     RegionTable(6, fingerprint=other.fingerprint).save(folder / "other.npz")
+    RegionTable(3).save(folder / "short.npz")
     torch.save({"a": torch.zeros(2)}, folder / "state.pt")
     (folder / "config.yaml").write_text(
         "run: {out: RUN, device: cpu, epochs: 1}\ndata: {kind: folder, path: PHOTOS, val_share: 0}\n"
@@ -57,6 +58,8 @@ LOADER = [
     (["index", "bad.tar"], "bad.tar: no tar"),
     (["index", "x-{0..9}.tar"], "There is no shard"),
     (["index", "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar"], "more than 1000000"),
+    (["index", "photos", "--root", "photos"], "--root is for a list, and 'photos' is taken for a folder"),
+    (["index", "photos", "--label", "kind"], "--label is for tables"),
     (["index", "photos", "--coco", "nothing.json"], "nothing.json"),
     (["index", "photos", "--coco", "words.json"], "not a COCO instances file"),
     (["index", "photos", "--leave-out", "nothing.txt"], "nothing.txt"),
@@ -66,6 +69,10 @@ LOADER = [
     (["show", "photos", "--size", "-3", *CPU], "--size"),
     (["show", "photos", "--recipe", "mocov2", *CPU], "did you mean moco_v2?"),
     (["show", "photos", "--crop", "contrast", *CPU], "did you mean contrastive?"),
+    (["show", "photos", "--recipe", "evaluation", "--crop", "random", *CPU], "evaluation takes no --crop"),
+    (["show", "photos", "--alpha", "0.5", *CPU], "--alpha is the law of --crop contrastive"),
+    (["show", "photos", "--seed", "99999999999999999999", *CPU], "--seed"),
+    (["show", "photos", "--regions", "short.npz", *CPU], "has 3 rows, and there are"),
     (["show", "photos", "--regions", "nothing.npz", *CPU], "nothing.npz"),
     (["show", "photos", "--regions", "other.npz", *CPU], "another data set"),
     (["show", "photos", "--regions", "state.pt", *CPU], "not a readable region table"),
@@ -75,6 +82,7 @@ LOADER = [
     (["show", "photos", "--out", "views.nothing", *CPU], "nothing"),
     (["bench", "photos", "--parts", "loader", *CPU], "did you mean loaders?"),
     (["bench", "photos", "--rounds", "0", *CPU], "--rounds"),
+    (["bench", "photos", "--parts", "memory", "--batches", "1", *CPU], "--batches: 1 is less than 2"),
     (["bench", "photos", "--seconds", "0", *CPU], "--seconds"),
     (["bench", "photos", "--source", "nowhere", *CPU], "nowhere"),
     (["pack", "photos", "photos"], "would lie in its source"),

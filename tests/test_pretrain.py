@@ -18,7 +18,7 @@ from dali_views import SampleIndex
 from dali_views.web_page import escape
 from trainers import checkpoint, cli, config_file
 from trainers.demo import demo
-from trainers.guides.schedule import is_due
+from trainers.guides.schedule import boxes_due
 from trainers.pretrain import pretrain
 
 
@@ -112,7 +112,7 @@ def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path)
     [(500, 100, 100, [100, 200, 300, 400]), (100, 20, 20, [20, 40, 60, 80]), (10, 0, 5, [5])],
 )
 def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, published):
-    due = [epoch for epoch in range(1, epochs + 1) if is_due(epoch, epochs, warmup, interval)]
+    due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, warmup, interval)]
     assert due == published
 
 

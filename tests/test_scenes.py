@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dali_views.index import SampleIndex
-from dali_views.scenes import CLASSES, draw_scene, make_scenes
+from dali_views.scenes import CLASSES, draw_scene, main, make_scenes
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -91,3 +91,12 @@ def test_impossible_requests_are_refused(tmp_path: Path) -> None:
         make_scenes(tmp_path, 0)
     with pytest.raises(ValueError, match="32 or more"):
         make_scenes(tmp_path, 1, 16)
+
+
+@pytest.mark.parametrize(("options", "told"), [(["--size", "10"], "10 x 10"), (["--count", "0"], "0 scenes")])
+def test_the_command_says_in_one_sentence_what_it_cannot_make(tmp_path, monkeypatch, capsys, options, told):
+    monkeypatch.setattr("sys.argv", ["scenes", str(tmp_path / "out"), *options])
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line

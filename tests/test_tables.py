@@ -372,10 +372,6 @@ def test_no_damage_crashes_hangs_or_takes_the_memory(tmp_path):
         assert {how for of, how in result.outcomes if of == kind} == {"loaded", "left out", "refused"}
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    return file.stat().st_size, file.stat().st_mtime_ns
-
-
 @pytest.mark.parametrize("how", ["parquet", "file zstd", "file"])
 @pytest.mark.parametrize(
     ("change", "word"),

@@ -13,6 +13,8 @@ from .peers.torchvision_pil import NAME as BASE
 from .results import IMAGES, Row, joined, median_ratio
 from .turns import WARM_UP, forget_files, take_turns
 
+_PLANS = 50  # timed
+
 
 def compare(
     setup: Setup,
@@ -58,13 +60,13 @@ def compare(
     return rows
 
 
-def _plan_row(setup: Setup, images_per_second: float, batches: int = 50) -> Row:
+def _plan_row(setup: Setup, images_per_second: float) -> Row:
     """How much of a guided batch's time goes into drawing its plan, which happens on one thread."""
     loader = ours.loader(
         setup, ours.guided(setup.views), ours.table_of_boxes(len(setup.index), 1, setup.seed)
     )
     shares = []
-    for number in range(batches):
+    for number in range(_PLANS):
         began = time.perf_counter()
         loader.plan_at(number * setup.batch_size)
         shares.append((time.perf_counter() - began) * images_per_second / setup.batch_size)

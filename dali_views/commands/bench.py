@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="what to train")
     parser.add_argument(
-        "--batches", type=common.at_least(1), default=10_000, help="how long memory is watched (10000)"
+        "--batches", type=common.at_least(2), default=10_000, help="how long memory is watched (10000)"
     )
     parser.add_argument(
         "--batch-sizes",

@@ -49,7 +49,7 @@ def views() -> argparse.ArgumentParser:
         "--size", type=at_least(1), default=224, help="side of a (global) view in pixels (224)"
     )
     parser.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     return parser
 
 
@@ -76,6 +76,8 @@ def at_least(least: int) -> Any:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"{value} is too large")
         return value
 
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from . import common
 EXAMPLES = """
 dali-views show photos --out views.png
 dali-views show photos --out views.html
-dali-views show photos --regions run/regions.npz --crop contrastive --out guided.png
+dali-views show photos --regions regions.npz --crop contrastive --out guided.png
 """
 
 
@@ -40,7 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--count", type=common.at_least(1), default=6, help="images to show (6)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
     parser.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
-    parser.add_argument("--alpha", type=float, default=0.6, help="Beta law of contrastive crops (0.6)")
+    parser.add_argument("--alpha", type=float, help="Beta law of contrastive crops (0.6)")
     parser.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
     parser.add_argument(
         "--partner",
@@ -65,9 +66,16 @@ def run(args: argparse.Namespace) -> Answer:
         raise ValueError("--partner needs the --regions that name partners, and an --out that ends in .html.")
     rows = np.linspace(0, len(index) - 1, min(args.count, len(index))).astype(np.int64)
     part, regions = _part(args, index, rows)
-    # Other crops are chosen by the recipe alone.
-    changes = {} if args.crop is None else {"crop": args.crop, "alpha": args.alpha}
-    views: list[View] = recipes.BY_NAME[args.recipe](args.size, **changes)
+    recipe = recipes.BY_NAME[args.recipe]
+    given = {"crop": args.crop, "alpha": args.alpha}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.alpha is not None and args.crop != "contrastive":
+        raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
+    if strange := sorted(changes.keys() - inspect.signature(recipe).parameters.keys()):
+        raise ValueError(
+            f"The recipe {args.recipe} takes no --{strange[0]}; leave it out, or choose another --recipe."
+        )
+    views: list[View] = recipe(args.size, **changes)
     if args.partner:
         if len(views) < 2:
             raise ValueError(f"The recipe {args.recipe} has no second view to cut from the partner.")
@@ -107,6 +115,11 @@ def _part(
     if args.regions is None:
         return index.subset(rows), RegionTable(len(rows))
     table = RegionTable.load(args.regions, index.fingerprint)
+    if len(table) != len(index):
+        raise ValueError(
+            f"The table {args.regions} has {len(table)} rows, and there are {len(index)} images; "
+            "give the table that was made with these."
+        )
     if not args.partner:
         return index.subset(rows), table.subset(rows)
     partner = table.partner[rows]

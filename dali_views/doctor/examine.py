@@ -192,7 +192,7 @@ def _versions(answers: dict[str, dict[str, Any]], device: bool) -> Iterator[Line
             driver.get("mend", "restart or reinstall the NVIDIA driver"),
         )  # fmt: skip
     elif cuda:
-        release = _release()
+        release = lines.driver_release()
         yield Line("driver", "ok", f"{release + ', ' if release else ''}up to CUDA {cuda}")
     elif device:
         mend = "docker run --gpus all, with the NVIDIA Container Toolkit"
@@ -260,12 +260,3 @@ def _cache_folder() -> Path:
     """Where scans are kept, as `scan_cache` says."""
     own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
-
-
-def _release() -> str:
-    """Release of the NVIDIA kernel driver, or ""."""
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
-    except OSError:
-        return ""
-    return next((word for word in words if word[0].isdigit() and "." in word), "")

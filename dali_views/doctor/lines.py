@@ -122,6 +122,15 @@ def installed(package: str) -> str:
         return ""
 
 
+def driver_release() -> str:
+    """Release of the NVIDIA kernel driver, or ""."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return ""
+    return next((word for word in words if word[0].isdigit() and "." in word), "")
+
+
 def torch_build() -> tuple[str, str] | None:
     """Version of PyTorch and of the CUDA that it was built with ("" for none), read without importing it."""
     try:
@@ -161,13 +170,13 @@ def _memory_limits() -> Iterator[int]:
                 yield int(limit)
 
 
-def _cgroups(controller: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
+def _cgroups(controller: str) -> Iterator[Path]:
     """Folders of the cgroups that hold this process, of both versions, from its own up to the root."""
     for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, own = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        top = root / controllers if controllers else root
+        top = Path("/sys/fs/cgroup") / controllers
         # In a container its own group may be the root that it sees, under a path of the host.
         folder = top / own.lstrip("/")
         while folder != top:

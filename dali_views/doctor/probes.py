@@ -26,7 +26,7 @@ _READ = 2.0  # seconds in which they are read
 _MOST = 2000  # images read
 _READERS = 8
 _PIECE = 128 * 1024  # bytes read at a place of a container, about a photograph
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".jp2", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # as listing.EXTENSIONS
 
 
 def driver() -> dict[str, Any]:

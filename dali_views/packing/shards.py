@@ -56,7 +56,7 @@ def pack_shards(
 ) -> Packed:
     """Writes a data set as tar shards; `SampleIndex.from_shards(destination/*.tar)` reads them.
 
-    Images keep their order and their bytes, unless `short_side` has larger ones shrunk as the top of pack.py
+    Images keep their order and their bytes, unless `short_side` has larger ones shrunk, as folder.py
     tells; those of arrays become PNG. Each is `KEY.jpg` (.png, ...: what it is), with its label in `KEY.cls`:
     the name of its class, or the number where names would be numbered anew. KEY is the image's name less its
     ending, with other dots made underscores. Ground-truth boxes are not packed. Beside the shards lie

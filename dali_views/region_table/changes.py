@@ -49,7 +49,7 @@ class Changes:
             self._sort()
 
     def rows(self) -> Array:
-        """All changed rows, whole, in order of their numbers; see `region_columns.row_type`."""
+        """All changed rows, whole, in order of their numbers; see `columns.row_type`."""
         if self._noted:
             self._sort()
         return self._sorted

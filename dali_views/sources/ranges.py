@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .stamped_file import open_stamped
 
 _OPEN = 256  # files that a process holds open at a time, over all indexes
 
@@ -54,12 +55,4 @@ class _Opened:
 
 @lru_cache(_OPEN)
 def _opened(path: str, size: int, mtime_ns: int) -> _Opened:
-    # A pipe of that name would keep an open that blocks waiting.
-    opened = _Opened(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    status = os.fstat(opened.handle)
-    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
-        raise OSError(
-            f"{os.path.basename(path)} has changed since it was indexed (its size or its time); "
-            "index it again, or bring the old file back with its time"
-        )
-    return opened
+    return _Opened(open_stamped(path, (size, mtime_ns)))

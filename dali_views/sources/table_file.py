@@ -6,8 +6,6 @@ A group is a row group of a Parquet file or a record batch of an Arrow file.
 from __future__ import annotations
 
 import io
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from .stamped_file import open_stamped
 
 _ARROW, _PARQUET = b"ARROW1", b"PAR1"  # what the files begin with
 _FOOTERS = 64  # of Parquet files, kept parsed: one with thousands of row groups takes as long as a group
@@ -55,27 +55,8 @@ class TableFile:
 
 
 def open_file(path: str, stamp: tuple[int, int] | None = None) -> _Read:
-    """Opens a regular file.
-
-    Args:
-        stamp: The bytes and mtime_ns that it must have, if any.
-
-    Raises:
-        OSError: There is none, or it has changed.
-    """
-    # A pipe of that name would keep an open that blocks waiting.
-    file = _Read(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    status = os.fstat(file.fileno())
-    told = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
-    if stamp is not None and (status.st_size, status.st_mtime_ns) != stamp:
-        told = (
-            f"{os.path.basename(path)} has changed since it was indexed (its size or its time); "
-            "index it again, or bring the old file back with its time"
-        )
-    if told:
-        file.close()
-        raise OSError(told)
-    return file
+    """See `open_stamped`."""
+    return _Read(open_stamped(path, stamp))
 
 
 @contextmanager

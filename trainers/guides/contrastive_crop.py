@@ -11,7 +11,7 @@ from .. import config as cfg
 from ..localise import input_size, locate
 from ..methods import Method
 from .guide import Guide
-from .schedule import is_due, warn_if_wide
+from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["ContrastiveCrop"]
 
@@ -19,7 +19,7 @@ __all__ = ["ContrastiveCrop"]
 class ContrastiveCrop(Guide):
     """The published localisation pass and schedule (section 3.2 and the public code).
 
-    All training images are localised after the epochs that `is_due` names. Until its first box is written
+    All training images are localised after the epochs that `boxes_due` names. Until its first box is written
     a sample is cropped at random, which is the published warm-up.
     """
 
@@ -34,7 +34,7 @@ class ContrastiveCrop(Guide):
         self.device = device
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        if not is_due(epoch, epochs, self.guide.warmup, self.guide.interval):
+        if not boxes_due(epoch, epochs, self.guide.warmup, self.guide.interval):
             return False
         self.passes += 1
         guide, size = self.guide, input_size(self.config, self.guide)

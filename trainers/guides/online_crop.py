@@ -17,7 +17,7 @@ from ..localise import input_size
 from ..methods import Method
 from .guide import Guide
 from .image_maps import ImageMaps, ViewMaps
-from .schedule import is_due, warn_if_wide
+from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["OnlineCrop"]
 
@@ -50,7 +50,7 @@ class OnlineCrop(Guide):
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         self.maps.sync()
-        if not is_due(epoch, epochs, self.guide.warmup, self.guide.interval):
+        if not boxes_due(epoch, epochs, self.guide.warmup, self.guide.interval):
             return False
         # The maps are equal on all ranks; each reads the boxes of its share.
         first, step = distributed.rank() * _CHUNK, distributed.world() * _CHUNK

@@ -23,7 +23,7 @@ from ..localise import input_size, locate
 from ..methods import Method
 from .guide import Guide
 from .image_maps import ImageMaps
-from .schedule import is_due, warn_if_wide
+from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["Saliency"]
 
@@ -63,7 +63,7 @@ class Saliency(Guide):
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         guide = self.guide
-        if not is_due(epoch, epochs, guide.warmup, guide.interval):
+        if not boxes_due(epoch, epochs, guide.warmup, guide.interval):
             return False
         size = input_size(self.config, guide)
         for part in locate(self.config, self.method, self.index, self.device, guide, guide.map):

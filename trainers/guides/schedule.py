@@ -8,12 +8,12 @@ import numpy as np
 
 from dali_views import RegionTable
 
-__all__ = ["WIDE", "is_due", "warn_if_wide"]
+__all__ = ["WIDE", "boxes_due", "warn_if_wide"]
 
 WIDE = 0.9  # median share of the image above which boxes say nothing
 
 
-def is_due(epoch: int, epochs: int, warmup: int, interval: int) -> bool:
+def boxes_due(epoch: int, epochs: int, warmup: int, interval: int) -> bool:
     """Whether boxes are rewritten after `epoch`, counted from 1, of `epochs` (ContrastiveCrop's code).
 
     From the end of the warm-up on, at multiples of the interval, but not after the last epoch.

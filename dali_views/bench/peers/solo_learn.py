@@ -67,12 +67,12 @@ def graph(setup: Setup) -> Any:
         images = fn.decoders.image(
             encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, **padding
         )
-        return tuple(augmented(images, view, setup.device) for view in setup.views)
+        return tuple(augmented(images, view) for view in setup.views)
 
     return build()
 
 
-def augmented(images: Any, view: View, device: str) -> Any:
+def augmented(images: Any, view: View) -> Any:
     """One view, as float32 (3, size, size)."""
     if view.crop == "whole":
         images = fn.resize(images, size=(view.size, view.size), interp_type=types.INTERP_CUBIC)
