@@ -21,6 +21,9 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
 
     Returns:
         float32 (B, 4), fractions of the view; without ``clip`` they may lie outside [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
     boxes, crops, flipped = _aligned(boxes, crops, flipped)
     origin, extent = _split(crops)
@@ -29,7 +32,11 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
 
 
 def boxes_to_image(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Boxes on a view to boxes on the image; the inverse of ``boxes_to_view``, same arguments and units."""
+    """Boxes on a view to boxes on the image; the inverse of ``boxes_to_view``, same arguments and units.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
     boxes, crops, flipped = _aligned(boxes, crops, flipped)
     origin, extent = _split(crops)
     image = _mirror(boxes, flipped) * extent + origin
@@ -49,6 +56,9 @@ def map_to_view(maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, i
 
     Returns:
         float32 (B, h, w).
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
     maps, crops, flipped = _aligned(maps, crops, flipped, ndim=3)
     y0, x0, y1, x1 = crops[:, :, None].unbind(1)
@@ -70,6 +80,9 @@ def map_to_image(
     Returns:
         float32 maps (B, H, W), sampled as in ``map_to_view``, and bool covered (B, H, W): whether the
         cell's centre lies in the crop (y0 <= y < y1). Cells that are not covered hold 0.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
     maps, crops, flipped = _aligned(view_maps, crops, flipped, ndim=3)
     y0, x0, y1, x1 = crops[:, :, None].unbind(1)

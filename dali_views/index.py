@@ -176,7 +176,12 @@ class SampleIndex(Constructors):
     # -- making others of it ----------------------------------------------------------------------
 
     def subset(self, rows: ArrayLike) -> SampleIndex:
-        """The index of some rows, in the order given (or of a mask of N truth values); classes stay."""
+        """The index of some rows, in the order given (or of a mask of N truth values); classes stay.
+
+        Raises:
+            ValueError: No row is named, or `rows` is no list.
+            IndexError: A row that is not there, a mask of another length, or what are no whole numbers.
+        """
         picks = np.asarray(rows)
         chosen = np.arange(len(self))[picks] if picks.size else picks
         if chosen.ndim != 1 or not len(chosen):

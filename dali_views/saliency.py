@@ -187,6 +187,9 @@ def boxes_from_maps(
 
     Returns:
         float32 (B, 4).
+
+    Raises:
+        ValueError: the maps do not have three dimensions.
     """
     maps = upsample(maps, size)
     hot = maps > thresholds(maps, threshold)

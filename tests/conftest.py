@@ -20,6 +20,7 @@ from PIL import Image
 from s3 import bucket, moto_server  # noqa: F401, fixtures
 
 from dali_views import SampleIndex
+from dali_views.scenes import draw_scene
 
 matplotlib.use("Agg")
 # One process imports the trainer and is forked for each rank of a test, which takes a tenth of the time.
@@ -64,7 +65,7 @@ def unpack(archive: str, folder: Path, most: int | None = None) -> Path:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A flat folder of photographs: matplotlib's sample portrait, and 40 of ImageNet where at hand."""
+    """A flat folder: matplotlib's sample portrait and 40 photographs of ImageNet, or scenes without them."""
     folder = tmp_path_factory.mktemp("photographs")
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     (folder / "portrait.jpg").write_bytes(portrait.read_bytes())
@@ -72,6 +73,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         apart = unpack("imagenet-sample.tar", tmp_path_factory.mktemp("imagenet"), most=40)
         for file in apart.rglob("*.JPEG"):
             file.rename(folder / file.name)
+    else:
+        for number in range(16):
+            scene = draw_scene(0, number, (280 + 8 * number, 340))
+            Image.fromarray(scene.image).save(folder / f"scene-{number:02d}.jpg", quality=92)
     return folder
 
 

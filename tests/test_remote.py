@@ -261,7 +261,7 @@ def test_a_forked_process_is_told_so_and_does_not_wait_for_ever(bucket):
 def test_without_obstore_it_is_said_what_to_install(bucket, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "another bucket")
-    with pytest.raises(ValueError, match=r"pip install 'dali-views\[cloud\]'"):
+    with pytest.raises(ValueError, match="pip install obstore"):
         opened(bucket)
 
 

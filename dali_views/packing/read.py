@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..index import SampleIndex
-from ..sources.source import GONE, Source, SourceGoneError, read_rows, reason
+from ..sources.source import GONE, SourceGoneError, read_each, reason
 from .image import Encoded
 
 _BLOCK = 8  # rows that a thread reads at a time: a source may be faster so, and few images are in memory
@@ -54,11 +54,13 @@ def read_block(index: SampleIndex, rows: Sequence[int]) -> Sequence[Encoded | st
     if index.source is None:
         return [_file(index.path(row)) for row in rows]
     try:
-        return _rows(index.source, np.array(rows, np.int64))
+        images = read_each(index.source, np.array(rows, np.int64))
     except GONE as error:
         raise SourceGoneError(
             f"The source of the images is gone ({error}); bring it back and pack again, to go on."
         ) from error
+    # Of a slice with gaps nothing else could read the memory.
+    return [one if isinstance(one, str) else np.ascontiguousarray(one).data for one in images]
 
 
 def in_order(
@@ -92,16 +94,3 @@ def _file(path: str) -> bytes | str:
             return file.read() if regular else "not a regular file"
     except (OSError, ValueError) as error:
         return reason(error)
-
-
-def _rows(source: Source, rows: NDArray[np.int64]) -> Sequence[Encoded | str]:
-    """What a source gives for some rows; if it raises, for each alone."""
-    try:
-        # Of a slice with gaps nothing else could read the memory.
-        return [np.ascontiguousarray(one).data for one in read_rows(source, rows)] if len(rows) else []
-    except GONE:
-        raise
-    except Exception as error:
-        if len(rows) == 1:
-            return [reason(error)]
-    return [one for row in rows for one in _rows(source, row[None])]

@@ -86,6 +86,22 @@ def read_rows(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]
     return arrays
 
 
+def read_each(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | str]:
+    """As `read_rows`, but where the source raises each row is asked for alone; why, of one that raises again.
+
+    Raises:
+        SourceGoneError, ConnectionError: The whole source cannot be read.
+    """
+    try:
+        return [*read_rows(source, rows)] if len(rows) else []
+    except GONE:
+        raise
+    except Exception as error:
+        if len(rows) == 1:
+            return [reason(error)]
+    return [one for row in rows for one in read_each(source, row[None])]
+
+
 def reason(error: Exception) -> str:
     """Why an image is left out whose bytes could not be read."""
     if isinstance(error, FileNotFoundError):

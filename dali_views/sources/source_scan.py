@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .listing import LeftOut
 from .scan import MAX_PIXELS, inspect, scan_bar
-from .source import GONE, Source, read_rows, reason
+from .source import Source, read_each
 
 _THREADS = 8
 _CHUNK = 64
@@ -76,12 +76,7 @@ def _look(source: Source, count: int, progress: bool) -> list[tuple[int, int, st
 
 
 def _look_at(source: Source, rows: NDArray[np.int64]) -> list[tuple[int, int, str]]:
-    try:
-        images = read_rows(source, rows)
-    except GONE:
-        raise
-    except Exception as error:
-        if len(rows) == 1:
-            return [(0, 0, reason(error))]
-        return [one for row in rows for one in _look_at(source, row[None])]
-    return [inspect(io.BytesIO(image.data), len(image)) for image in images]
+    return [
+        (0, 0, one) if isinstance(one, str) else inspect(io.BytesIO(one.data), len(one))
+        for one in read_each(source, rows)
+    ]
