@@ -102,7 +102,7 @@ def compare(
     runs: list[Run] = []
     for seed, name in order:
         runs.append(_run(name, arms[seed, name], evaluations))
-        gc.collect()  # loader and graph refer to each other, so that only this frees their memory
+        gc.collect()  # what is left of a run refers to itself, so that only this frees its memory
         rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
         _save(out, rows, last=len(runs) == len(order))
         if runs[-1].stopped:
