@@ -227,7 +227,7 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
         return None
     if not (resume or distributed.began(saved.get("launch", ""))):
         raise FileExistsError(
-            f"{folder} holds an evaluation already; continue it with --resume or remove the folder"
+            f"{folder} holds an evaluation already; --resume continues it, --name OTHER keeps both"
         )
     changed = [name for name, value in description.items() if saved.get("description", {}).get(name) != value]
     if changed:
