@@ -167,7 +167,11 @@ def local_rank() -> int:
 
 def seed_step(seed: int, step: int) -> None:
     """Let dropout and stochastic depth draw by seed, step and rank: alike after a resume, apart on ranks."""
-    torch.manual_seed(int(rng.keys([seed], step, rank())[0] >> np.uint64(1)))
+    drawn = int(rng.keys([seed], step, rank())[0] >> np.uint64(1))
+    # torch.manual_seed asks for all kinds of devices, which takes longer than some steps' whole bookkeeping.
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call, unused-ignore]
+        torch.cuda.manual_seed(drawn)
 
 
 def is_main() -> bool:
