@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ from .sources.stored_source import Holder, open_source
 from .sources.truth_boxes import RowBoxes, match_boxes
 
 __all__ = ["LeftOut", "SampleIndex"]
+
+# A folder too high, which would otherwise pass for a data set of such classes.
+_PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4})?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -163,6 +167,9 @@ class SampleIndex(Constructors):
             f"{int((self.labels < 0).sum())} without a label",
             f"height x width: median {middle[0]:.0f} x {middle[1]:.0f}, largest {largest[0]} x {largest[1]}",
         ]
+        if self.classes and all(_PART.fullmatch(name) for name in self.classes):
+            parts = ", ".join(self.classes)
+            lines.append(f"named like parts of a data set ({parts}); to use one of them, name its folder")
         if len(self.boxes):
             boxed = int(np.count_nonzero(np.diff(self.box_start)))
             lines.append(f"{len(self.boxes)} ground-truth boxes on {boxed} images")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Processors that add in other orders round differently, and training enlarges it until curves differ. So
@@ -50,9 +52,11 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test finds what another one, or a user, has kept."""
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("DALI_VIEWS_CACHE", folder)
+        yield
 
 
 def unpack(archive: str, folder: Path, most: int | None = None) -> Path:

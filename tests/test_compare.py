@@ -122,8 +122,12 @@ def test_table_and_csv_hold_what_the_runs_wrote_down(done):
             assert line["linear_top1"] == line["seconds"] == ""
             continue
         saved = checkpoint.load(folder)
-        rates = [entry["images_per_second"] for entry in log if "loss" in entry]
-        assert run.images_per_second == float(line["images_per_second"]) == statistics.median(rates)
+        rates = [entry["images_per_second"] for entry in log if "images_per_second" in entry]
+        # A guide's pass after each of two epochs of a step leaves nothing to measure between them.
+        assert run.images_per_second == (statistics.median(rates) if rates else None)
+        assert line["images_per_second"] == (
+            "" if run.images_per_second is None else str(run.images_per_second)
+        )
         assert float(line["linear_top1"]) == checkpoint.load(folder / "linear")["curve"][-1]["top1"]
         assert (saved["regions"]["writes"] == run.extra_passes).all()
         assert run.extra_passes == (1 if run.config == "guided" else 0)

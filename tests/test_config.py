@@ -62,6 +62,10 @@ def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
         ("optim.learning_rat=1", "optim.learning_rat is not a known key"),
         ("optim.weight_decai=1", "did you mean optim.weight_decay"),
         ("lr=1", "did you mean optim.lr"),
+        ("optim.learning_rate=1", "did you mean optim.lr?"),
+        ("batch_size=64", "did you mean optim.batch?"),
+        ("data.num_workers=8", "did you mean run.threads?"),
+        ("model.arch=resnet18", "did you mean model.backbone?"),
         ("method.temprature=1", "did you mean method.temperature"),
         ("optm.lr=1", "did you mean optim"),
         (

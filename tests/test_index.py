@@ -195,6 +195,15 @@ def test_the_summary_tells_sizes_and_the_first_twenty_left_out(tmp_path: Path) -
     assert lines[22:] == ["  empty 19.jpg: empty file", "  and 3 more"]
 
 
+def test_the_summary_tells_when_a_folder_too_high_was_named(tmp_path: Path) -> None:
+    for part in ("train2017", "val2017"):
+        noise_images(tmp_path / "set" / part, 2)
+    told = "named like parts of a data set (train2017, val2017)"
+    assert told in SampleIndex.from_folder(tmp_path / "set", cache=False).summary()
+    noise_images(tmp_path / "set" / "trainers", 2)  # a class as any other
+    assert "parts" not in SampleIndex.from_folder(tmp_path / "set", cache=False).summary()
+
+
 def test_dali_decodes_what_is_kept_to_the_stored_size_and_fails_on_the_truncated(tmp_path: Path) -> None:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline

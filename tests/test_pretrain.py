@@ -18,7 +18,7 @@ from dali_views import SampleIndex
 from dali_views.web_page import escape
 from trainers import checkpoint, cli, config_file
 from trainers.demo import demo
-from trainers.guides.schedule import boxes_due
+from trainers.guides.schedule import boxes_due, outlook
 from trainers.pretrain import pretrain
 
 
@@ -114,6 +114,43 @@ def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path)
 def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, published):
     due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, warmup, interval)]
     assert due == published
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([], "contrastive crops in the boxes of contrastive_crop after epoch 1 of 3; random until then"),
+        (["guide.warmup=2", "guide.interval=2"], "after epoch 2 of 3"),
+        (["guide.warmup=2", "guide.interval=3"], "writes no boxes in 3 epochs: all crops stay random"),
+        (["guide.warmup=9"], "guide.warmup 9"),
+        (["guide={name: none}"], "guide.name none writes no boxes: all crops stay random"),
+        (
+            ["guide={name: simccrop}", "views.crop=inside"],
+            "inside crops in the boxes of simccrop from the start",
+        ),
+        (["guide={name: none}", "views.crop=random"], None),
+    ],
+)
+def test_a_start_tells_when_crops_will_follow_boxes(scenes, tmp_path, changes, told):
+    config = config_file.load(write_config(tmp_path, scenes), changes)
+    assert told in outlook(config) if told else outlook(config) == ""
+
+
+def test_views_that_a_method_does_not_compare_are_told_before_any_image_is_looked_for(tmp_path, capsys):
+    nowhere = {"kind": "folder", "path": str(tmp_path / "nowhere")}
+    for changes, told in (
+        (
+            {"method": {"name": "simclr"}, "views": {"name": "dino"}},
+            "SimCLR compares 2 views per sample, not 10",
+        ),
+        ({"method": {"name": "scfs"}, "views": {"name": "dino", "locals": 0}}, "set views.locals above 0"),
+        ({"model": {"backbone": "resnet19"}}, "resnet19"),
+        ({"views": {"name": "byol", "locals": 2}}, "views.locals"),
+    ):
+        file = write_config(tmp_path, nowhere, **{"guide": {"name": "none"}, **changes})
+        assert cli.main(["pretrain", str(file)]) == 2
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 def test_stochastic_depth_draws_on_after_a_resume_as_if_nothing_had_happened(scenes, tmp_path):

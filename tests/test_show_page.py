@@ -47,6 +47,10 @@ def test_multi_crop_shows_all_views_and_a_model_its_heatmap(tmp_path):
     assert len(found.pictures()) == 2 * (1 + 1 + 10)
     assert found.text.count("heatmap and boxes") == 2
     assert {f"view {number} ({size} px)" for number, size in ((0, 32), (1, 32), (9, 96))} <= set(found.words)
+    found = shown(photos, tmp_path / "few.html", "--recipe", "dino", "--locals", 1, "--local-size", 24)
+    assert {word for word in found.words if word.endswith(" px)")} == {
+        "view 0 (32 px)", "view 1 (32 px)", "view 2 (24 px)",
+    }  # fmt: skip
 
 
 def test_the_region_drawn_from_stands_out_and_true_boxes_and_partner_are_there(tmp_path):

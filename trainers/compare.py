@@ -164,7 +164,7 @@ def _pretrained(run: Run, config: cfg.Config) -> Run:
     if not result.finished and result.step != limit:
         stopped = f"stopped after {result.step} steps; the same command continues it"
         return replace(run, stopped=True, failure=stopped)
-    rates = [line["images_per_second"] for line in lines_of(folder / METRICS) if "loss" in line]
+    rates = [line["images_per_second"] for line in lines_of(folder / METRICS) if "images_per_second" in line]
     return replace(run, images_per_second=statistics.median(rates) if rates else None)
 
 

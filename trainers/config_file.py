@@ -35,6 +35,14 @@ _BROUGHT = Path(__file__).resolve().parent / "configs"
 _LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
 _DEEPEST = 20  # sections and lists inside each other
 
+# How others name what is meant: a letter's likeness would suggest min_lr for learning_rate.
+_ELSEWHERE = {
+    "learning_rate": "lr", "base_lr": "lr", "batch_size": "batch", "wd": "weight_decay", "arch": "backbone",
+    "workers": "threads", "num_workers": "threads", "max_epochs": "epochs", "output_dir": "out",
+    "data_dir": "path", "root_dir": "path", "img_size": "size", "image_size": "size", "temp": "temperature",
+    "num_crops": "locals",
+}  # fmt: skip
+
 _CHOICES: dict[str, tuple[type[Section], ...]] = {
     # Annotated[A | B, ...] holds the union, and the union its members.
     section: get_args(get_args(choice)[0])
@@ -237,9 +245,10 @@ def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         valid = _valid_keys(data)
         siblings = [k for k in valid if k.split(".")[:-1] == place[:-1]]
-        near = difflib.get_close_matches(key, siblings, n=1) or [
-            k for k in valid if k.split(".")[-1] == place[-1]
-        ]
+        ours = _ELSEWHERE.get(place[-1])
+        near = [k for k in [*siblings, *valid] if k.split(".")[-1] == ours]
+        near = near or difflib.get_close_matches(key, siblings, n=1)
+        near = near or [k for k in valid if k.split(".")[-1] == place[-1]]
         return f"{key} is not a known key; " + (
             f"did you mean {near[0]}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"
         )

@@ -61,15 +61,15 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     device = distributed.init(device_kind(config))
     if config.run.wandb is not None:
         wandb_module()  # or an error, before the work begins
+    # First of all, for images may take minutes to list, and then it is late to tell what does not fit.
+    torch.manual_seed(config.run.seed)
+    method = method_of(config)
+    check_layers(config, method.backbone)
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
     # Guides write and then `sync`, so the ranks of a machine can do with one table.
     regions = RegionTable(len(data.train), config.regions, shared=True)
     loader = training_loader(config, data.train, regions)
-
-    torch.manual_seed(config.run.seed)
-    method = method_of(config)
-    check_layers(config, method.backbone)
     if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     method = method.to(device).to(memory_format=torch.channels_last)

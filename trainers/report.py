@@ -27,8 +27,10 @@ from .collapse import Collapse
 from .data import DataSets
 from .evaluate import Evaluation
 from .guides.health import box_areas, health
+from .guides.schedule import outlook
 from .run_files import METRICS, PAGE, PICTURES, QUARANTINE
 from .run_history import RunHistory, keep_until
+from .throughput import Throughput
 
 __all__ = ["Report", "table"]
 
@@ -50,6 +52,7 @@ class Report:
     def __init__(self, config: cfg.Config, data: DataSets, loader: ViewLoader, steps: int, step: int) -> None:
         self.every = config.run.log_every
         self.loader = loader
+        self.throughput = Throughput(loader, config.optim.batch)
         self.index = data.train
         self.main = distributed.is_main()
         self._latest: torch.Tensor | None = None
@@ -72,6 +75,10 @@ class Report:
             true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
         )  # fmt: skip
         tqdm.write(data.train.summary())
+        if told := outlook(config):
+            tqdm.write(told)
+        if 0 < step < steps:
+            tqdm.write(f"continued after step {step} of {self._total}")
         self.collapse = Collapse()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
@@ -82,34 +89,37 @@ class Report:
         `embedding` (B, D) is what the loss compared: its spread and rank tell a collapse.
         """
         self._latest = loss.detach()
+        self.throughput.step(step)
         if self.main:
             self._step = step
             self.bar.update()
         if step % self.every:
             return
         value = float(distributed.all_mean(self._latest))
+        pace = self.throughput.read(step)
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
             )
         if not self.main:
             return
-        stats = self.loader.stats
         values = {
-            "loss": value, "lr": lr, **self.collapse.measure(embedding),
-            "images_per_second": stats.images_per_second * distributed.world(),
-            "wait_share": stats.wait_share, "bad_images": stats.bad_images,
+            "loss": value, "lr": lr, **self.collapse.measure(embedding), **pace,
+            "bad_images": self.loader.stats.bad_images,
         }  # fmt: skip
         self._write({"step": step, "epoch": epoch, **values}, step)
         self._list_bad_images()
-        self.bar.set_postfix(loss=f"{value:.4f}", images_s=f"{values['images_per_second']:.0f}", epoch=epoch)
+        rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
+        self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
 
     def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
-        """Note an evaluation after `epoch` epochs; its scores with the latest loss and rate."""
+        """Note an evaluation after `epoch` epochs; its scores, with the latest loss and rate."""
         scores = dict(evaluation.scores)
         if self._latest is not None:
-            rate = self.loader.stats.images_per_second * distributed.world()
-            scores |= {"loss": float(distributed.all_mean(self._latest)), "images_per_second": rate}
+            scores["loss"] = float(distributed.all_mean(self._latest))
+        if "images_per_second" in self.throughput.latest:
+            scores["images_per_second"] = self.throughput.latest["images_per_second"]
+        self.throughput.pause()
         if self.main:
             self._write({"step": step, "epoch": epoch, **evaluation.scores}, step)
             told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
@@ -126,6 +136,7 @@ class Report:
     def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
         """Note the region table that a guide has just written after `epoch` epochs, and what the ranks
         have exchanged for it since the last time: rows and bytes received by the main one, and seconds."""
+        self.throughput.pause()
         if self.main:
             found = {f"guide_{name}": value for name, value in health(regions, before, self.index).items()}
             if distributed.world() > 1:

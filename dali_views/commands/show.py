@@ -42,6 +42,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
     parser.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
     parser.add_argument("--alpha", type=float, help="Beta law of contrastive crops (0.6)")
+    parser.add_argument("--locals", type=common.at_least(0), help="local views, of the recipe dino (8)")
+    parser.add_argument("--local-size", type=common.at_least(1), help="pixels along a local view's side (96)")
     parser.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
     parser.add_argument(
         "--partner",
@@ -67,13 +69,14 @@ def run(args: argparse.Namespace) -> Answer:
     rows = np.linspace(0, len(index) - 1, min(args.count, len(index))).astype(np.int64)
     part, regions = _part(args, index, rows)
     recipe = recipes.BY_NAME[args.recipe]
-    given = {"crop": args.crop, "alpha": args.alpha}
+    given = {"crop": args.crop, "alpha": args.alpha, "locals": args.locals, "local_size": args.local_size}
     changes = {name: value for name, value in given.items() if value is not None}
     if args.alpha is not None and args.crop != "contrastive":
         raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
     if strange := sorted(changes.keys() - inspect.signature(recipe).parameters.keys()):
+        option = "--" + strange[0].replace("_", "-")
         raise ValueError(
-            f"The recipe {args.recipe} takes no --{strange[0]}; leave it out, or choose another --recipe."
+            f"The recipe {args.recipe} takes no {option}; leave it out, or choose another --recipe."
         )
     views: list[View] = recipe(args.size, **changes)
     if args.partner:

@@ -8,7 +8,9 @@ import numpy as np
 
 from dali_views import RegionTable
 
-__all__ = ["WIDE", "boxes_due", "warn_if_wide"]
+from .. import config as cfg
+
+__all__ = ["WIDE", "boxes_due", "outlook", "warn_if_wide"]
 
 WIDE = 0.9  # median share of the image above which boxes say nothing
 
@@ -19,6 +21,25 @@ def boxes_due(epoch: int, epochs: int, warmup: int, interval: int) -> bool:
     From the end of the warm-up on, at multiples of the interval, but not after the last epoch.
     """
     return epoch >= warmup and epoch % interval == 0 and epoch != epochs
+
+
+def outlook(config: cfg.Config) -> str:
+    """When the crops of a run will begin to follow boxes, for whoever starts it; empty if never meant to."""
+    crop, guide = config.views.crop, config.box_guide
+    if crop not in ("contrastive", "inside"):
+        return ""
+    if isinstance(guide, cfg.NoGuide):
+        return f"{crop} crops, but guide.name none writes no boxes: all crops stay random"
+    if not isinstance(guide, cfg.Localised):
+        return f"{crop} crops in the boxes of {guide.name} from the start"
+    epochs = config.run.epochs
+    due = (n for n in range(1, epochs + 1) if boxes_due(n, epochs, guide.warmup, guide.interval))
+    if first := next(due, None):
+        return f"{crop} crops in the boxes of {guide.name} after epoch {first} of {epochs}; random until then"
+    return (
+        f"{crop} crops, but with guide.warmup {guide.warmup} and guide.interval {guide.interval} "
+        f"{guide.name} writes no boxes in {epochs} epochs: all crops stay random"
+    )
 
 
 def warn_if_wide(regions: RegionTable) -> None:

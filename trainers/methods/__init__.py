@@ -21,11 +21,14 @@ def method_of(config: cfg.Config) -> Method:
     """Encoder and method of a run, with initial weights from torch's global generator.
 
     Raises:
-        ValueError: as by `build_backbone`, or the encoder does not take the views.
+        ValueError: as by `build_backbone` and `training_views`, or encoder or method do not take the views.
     """
+    sizes = [view.size for view in training_views(config.views)]
     backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
-    check_sizes(backbone, {view.size for view in training_views(config.views)})
-    return build_method(config.method, backbone)
+    check_sizes(backbone, set(sizes))
+    method = build_method(config.method, backbone)
+    method.check_views(sizes)
+    return method
 
 
 def build_method(config: cfg.Method, backbone: Backbone) -> Method:

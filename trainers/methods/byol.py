@@ -8,7 +8,7 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers.backbones import Backbone
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method, two_views
+from trainers.methods.method import Method
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.schedules import Clock, cosine
 
@@ -39,7 +39,7 @@ class BYOL(Method):
         self.loss_scale = config.loss_scale
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        first, second = two_views(views)
+        first, second = self.checked(views)
         online = [self.projector(self.backbone(view)) for view in (first, second)]
         self.embedding = online[0].detach()
         one, two = (self.predictor(z) for z in online)

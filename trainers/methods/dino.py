@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -67,12 +68,23 @@ class DINO(Method):
         # A tensor and not a number, for a compiled forward pass is made anew when a number changes.
         self.register_buffer("temperature", torch.tensor(config.teacher_temperature), persistent=False)
 
+    def check_views(self, sizes: Sequence[int]) -> None:
+        if len(sizes) < GLOBAL:
+            raise ValueError(
+                f"{type(self).__name__} needs {GLOBAL} global views per sample, not {len(sizes)}; "
+                "choose views.name dino"
+            )
+        if len(set(sizes[:GLOBAL])) > 1 or len(set(sizes[GLOBAL:])) > 1:
+            raise ValueError(
+                f"the global views should have one size and the local ones another, not {list(sizes)} pixels"
+            )
+
     def before_step(self, clock: Clock) -> None:
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
         self.temperature.fill_(linear(clock.epoch, self.config.warmup_teacher_epochs, start, end))
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        first, *rest = global_and_local(views)
+        first, *rest = global_and_local(self.checked(views))
         teacher = self.teacher_logits(self.teacher_backbone(first))
         # One pass per resolution, one pass of the head over all of them.
         student = self.student_logits(torch.cat([self.backbone(images) for images in (first, *rest)]))
@@ -116,15 +128,6 @@ class DINO(Method):
 
 
 def global_and_local(views: list[Tensor]) -> list[Tensor]:
-    """The global views as one batch (2B, ...), and the local ones, if there are any, as another.
-
-    Raises:
-        ValueError: fewer than two views, or views of unequal size among those of a kind.
-    """
-    if len(views) < GLOBAL:
-        raise ValueError(f"this method needs {GLOBAL} global views per sample, not {len(views)}; see dino")
+    """The global views as one batch (2B, ...), and the local ones, if there are any, as another."""
     kinds = [views[:GLOBAL], views[GLOBAL:]] if len(views) > GLOBAL else [views]
-    if any(view.shape != kind[0].shape for kind in kinds for view in kind):
-        shapes = ", ".join(f"{view.shape[2]} x {view.shape[3]}" for view in views)
-        raise ValueError(f"the global views should have one size and the local ones another, not {shapes}")
     return [torch.cat(kind) for kind in kinds]

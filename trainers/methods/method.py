@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from trainers.backbones import Backbone
 from trainers.schedules import Clock
 
-__all__ = ["Method", "two_views"]
+__all__ = ["Method"]
 
 
 class Method(nn.Module, ABC):
@@ -45,6 +46,25 @@ class Method(nn.Module, ABC):
         method has negatives, those are the other images of the batch (ContraCAM, arXiv 2108.00049).
         """
 
+    def check_views(self, sizes: Sequence[int]) -> None:
+        """See that views of so many pixels along each side are what the method compares; by default, two.
+
+        The trainer asks before it looks at any image.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if len(sizes) != 2:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} compares 2 views per sample, not {len(sizes)}; choose another views.name"
+            )
+
+    def checked(self, views: list[Tensor]) -> list[Tensor]:
+        """The views (B, 3, S, S) as they are, once `check_views` has found nothing."""
+        self.check_views([view.shape[-1] for view in views])
+        return views
+
     def before_step(self, clock: Clock) -> None:
         """Called before the forward pass: temperatures, shuffles."""
 
@@ -58,10 +78,3 @@ class Method(nn.Module, ABC):
     def encoder(self) -> Backbone:
         """The network to evaluate, to localise with and to export."""
         return self.backbone
-
-
-def two_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The two views, or a ValueError that says how many there are."""
-    if len(views) != 2:
-        raise ValueError(f"this method compares 2 views per sample, not {len(views)}; choose another recipe")
-    return views[0], views[1]

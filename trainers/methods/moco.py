@@ -10,7 +10,7 @@ from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method, two_views
+from trainers.methods.method import Method
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.methods.negatives import are_kin, log_ratio
 from trainers.methods.split_bn import split_batch_norm
@@ -80,7 +80,7 @@ class MoCo(Method):
         self.step = clock.step  # on which the shuffles hang
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        first, second = two_views(views)
+        first, second = self.checked(views)
         losses = self._direction(first, second, 0, kin)
         if self.symmetric:
             losses = losses + self._direction(second, first, 1, kin)

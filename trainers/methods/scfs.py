@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -92,10 +93,13 @@ class SCFS(DINO):
             Centre(config.layer_output, config.centre_momentum) for _ in self.layer_heads
         )
 
-    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        batches = global_and_local(views)
-        if len(batches) == 1:
+    def check_views(self, sizes: Sequence[int]) -> None:
+        super().check_views(sizes)
+        if len(sizes) == GLOBAL:
             raise ValueError("SCFS searches with local views, and there is none; set views.locals above 0")
+
+    def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
+        batches = global_and_local(self.checked(views))
         with torch.no_grad():
             target, target_maps = self._teacher(batches[0])
         (pooled, maps), (local_pooled, local_maps) = (self._student(images) for images in batches)

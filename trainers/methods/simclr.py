@@ -10,7 +10,7 @@ from trainers import config as cfg
 from trainers import distributed
 from trainers.backbones import Backbone
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method, two_views
+from trainers.methods.method import Method
 from trainers.methods.negatives import are_kin, log_ratio
 
 __all__ = ["SimCLR", "nt_xent"]
@@ -60,7 +60,7 @@ class SimCLR(Method):
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         # One pass over both views, so that batch norm sees them together.
-        first, second = self.projector(self.backbone(torch.cat(two_views(views)))).chunk(2)
+        first, second = self.projector(self.backbone(torch.cat(self.checked(views)))).chunk(2)
         self.embedding = first.detach()
         return self.loss_scale * nt_xent(first, second, self.temperature, kin)
 

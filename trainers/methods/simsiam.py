@@ -7,7 +7,7 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers.backbones import Backbone
 from trainers.methods.heads import normalise, projector, simsiam_projector
-from trainers.methods.method import Method, two_views
+from trainers.methods.method import Method
 
 __all__ = ["SimSiam", "negative_cosine"]
 
@@ -35,7 +35,7 @@ class SimSiam(Method):
         self.loss_scale = config.loss_scale
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        z1, z2 = (self.projector(self.backbone(view)) for view in two_views(views))
+        z1, z2 = (self.projector(self.backbone(view)) for view in self.checked(views))
         self.embedding = z1.detach()
         p1, p2 = self.predictor(z1), self.predictor(z2)
         there, back = negative_cosine(p1, self.target(z2)), negative_cosine(p2, self.target(z1))
