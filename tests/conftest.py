@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,12 +51,20 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of kept scans; one for all tests, for forked processes have the environment of the first."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALI_VIEWS_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(_cache: Path) -> Iterator[None]:
     """No test finds what another one, or a user, has kept."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        monkeypatch.setenv("DALI_VIEWS_CACHE", folder)
-        yield
+    yield
+    shutil.rmtree(_cache, ignore_errors=True)
 
 
 def unpack(archive: str, folder: Path, most: int | None = None) -> Path:

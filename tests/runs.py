@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import yaml
 
 from dali_views.scenes import make_scenes
 from trainers import checkpoint
+from trainers import pretrain as loop
+from trainers.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -45,6 +52,21 @@ def write_config(folder: Path, data: dict, **changes: dict) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(tree))
     return file
+
+
+@contextmanager
+def copied_at(step: int, copy: Path) -> Iterator[None]:
+    """`copy` is the folder of a run trained inside, as a kill after the checkpoint of `step` leaves it."""
+    save = loop.save
+
+    def saving(config: Config, keep: Mapping[str, Any], at: int) -> None:
+        save(config, keep, at)
+        if at == step:
+            shutil.copytree(config.run.out, copy)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save", saving)
+        yield
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ import conftest  # noqa: F401  # before PyTorch: it chooses the processor's inst
 import numpy as np
 import pytest
 import torch
+from runs import copied_at
 
 from dali_views.scenes import make_scenes
 from trainers import checkpoint, config_file
@@ -95,7 +96,8 @@ def test_the_loss_falls_along_its_stored_curve_and_a_resumed_run_is_the_same(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for out in (whole, parts):
         out.mkdir()
-    pretrain(config_file.load(configuration(name, scenes, whole)))
+    with copied_at(8, parts / "run"):  # in the middle of the second epoch
+        pretrain(config_file.load(configuration(name, scenes, whole), ["run.checkpoint_every=8"]))
     losses = curve(whole)
     assert len(losses) == STEPS
     assert np.isfinite(losses).all()
@@ -104,9 +106,8 @@ def test_the_loss_falls_along_its_stored_curve_and_a_resumed_run_is_the_same(
     # Processors and versions of PyTorch round differently, and twenty steps enlarge that.
     assert losses == pytest.approx(json.loads(STORED.read_text())[name], rel=0.02, abs=0.02)
 
-    file = configuration(name, scenes, parts)
-    pretrain(config_file.load(file, ["run.max_steps=8"]))  # in the middle of the second epoch
-    pretrain(config_file.load(file), resume=True)
+    assert checkpoint.load(parts / "run")["step"] == 8
+    pretrain(config_file.load(configuration(name, scenes, parts)), resume=True)
     assert curve(parts) == losses
     one, other = (checkpoint.load(out / "run")["method"] for out in (whole, parts))
     assert one.keys() == other.keys()

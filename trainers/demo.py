@@ -73,6 +73,9 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
             )
         rows |= _rows(name, result, _loader_rate(config))
     print(f"\n{table(rows | _references(config))}")
+    start = rows["untrained"].get("corloc", 0.0)
+    if worse := [name for name, row in rows.items() if row.get("corloc", 0.0) < start]:
+        print(f"After so short a training {' and '.join(worse)} find objects worse (CorLoc) than untrained.")
     print("One seed: differences of a few points between the arms are noise; see configs/ for whole runs.")
     print(f"\nPictures: {', '.join(str(out / name / 'pictures') for name in _ARMS)}")
     print(f"Curves:   tensorboard --logdir {out}")
