@@ -129,6 +129,10 @@ def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, p
             "inside crops in the boxes of simccrop from the start",
         ),
         (["guide={name: none}", "views.crop=random"], None),
+        (
+            ["guide={name: semantic_pairs, control: label}", "views.partner=true"],
+            "guide.boxes.name none writes no boxes",
+        ),
     ],
 )
 def test_a_start_tells_when_crops_will_follow_boxes(scenes, tmp_path, changes, told):

@@ -28,8 +28,9 @@ def outlook(config: cfg.Config) -> str:
     crop, guide = config.views.crop, config.box_guide
     if crop not in ("contrastive", "inside"):
         return ""
+    key = "guide" if guide is config.guide else "guide.boxes"
     if isinstance(guide, cfg.NoGuide):
-        return f"{crop} crops, but guide.name none writes no boxes: all crops stay random"
+        return f"{crop} crops, but {key}.name none writes no boxes: all crops stay random"
     if not isinstance(guide, cfg.Localised):
         return f"{crop} crops in the boxes of {guide.name} from the start"
     epochs = config.run.epochs
@@ -37,7 +38,7 @@ def outlook(config: cfg.Config) -> str:
     if first := next(due, None):
         return f"{crop} crops in the boxes of {guide.name} after epoch {first} of {epochs}; random until then"
     return (
-        f"{crop} crops, but with guide.warmup {guide.warmup} and guide.interval {guide.interval} "
+        f"{crop} crops, but with {key}.warmup {guide.warmup} and {key}.interval {guide.interval} "
         f"{guide.name} writes no boxes in {epochs} epochs: all crops stay random"
     )
 
