@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +70,15 @@ def test_a_run_killed_at_random_instants_ends_with_checkpoint_and_curve_of_one_n
         assert curve(folder) == curve(tmp_path / "undisturbed")
 
 
-def test_sigterm_saves_and_exits_cleanly(scenes, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, number, code):
     file = write_config(tmp_path, scenes, run={"epochs": 500, "checkpoint_every": 0})
     (process,) = start(1, tmp_path, cli.main, lambda rank: [["pretrain", str(file)]])
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < 4):
         pass
-    process.terminate()
-    assert finish([process]) == [0]
+    os.kill(process.pid, number)
+    assert finish([process]) == [code]
     output = (tmp_path / "0.log").read_text()
     assert "continue with --resume" in output
     assert checkpoint.load(tmp_path / "run")["step"] == curve(tmp_path)[-1][0] >= 4

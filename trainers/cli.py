@@ -46,8 +46,9 @@ _EXAMPLES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit code 0, or 2 with one sentence for a user's mistake.
 
-    A run that a signal stopped exits with 75 where torchrun may restart it: when machines join or leave, an
-    agent that has not noticed yet would take 0 for the end of the work.
+    A run that Ctrl-C stopped exits with 130, one that another signal stopped with 0. Where torchrun may
+    restart it, both exit with 75: when machines join or leave, an agent that has not noticed yet would take 0
+    for the end of the work.
     """
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)

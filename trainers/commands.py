@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,11 @@ def pretrain(args: argparse.Namespace) -> Answer:
     if result.scores:
         text = f"{scores_table(result.scores)}\n{text}"
     stopped = not result.finished and result.step != config.run.max_steps
-    code = os.EX_TEMPFAIL if stopped and distributed.restartable() else 0
+    code = 0
+    if stopped and distributed.restartable():
+        code = os.EX_TEMPFAIL
+    elif stopped and result.ctrl_c:  # what a shell was to do after this is not done
+        code = 128 + signal.SIGINT
     return Answer({"run": config.run.out, **asdict(result)}, text, code)
 
 

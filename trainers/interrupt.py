@@ -25,6 +25,8 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signalled = False
+        self.ctrl_c = False
+        """Whether it was by SIGINT, of this process."""
         self._before: dict[int, Any] = {}
         self._interval = self._left = 1  # steps from one agreement to the next, and until then
 
@@ -43,6 +45,7 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
         if number == signal.SIGINT:
+            self.ctrl_c = True
             signal.signal(number, self._before[number])
 
     def seen(self) -> bool:

@@ -44,6 +44,8 @@ class Result:
     """False if a signal or `max_steps` ended it early; it can be resumed."""
     step: int
     """Optimiser steps taken since the very beginning."""
+    ctrl_c: bool = False
+    """Whether this process was asked to stop by Ctrl-C."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Measures by moment ("untrained", "epoch 10", ...) taken by this process, see `Evaluator`."""
 
@@ -144,7 +146,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 result.scores[moment] = report.scores(evaluator.run(), epoch + 1, step)
             loader.set_epoch(epoch + 1)
             save(config, keep, step)
-    result.step, result.finished = step, step == total
+    result.step, result.finished, result.ctrl_c = step, step == total, interrupt.ctrl_c
     return result
 
 
