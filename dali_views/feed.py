@@ -123,14 +123,19 @@ class Feed:
             with stage("dali_views: plan"):
                 drawn = self._plan_at()(self._next)  # type: ignore[misc]  # the loader lives: it called
             self._next += self._stride
-            rows = [drawn.index, drawn.partner] if self._partnered else [drawn.index]
-            self._asked.append((drawn, [self._ask(each) for each in rows]))
+            self._asked.append((drawn, [self._ask(rows) for rows in self._rows(drawn)]))
         if not self._asked:
             raise StopIteration
         drawn, asked = self._asked.popleft()
         self._planned.append(drawn)
         images = [each.wait() if isinstance(each, Reading) else each for each in asked]
-        return pipeline.inputs(images, self._views, drawn.views)
+        encoded = self._index.form != "pixels"
+        sizes = [self._index.sizes[rows] for rows in self._rows(drawn)] if encoded else []
+        return pipeline.inputs(images, sizes, self._views, drawn.views)
+
+    def _rows(self, drawn: Plan) -> list[I64]:
+        """Samples, and their partners if views are cut from these."""
+        return [drawn.index, drawn.partner] if self._partnered else [drawn.index]
 
     def _ask(self, rows: I64) -> pipeline.Images | Reading:
         return self._index.inputs(rows) if self._reader is None else self._reader.ask(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import time
 import warnings
@@ -88,9 +89,10 @@ class ViewLoader:
     ) -> None:
         self.index = index
         self.views = list(views)
-        self.batch_size = batch_size
+        # Python's own numbers: a state holds them, and NumPy's keep `torch.load` from reading it by default.
+        self.batch_size = operator.index(batch_size)
         self.regions = regions
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.rank, self.world = rank_and_world(rank, world)
@@ -114,9 +116,10 @@ class ViewLoader:
             hw_decoder_load=hw_decoder_load,
         )
         self._partnered = any(view.source == "partner" for view in self.views)
-        self._substitutes = Substitutes(index, seed, device, self.device.index)
+        self._substitutes = Substitutes(index, self.seed, device, self.device.index)
         self._failures = 0  # in a row, without a bad image to blame
         self._resumed = False
+        self._passes = 0  # iterators made and epochs begun, of which only the latest may go on
         if regions is not None:
             regions.bind(index.fingerprint)
         self.epoch, self.position = 0, 0
@@ -173,7 +176,8 @@ class ViewLoader:
         self._freeze(epoch)
 
     def _freeze(self, epoch: int) -> None:
-        self.epoch, self.position, self._resumed = epoch, 0, False
+        self.epoch, self.position, self._resumed = operator.index(epoch), 0, False
+        self._passes += 1
         self._frozen: Regions | None = None
         if self.regions is not None:
             self.regions.epoch = epoch
@@ -217,15 +221,18 @@ class ViewLoader:
         rows = np.array(sorted(state["unreadable"]), np.int64)
         if ((rows < 0) | (rows >= len(self.index))).any():
             raise ValueError("The loader's state names an unreadable sample that the data set does not have.")
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if position < 0:
+            raise ValueError(f"The loader's state stands at {position} samples; it should be at least 0.")
+        # Read first: a state that is refused changes nothing.
+        frozen = None if state["regions"] is None else Regions.from_state_dict(state["regions"])
         if self.regions is not None and state.get("table") is not None:
             self.regions.load_state_dict(state["table"])
-        self._freeze(int(state["epoch"]))
-        if state["regions"] is not None:
-            frozen = Regions.from_state_dict(state["regions"])
-            # A table that has not been written since holds the same, which need not be held twice.
-            if self._frozen is None or not self._frozen.equals(frozen):
-                self._frozen = frozen
-        self.position = int(state["position"])
+        self._freeze(epoch)
+        # A table that has not been written since holds the same, which need not be held twice.
+        if frozen is not None and (self._frozen is None or not self._frozen.equals(frozen)):
+            self._frozen = frozen
+        self.position = position
         self._substitutes.search(rows)  # who mended a file in the meantime gets it back
         self.stats.bad_images = len(self._substitutes.met)
         self._resumed = True
@@ -247,14 +254,26 @@ class ViewLoader:
     # --- iteration ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the current epoch from its start, or from where a loaded state stood."""
+        """The batches of the current epoch from its start, or from where a loaded state stood.
+
+        Raises:
+            RuntimeError: when it is asked for a batch although another iterator has been begun since, or
+                another epoch: the loader stands in one place only.
+        """
         if not self._resumed:
             self.position = 0
         self._resumed = False
+        self._passes += 1
+        mine = self._passes
         self._seek()
         self.stats = Stats(bad_images=len(self._substitutes.met))
         began = time.perf_counter()
         while True:
+            if mine != self._passes:
+                raise RuntimeError(
+                    "This iterator's place is lost, for another one or another epoch of its loader has been "
+                    "begun; iterate over one at a time, or make a second ViewLoader."
+                )
             asked = time.perf_counter()
             batch = self._take()
             now = time.perf_counter()

@@ -8,6 +8,7 @@ longer than decoding and resizing (`tests/bench/results/cpu_operators_*.csv`). T
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -82,6 +83,10 @@ class Photometric:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Shared by all graphs of the process."""
     return ThreadPoolExecutor(threads, thread_name_prefix="photometric")
+
+
+# A forked process has the pool, but not its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _compile(function: _Function) -> _Function:

@@ -65,9 +65,10 @@ def build(
     partner = any(view.source == "partner" for view in views)
     with pipe:
         nodes = iter(_external(source, form, partner, views))
-        images = {"self": _image(next(nodes), form, device, hw_decoder_load)}
-        if partner:
-            images["partner"] = _image(next(nodes), form, device, hw_decoder_load)
+        images = {}
+        for name in ("self", "partner") if partner else ("self",):
+            sizes = None if form == "pixels" else next(nodes)
+            images[name] = _image(next(nodes), sizes, form, device, hw_decoder_load)
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}
@@ -98,10 +99,20 @@ def _parameters(view: View) -> list[str]:
 
 
 def inputs(
-    images: Sequence[Images], views: Sequence[View], plans: Sequence[ViewPlan]
+    images: Sequence[Images],
+    sizes: Sequence[NDArray[np.int32]],
+    views: Sequence[View],
+    plans: Sequence[ViewPlan],
 ) -> list[Images | NDArray[Any]]:
-    """What the source returns for one batch: images of samples (and of partners), then each view's plan."""
-    arrays: list[Images | NDArray[Any]] = list(images)
+    """What the source returns for one batch.
+
+    Args:
+        images: of samples (and of partners); sizes: (B, 2) of what has to be decoded, none of pixels.
+        plans: one of each view.
+    """
+    arrays: list[Images | NDArray[Any]] = []
+    for number, each in enumerate(images):
+        arrays += [*sizes[number : number + 1], each]
     for view, drawn in zip(views, plans, strict=True):
         arrays += [getattr(drawn, name) for name in _parameters(view)]
     return arrays
@@ -110,7 +121,8 @@ def inputs(
 def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) -> list[Any]:
     """The source's nodes, in the order of `inputs`, with type and rank declared."""
     image = (types.UINT8, 3 if form == "pixels" else 1)
-    kinds = [image] * (1 + partner) + [_KINDS[name] for view in views for name in _parameters(view)]
+    kinds = ([image] if form == "pixels" else [(types.INT32, 1), image]) * (1 + partner)
+    kinds += [_KINDS[name] for view in views for name in _parameters(view)]
     return list(
         fn.external_source(
             source,
@@ -122,26 +134,31 @@ def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) 
     )
 
 
-def _image(node: Any, form: Form, device: str, hw_decoder_load: float) -> Any:
+def _image(node: Any, sizes: Any, form: Form, device: str, hw_decoder_load: float) -> Any:
     """Full RGB images of a batch, from their files or bytes, or as they are."""
     if form != "pixels":
-        return decoded(read(node, form), device, hw_decoder_load)
+        return decoded(read(node, form), device, hw_decoder_load, sizes)
     images = fn.reshape(node, layout="HWC")
     return images.gpu() if device == "gpu" else images
 
 
-def decoded(encoded: Any, device: str, hw_decoder_load: float) -> Any:
-    """RGB images of encoded ones, as stored: EXIF orientation is not applied, as in torchvision's loader."""
+def decoded(encoded: Any, device: str, hw_decoder_load: float, sizes: Any = None) -> Any:
+    """RGB images of encoded ones, as stored: EXIF orientation is not applied, as in torchvision's loader.
+
+    An image that has not the height and width in `sizes`, if these are given, is an error of the batch: crops
+    are drawn for these, and one that begins outside the image would read memory that is not its own.
+    """
     options: dict[str, Any] = {"device": "cpu"}
     if device == "gpu":
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
     return fn.decoders.image(
-        _fit_to_decode(encoded), output_type=types.RGB, adjust_orientation=False, **options
+        _fit_to_decode(encoded, sizes), output_type=types.RGB, adjust_orientation=False, **options
     )
 
 
-def _fit_to_decode(encoded: Any) -> Any:
-    """The same bytes, or an error of the batch where a header cannot be parsed or states too many pixels.
+def _fit_to_decode(encoded: Any, sizes: Any) -> Any:
+    """The same bytes, or an error of the batch where a header cannot be parsed or states too many pixels, or
+    others than `sizes`.
 
     DALI 2.4's decoder may crash the process on bytes that it cannot parse: it parses a batch on several
     threads, and its own share may throw while the others still write to its frame. So the headers are read
@@ -149,9 +166,12 @@ def _fit_to_decode(encoded: Any) -> Any:
     pool keeps it). The index leaves out files of either kind, but one may change afterwards.
     """
     shape = fn.peek_image_shape(encoded, adjust_orientation=False)
-    too_many = fn.cast(shape[0] * shape[1] > MAX_PIXELS, dtype=types.FLOAT)
+    wrong = shape[0] * shape[1] > MAX_PIXELS
+    if sizes is not None:
+        wrong = wrong | (shape[0] != sizes[0]) | (shape[1] != sizes[1])
     # More than all of the bytes is an error.
-    return fn.slice(encoded, rel_start=0.0, rel_shape=1.0 + too_many, axes=[0], out_of_bounds_policy="error")
+    part = 1.0 + fn.cast(wrong, dtype=types.FLOAT)
+    return fn.slice(encoded, rel_start=0.0, rel_shape=part, axes=[0], out_of_bounds_policy="error")
 
 
 def read(node: Any, form: Form = "names") -> Any:

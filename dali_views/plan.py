@@ -165,6 +165,9 @@ def region_keys(seed: int, epoch: int, index: I64) -> rng.Keys:
     return rng.keys(seed, epoch, index, _REGION_VIEW)
 
 
+# Of a pixel: what a box of float32 may miss the pixel's edge by that it was meant for.
+_EDGE = 1e-4
+
 # --- crops ------------------------------------------------------------------------------------------
 
 
@@ -184,8 +187,8 @@ def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bo
         return np.concatenate([start, start + side], axis=1).astype(np.float64)
     if view.crop == "inside":
         # The box in whole pixels, at least one pixel wide, is the image that RandomResizedCrop sees.
-        low: I64 = np.minimum(np.floor(size * box[:, :2]).astype(np.int64), size - 1)
-        high = np.maximum(np.ceil(size * box[:, 2:] - 1e-4).astype(np.int64), low + 1)
+        low: I64 = np.minimum(np.floor(size * box[:, :2] + _EDGE).astype(np.int64), size - 1)
+        high = np.maximum(np.ceil(size * box[:, 2:] - _EDGE).astype(np.int64), low + 1)
         rectangle = _random_resized_crop(view, keys, high - low)
         return rectangle + np.tile(low, 2)
     if view.crop == "contrastive" and written.any():
@@ -210,7 +213,8 @@ def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | N
         start = np.floor(u * (room + 1)).astype(np.int64)
     else:
         # The box bounds the crop's centre; only then is the crop pushed back into the image.
-        corners = np.floor(centres.reshape(-1, 2, 2) * size[:, None]).astype(np.int64) - crop[:, None] // 2
+        corners = np.floor(centres.reshape(-1, 2, 2) * size[:, None] + _EDGE).astype(np.int64)
+        corners -= crop[:, None] // 2
         first, final = np.clip(corners, 0, room[:, None]).transpose(1, 0, 2)
         place = rng.symmetric_beta(u, np.array([y2_u, x2_u]).T, view.alpha)
         start = first + np.trunc((final - first) * place).astype(np.int64)

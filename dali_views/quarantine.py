@@ -140,7 +140,11 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
         except Exception as error:
             found[row] = reason(error)
             continue
-        if told := alone.refusal(encoded):
+        height, width, told = inspect(io.BytesIO(encoded), len(encoded))
+        known = tuple(index.sizes[row].tolist())
+        if refused := alone.refusal(encoded):
             # What the header scan has against it says more than the decoder.
-            found[row] = inspect(io.BytesIO(encoded), len(encoded))[2] or f"the decoder refuses it ({told})"
+            found[row] = told or f"the decoder refuses it ({refused})"
+        elif not told and (height, width) != known:
+            found[row] = f"{height} x {width} pixels, and indexed as {known[0]} x {known[1]}; index again"
     return found

@@ -28,14 +28,19 @@ __all__ = [
 _ROUNDS = 50  # of power iteration; a second component of 0.9 of the first is then down to half a percent
 
 
-def feature_grid(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
-    """Feature maps as they are, a transformer's tokens at their places in the image.
+def feature_grid(
+    features: Tensor,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Tensor:
+    """Feature maps with their channels in front, a transformer's tokens at their places in the image.
 
     Args:
-        features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order. Channels-last maps
-            (B, h, w, C) cannot be told from the former: permute them first.
+        features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order.
         prefix_tokens: class and register tokens in front, dropped (tokens only).
         grid: (h, w) of the tokens; without it they must form a square (tokens only).
+        channels_last: maps are (B, h, w, C), as those of timm's Swin; the shape does not tell.
 
     Returns:
         (B, C, h, w), with its graph.
@@ -48,7 +53,7 @@ def feature_grid(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int]
             raise ValueError(
                 f"prefix_tokens and grid are for tokens (B, T, C), not for {tuple(features.shape)}."
             )
-        return features
+        return features.permute(0, 3, 1, 2) if channels_last else features
     if features.ndim == 3:
         tokens = features.shape[1] - prefix_tokens
         side = math.isqrt(max(tokens, 0))
@@ -62,7 +67,12 @@ def feature_grid(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int]
     raise ValueError(f"features have shape {tuple(features.shape)}; give (B, C, h, w) or tokens (B, T, C).")
 
 
-def activations(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+def activations(
+    features: Tensor,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     """How strongly each position of each image responds.
 
     The sum over channels (ContrastiveCrop, arXiv 2202.03278) of features that are nowhere negative, as after
@@ -70,31 +80,41 @@ def activations(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] 
     cancel; there it is the length of the position's vector (our choice).
 
     Args:
-        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors.
+        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors.
 
     Returns:
         float32 (B, h, w), detached.
     """
-    maps = feature_grid(features.detach(), prefix_tokens, grid).float()
+    maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
     signed = (maps < 0).flatten(1).any(1)
     return torch.where(signed[:, None, None], maps.norm(dim=1), maps.sum(1))
 
 
-def activation_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+def activation_map(
+    features: Tensor,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     """``activations``, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
 
     A map that is constant or not finite becomes all ones, so that its box is the whole image.
 
     Args:
-        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors.
+        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors.
 
     Returns:
         float32 (B, h, w) in [0, 1], detached.
     """
-    return _min_max(activations(features, prefix_tokens, grid))
+    return _min_max(activations(features, prefix_tokens, grid, channels_last))
 
 
-def principal_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
+def principal_map(
+    features: Tensor,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     """What most tells the positions of an image apart: their first principal component, then min-max (ours).
 
     Needs no ReLU and no strong response, so that it works with transformers and networks that have learnt
@@ -102,13 +122,13 @@ def principal_map(features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int
     without inner cells to be the smaller part.
 
     Args:
-        features, prefix_tokens, grid: see ``feature_grid``, which also raises its errors; of whole images,
-            for a crop may have its object at the border.
+        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors; of
+            whole images, for a crop may have its object at the border.
 
     Returns:
         float32 (B, h, w) in [0, 1], detached; all ones where all positions are equal.
     """
-    maps = feature_grid(features.detach(), prefix_tokens, grid).float()
+    maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
     height, width = maps.shape[2:]
     points = maps.flatten(2)
     points = points - points.mean(2, keepdim=True)
@@ -215,6 +235,7 @@ def heatmaps(
     prefix_tokens: int = 0,
     grid: tuple[int, int] | None = None,
     kind: Literal["activation", "principal"] = "activation",
+    channels_last: bool = False,
 ) -> Tensor:
     """Maps of a batch in eval mode without gradient; every module's training flag is restored.
 
@@ -224,7 +245,7 @@ def heatmaps(
     Args:
         model: any module.
         images: (B, 3, H, W), normalised as in training.
-        layer, prefix_tokens, grid: see ``FeatureTap`` and ``feature_grid``.
+        layer, prefix_tokens, grid, channels_last: see ``FeatureTap`` and ``feature_grid``.
         kind: "activation", see ``activation_map``, or "principal", see ``principal_map``.
 
     Returns:
@@ -243,7 +264,7 @@ def heatmaps(
         with FeatureTap(model, layer) as tap, torch.no_grad():
             model(images)
             read = principal_map if kind == "principal" else activation_map
-            return read(tap.features, prefix_tokens, grid)
+            return read(tap.features, prefix_tokens, grid, channels_last)
     finally:
         for module, training in flags:
             module.training = training

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .index import SampleIndex
 from .loader import IMAGENET_MEAN, IMAGENET_STD, Batch
+from .packing.image import as_stored
 
 BOX_COLOUR = "#ffffff"
 CROP_COLOURS = (
@@ -102,7 +103,8 @@ def read_image(index: SampleIndex, row: int) -> NDArray[np.uint8]:
     """The stored image as (H, W, 3); EXIF orientation is not applied, as in the loader."""
     if index.arrays is not None:
         return np.asarray(index.arrays[row])
-    return np.asarray(Image.open(io.BytesIO(index.encoded(row))).convert("RGB"))
+    with Image.open(io.BytesIO(index.encoded(row))) as image:
+        return np.asarray(as_stored(image)[0].convert("RGB"))
 
 
 def denormalise(

@@ -127,6 +127,13 @@ def _zoo(root: Path) -> dict[str, str]:
     exif[0x0112] = 6
     _image(root / "turned.jpg", exif=exif)
     _image(root / "turned.tif", tiffinfo={274: 6})
+    wide = Image.new("RGB", (23, 20))
+    for number in range(40):  # of several lengths
+        exif[0x010E] = "x" * number
+        wide.putpixel((number % 23, 3), (number, 7 * number % 256, 99))
+        wide.save(root / f"exif {number}.webp", lossless=True, exif=exif)
+        odd = int.from_bytes((root / f"exif {number}.webp").read_bytes()[34:38], "little") % 2
+        out[f"exif {number}.webp"] = "behind a chunk of odd length" if odd else ""
     (root / "png named.jpg").write_bytes(png)
     (root / "junk after.jpg").write_bytes(jpeg + b"junk" * 1000)
     (root / "junk for the end.jpg").write_bytes(jpeg[:-2] + b"junk" * 1000)
@@ -264,6 +271,15 @@ def test_a_list_gives_paths_with_spaces_and_labels_by_word(tree: Path) -> None:
     assert reasons["gone.jpg"] == "no such file"
     assert "twice" in reasons["b/2.JPG"]
     assert "not below" in reasons["/elsewhere/y.jpg"]
+
+
+def test_the_mark_of_utf_8_costs_no_image(tree: Path) -> None:
+    lines = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*.jpg")))
+    (tree / "plain.txt").write_text(lines, encoding="utf-8")
+    (tree / "marked.txt").write_text(lines, encoding="utf-8-sig")
+    plain, marked = (SampleIndex.from_list(tree / f"{name}.txt", cache=False) for name in ("plain", "marked"))
+    assert marked.fingerprint == plain.fingerprint
+    assert len(marked) > 1
 
 
 def test_numbers_in_a_list_are_the_labels(tree: Path, tmp_path: Path) -> None:

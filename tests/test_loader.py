@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -160,6 +161,47 @@ for batch in loader:
     if loader.step == 2:
         sys.stdin.readline()  # hold here, with the next batches under way, until killed
 """
+
+
+def test_an_iterator_whose_loader_has_gone_elsewhere_ends_with_a_sentence(small_index):
+    loader = ViewLoader(small_index, recipes.moco_v2(16), 8, device="cpu")
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    next(second)
+    with pytest.raises(RuntimeError, match="one at a time"):
+        next(first)
+    assert len(list(second)) == 4
+    for elsewhere in (lambda: loader.set_epoch(1), lambda: loader.load_state_dict(loader.state_dict())):
+        walk = iter(loader)
+        next(walk)
+        elsewhere()
+        with pytest.raises(RuntimeError, match="one at a time"):
+            next(walk)
+
+
+def test_numbers_of_numpy_leave_a_state_that_is_loaded_by_default(small_index, tmp_path):
+    loader = ViewLoader(small_index, recipes.moco_v2(16), np.int64(8), device="cpu", seed=np.int64(3))
+    loader.set_epoch(np.int64(2))
+    next(iter(loader))
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt")
+    assert (state["seed"], state["epoch"], state["position"]) == (3, 2, 8)
+
+
+def _one_epoch(index: SampleIndex) -> None:
+    assert len(list(ViewLoader(index, recipes.moco_v2(16), 8, device="cpu"))) == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_from_one_with_a_loader_has_its_own(small_index):
+    _one_epoch(small_index)
+    child = multiprocessing.get_context("fork").Process(target=_one_epoch, args=(small_index,))
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    assert code == 0
 
 
 def test_a_process_killed_in_mid_epoch_is_continued_by_another(tmp_path):

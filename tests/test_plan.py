@@ -127,6 +127,18 @@ def test_inside_crops_never_leave_the_box_and_vary_within_it(box):
     assert len(np.unique(ours, axis=0)) > 3
 
 
+@pytest.mark.parametrize("side", [32, 96, 224, 333])
+def test_a_box_of_whole_pixels_is_that_box_although_its_fractions_are_rounded(side):
+    low = np.arange(side - 8)
+    boxes = np.stack([low, low, low + 8, low + 8], axis=1).astype(np.float32) / np.float32(side)
+    keys = rng.keys(0, 0, low, 0)
+    size = np.full((len(low), 2), side)
+    written = np.ones(len(low), bool)
+    inside = plan.crop_rectangles(View(size=8, crop="inside"), keys, size, boxes.astype(np.float64), written)
+    assert (inside[:, :2] >= low[:, None]).all()
+    assert (inside[:, 2:] <= low[:, None] + 8).all()
+
+
 @pytest.mark.parametrize("crop", ["random", "contrastive", "inside", "whole", "centre"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (1000, 3), (333, 251)])
 def test_every_crop_is_at_least_a_pixel_inside_the_image(crop, size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
@@ -32,6 +33,7 @@ from dali_views import (
     cli,
     order,
     pipeline,
+    recipes,
 )
 from dali_views.quarantine import Substitutes
 from dali_views.scenes import make_scenes
@@ -169,6 +171,39 @@ def test_what_is_broken_before_indexing_is_left_out_and_the_rest_is_whole(many, 
     loader = ViewLoader(index, VIEWS, 50, device="cpu", drop_last=False)
     assert sorted(rows_of(loader)) == list(range(len(index)))
     assert not loader.index.quarantine
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.6, 2.0])
+def test_images_of_another_size_than_indexed_are_replaced_and_nothing_is_read_beside_them(
+    tmp_path, device, factor
+):
+    index = SampleIndex.from_folder(noise_images(tmp_path / "images", 40), cache=False, progress=False)
+    changed = set()
+    for row in range(0, 40, 13):
+        path = Path(index.path(row))
+        image = Image.open(path)
+        image.resize([round(side * factor) for side in image.size]).save(path)
+        changed.add(path.name)
+    loader = ViewLoader(index, recipes.moco_v2(32), 8, device=device)
+    epoch_as_expected(loader, rows_of(loader), changed)
+    assert names(index.quarantine) == changed
+    assert all("pixels, and indexed as" in reason for reason in index.quarantine.values())
+
+
+def test_sizes_that_a_source_states_wrongly_end_the_run_with_the_list(tmp_path):
+    folder = noise_images(tmp_path / "images", 8)
+    files = [file.read_bytes() for file in sorted(folder.iterdir())]
+
+    class Files:
+        def __len__(self):
+            return len(files)
+
+        def read(self, rows):
+            return [files[row] for row in rows]
+
+    index = SampleIndex.from_source(Files(), sizes=np.full((8, 2), 500))
+    with pytest.raises(BadImageError, match="8 of 8 images cannot be read"):
+        list(ViewLoader(index, recipes.moco_v2(16), 8, device="cpu"))
 
 
 def damage_a_png(file: Path) -> None:
@@ -334,7 +369,12 @@ def test_raise_ends_with_the_name_the_reason_and_the_mend_however_the_file_becam
 
 def test_a_file_that_was_mended_comes_back_with_a_resume_or_when_it_is_struck_off_the_list(tmp_path):
     index = bad_folder(tmp_path)
-    good = {name: (tmp_path / "0000.jpg").read_bytes() for name in (CUT, GONE)}
+    good = {}
+    for row in range(30):
+        if (name := Path(index.path(row)).name) in (CUT, GONE):
+            height, width = index.sizes[row].tolist()
+            Image.new("RGB", (width, height)).save(file := io.BytesIO(), "JPEG")
+            good[name] = file.getvalue()
     loader = ViewLoader(index, VIEWS, 5, device="cpu")
     rows_of(loader)
     state = {**loader.state_dict(), "position": 0}

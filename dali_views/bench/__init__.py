@@ -44,6 +44,7 @@ def run(
     cold: bool = False,
     hw_decoder_load: float = 0.65,
     recipe: str = "",
+    seed: int = 0,
     elsewhere: Mapping[str, SampleIndex] | None = None,
     told: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -57,6 +58,7 @@ def run(
         models: torchvision ResNets to train (`training`).
         batches: how long memory is watched; batch_sizes: for which peaks are taken (`memory`).
         cold: drop the images from the page cache before every turn.
+        seed: of the order and of what views are drawn.
         elsewhere: the same images in other places, by a name for each (`sources`).
         told: receives lines about progress and about what is left out.
 
@@ -73,7 +75,7 @@ def run(
         # A small set is repeated, so that no one pays for the ends of an epoch every few batches.
         times = 1 if cold else -(-_EPOCH // len(index))
         repeated = index.subset(np.tile(np.arange(len(index)), times))
-        return Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load)
+        return Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load, seed)
 
     setup = set_up(index)
     rows: list[Row] = []

@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> Answer:
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds is the length of a turn, above 0; got {args.seconds:g}.")
+    if args.source and args.parts and "sources" not in args.parts:
+        raise ValueError(
+            "--source is measured by the part sources; name it in --parts, or leave --parts out."
+        )
     index = common.open_index(args)
     print(index.summary())
     device = common.device(args)
@@ -103,6 +107,7 @@ def run(args: argparse.Namespace) -> Answer:
         cold=args.cold,
         hw_decoder_load=args.hw_decoder_load,
         recipe=args.recipe,
+        seed=args.seed,
     )
     setting = rows[0].setting
     text = (

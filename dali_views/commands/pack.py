@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="larger images are shrunk to it, in pixels (shards: all stay as they are; --folder: 256)",
     )
-    parser.add_argument("--quality", type=int, default=90, help="JPEG quality of re-encoded images (90)")
+    parser.add_argument("--quality", type=int, help="JPEG quality of re-encoded images (90)")
     parser.add_argument(
         "--per-shard",
         type=common.at_least(1),
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> Answer:
     from ..packing.shards import pack_shards
 
     index = common.open_index(args)
-    options = {"short_side": args.short_side, "per_shard": args.per_shard}
+    if args.quality is not None and not (args.folder or args.short_side):
+        raise ValueError("--quality is of images that are shrunk; give --short-side, too, or leave it out.")
+    options = {"short_side": args.short_side, "per_shard": args.per_shard, "quality": args.quality}
     options = {name: value for name, value in options.items() if value is not None}
-    options |= {"quality": args.quality, "workers": args.workers}
+    options["workers"] = args.workers
     if not args.folder:
         if args.coco is not None:
             warnings.warn("Shards hold labels, but no boxes; a copy with --folder has both.", stacklevel=1)

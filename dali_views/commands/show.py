@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         "--out", type=Path, default=Path("views.png"), help="picture, or page (.html), to write (views.png)"
     )
     parser.add_argument("--count", type=common.at_least(1), default=6, help="images to show (6)")
-    parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (0)")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch of the draw (0)")
     parser.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
     parser.add_argument("--alpha", type=float, help="Beta law of contrastive crops (0.6)")
     parser.add_argument("--locals", type=common.at_least(0), help="local views, of the recipe dino (8)")
@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
         "--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)"
     )
     parser.add_argument("--weights", type=Path, help="state dict of --model (.pt)")
-    parser.add_argument("--layer", default="layer4", help="layer of --model to look at (layer4)")
+    parser.add_argument("--layer", help="layer of --model to look at (layer4)")
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> Answer:
     recipe = recipes.BY_NAME[args.recipe]
     given = {"crop": args.crop, "alpha": args.alpha, "locals": args.locals, "local_size": args.local_size}
     changes = {name: value for name, value in given.items() if value is not None}
+    if args.model is None and (args.weights is not None or args.layer is not None):
+        raise ValueError("--weights and --layer are of --model; name one, or leave them out.")
     if args.alpha is not None and args.crop != "contrastive":
         raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
     if strange := sorted(changes.keys() - inspect.signature(recipe).parameters.keys()):
@@ -151,4 +153,4 @@ def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> NDArray[np.float3
     whole = recipes.localisation(args.size)
     loader = ViewLoader(index, whole, len(index), device=common.device(args), shuffle=False, rank=0, world=1)
     (batch,) = list(loader)
-    return heatmaps(model.to(loader.device), batch.views[0], args.layer).cpu().numpy()
+    return heatmaps(model.to(loader.device), batch.views[0], args.layer or "layer4").cpu().numpy()

@@ -98,7 +98,7 @@ def _encoded(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
     # Of a large JPEG, no more is decoded than twice the size needs. The box is fractional: the last row and
     # column of such a draft are partly padding, and cut there the picture keeps its geometry.
     draft = image.draft(None, (2 * size[1], 2 * size[0]))
-    pixels, turn = _stored(image)
+    pixels, turn = as_stored(image)
     if (pixels.height, pixels.width) != size:
         box = (0, 0, *pixels.size) if draft is None else draft[1]
         pixels = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
@@ -111,7 +111,7 @@ def _encoded(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
     return out.getvalue()
 
 
-def _stored(image: Image.Image) -> tuple[Image.Image, int]:
+def as_stored(image: Image.Image) -> tuple[Image.Image, int]:
     """The pixels as stored, L or RGB, equal to what the loader decodes; and the orientation."""
     if image.format == "TIFF":  # has turned its pixels after it is loaded, and forgotten the tag
         turn = _orientation(image)

@@ -161,6 +161,7 @@ def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
     file = absolute(path)
     text = os.fsdecode(_content(file, "list"))
+    text = text.removeprefix("\ufeff")  # by which some editors mark UTF-8
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     base = _folder(_start(file, lines) if root is None else root)
     listing = Listing(base, [], [], [])

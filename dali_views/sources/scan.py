@@ -36,6 +36,7 @@ Record: TypeAlias = tuple[int, int, int, int, str]
 
 _CHUNK = 256
 _TAIL = 1024
+_CHUNKS = 100  # of a WebP that are looked at; there are half a dozen kinds
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
 _JPEG_MODES = frozenset({"L", "RGB", "CMYK"})
 _MODES = {
@@ -123,6 +124,8 @@ def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
         raise _Refused("CMYK JPEG without an Adobe marker, whose colours DALI inverts")
     if kind == "PPM":
         _check_netpbm(file)
+    if kind == "WEBP" and _hides_exif(file):
+        raise _Refused("WebP with EXIF behind a chunk of odd length, where DALI's parser fails")
     if _end_looks_wrong(file, image, kind, size):
         _decode(file, kind)
     return height, width
@@ -144,6 +147,20 @@ def _check_netpbm(file: IO[bytes]) -> None:
         raise _Refused("text or float PPM, which DALI cannot decode")
     if words[0] != b"P4" and words[3] not in (b"255", b"65535"):
         raise _Refused(f"PPM with maximum {words[3].decode(errors='replace')}, which DALI does not scale")
+
+
+def _hides_exif(file: IO[bytes]) -> bool:
+    """Whether a WebP's EXIF chunk lies behind one of odd length, whose padding DALI 2.4 forgets."""
+    place, odd = 12, False
+    for _ in range(_CHUNKS):
+        file.seek(place)
+        header = file.read(8)
+        if len(header) < 8 or header[:4] == b"EXIF":
+            return odd and len(header) == 8
+        length = int.from_bytes(header[4:], "little")
+        odd |= bool(length % 2)
+        place += 8 + length + length % 2
+    return False
 
 
 def _end_looks_wrong(file: IO[bytes], image: Image.Image, kind: str, size: int) -> bool:
