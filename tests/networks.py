@@ -33,6 +33,7 @@ def tiny_backbone(norm: bool = False) -> Backbone:
         layers.append(nn.BatchNorm2d(8))
     net: Any = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.dim, net.feature_layer, net.prefix_tokens, net.stage_layers = 8, "2", 0, ("0", "2")
+    net.channels_last_maps = False
     return cast(Backbone, net)
 
 

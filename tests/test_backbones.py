@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.backbones import build_backbone
+from dali_views.saliency import activation_map, principal_map
+from trainers.backbones import build_backbone, check_sizes, look
+from trainers.localise import as_grid
 
 
 def seen_by_hook(net: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,38 @@ def test_other_torchvision_families_lose_their_classifier_too(name: str, size: i
         features, heat = seen_by_hook(net, net.feature_layer, torch.randn(1, 3, size, size))
     assert features.shape == (1, net.dim)
     assert heat.ndim in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("swin_s3_tiny_224", "layers.3"), ("mambaout_femto", "stages.3"), ("xcit_nano_12_p16_224", "blocks.11"),
+     ("mobilenetv3_small_050", "blocks.5"), ("test_vit", "blocks.5"), ("lcnet_035", "blocks.5")],
+)  # fmt: skip
+def test_timms_families_tell_their_width_and_where_their_maps_have_their_channels(name, layer) -> None:
+    net = build_backbone(name)
+    assert net.feature_layer == layer
+    size = net.default_cfg["input_size"][-1]
+    pooled, features = look(net, size, layer)
+    assert pooled.shape == (1, net.dim)
+    maps = as_grid(net, features)
+    assert maps.shape[2] == maps.shape[3] == size // net.feature_info[-1]["reduction"]
+    assert maps.shape[1] == net.feature_info[-1]["num_chs"]
+    assert net.training
+
+
+def test_a_map_with_its_channels_last_gives_the_box_of_one_with_its_channels_in_front() -> None:
+    features = torch.zeros(1, 16, 7, 7)
+    features[0, :, 1, 5] = 1
+    last = features.permute(0, 2, 3, 1)
+    for read in (activation_map, principal_map):
+        assert torch.equal(read(last, channels_last=True), read(features))
+    assert activation_map(last, channels_last=True)[0, 1, 5] == 1
+
+
+def test_images_that_an_encoder_does_not_take_are_told_in_a_sentence() -> None:
+    net = build_backbone("swin_s3_tiny_224")
+    with pytest.raises(ValueError, match="SwinTransformer does not take images of 64 pixels"):
+        check_sizes(net, {64})
 
 
 def test_parameters_keep_torchvisions_names_without_the_classifier() -> None:

@@ -138,6 +138,19 @@ def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path)
     assert load(path, ["method.name=moco"]).method == MoCo(queue=64)
 
 
+def test_a_guide_within_a_guide_is_changed_key_by_key_and_starts_afresh_by_a_new_name(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        f"{MINIMAL}\nviews: {{partner: true, crop: contrastive}}\n"
+        "guide:\n  name: semantic_pairs\n  control: label\n"
+        "  boxes: {name: contrastive_crop, warmup: 3, interval: 4}\n",
+    )
+    boxes = load(path, ["guide.boxes.warmup=2"]).box_guide
+    assert (boxes.name, boxes.warmup, boxes.interval) == ("contrastive_crop", 2, 4)  # type: ignore[union-attr]
+    boxes = load(path, ["guide.boxes.name=saliency"]).box_guide
+    assert (boxes.name, boxes.warmup) == ("saliency", 20)  # type: ignore[union-attr]
+
+
 def test_a_missing_file_and_a_circle_of_bases_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="named as base"):
         load(write(tmp_path, "base: nowhere.yaml"))

@@ -185,6 +185,12 @@ def test_what_is_evaluated_comes_in_batches_that_the_memory_has_held_in_training
     assert plain_loader(config, index, evaluation_views(config.views)).batch_size == expected
 
 
+def test_of_a_few_labelled_images_one_is_held_out_if_a_share_is(folders: Path) -> None:
+    for share, held in ((0.01, 1), (0.0, None)):
+        sets = open_data(Data(kind="folder", path=str(folders / "train"), val_share=share))
+        assert (None if sets.queries is None else len(sets.queries)) == held
+
+
 def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse("run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: 16}")
     index = SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))

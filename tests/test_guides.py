@@ -14,12 +14,13 @@ from conftest import noise_images
 from runs import copied_at
 from test_curves import METHODS, configuration, curve, scenes_of
 
-from dali_views import Batch, SampleIndex
+from dali_views import Batch, RegionTable, SampleIndex
 from trainers import checkpoint, config_file
 from trainers import config as cfg
 from trainers.guides.fixed_boxes import TrueBoxes
+from trainers.guides.guide import Guide
 from trainers.guides.saliency import Saliency
-from trainers.guides.semantic_pairs import PARTNERS
+from trainers.guides.semantic_pairs import PARTNERS, SemanticPairs
 from trainers.methods import method_of
 from trainers.pretrain import pretrain
 
@@ -128,6 +129,47 @@ def test_true_boxes_are_the_largest_of_each_image_and_score_so_in_the_log(
         torch.testing.assert_close(regions["boxes"][row, 0], true[areas.argmax()])
     first = (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(first)["guide_iou"] == 1.0
+
+
+def test_a_control_pairs_the_images_that_the_encoder_pairs_and_a_band_without_pairs_is_told(
+    scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    past = file_of("simccrop", "simclr", scenes, tmp_path / "past")
+    pretrain(config_file.load(past, ["run.max_steps=1"]))
+    file = file_of("semantic_pairs", "simclr", scenes, tmp_path / "pairs")
+    index = SampleIndex.from_coco(scenes["path"], scenes["instances"], progress=False)
+    encoder = [f"guide.encoder={tmp_path / 'past' / 'run'}", "guide.share=1.0"]
+
+    def partners(*changes: str) -> torch.Tensor:
+        config = config_file.load(file, [*encoder, *changes])
+        regions = RegionTable(len(index))
+        (tmp_path / "pairs" / "run").mkdir(exist_ok=True)
+        SemanticPairs(config, config.guide, Guide(), index, torch.device("cpu")).begin(regions)
+        return torch.from_numpy(regions.partner.copy())
+
+    itself = torch.arange(len(index))
+    band = ["guide.band_kind=quantile", "guide.band=[0.8, 0.98]"]
+    found = partners("guide.control=none", *band)
+    assert 0 < (found != itself).sum() < len(index)
+    random = partners("guide.control=random", *band)
+    assert torch.equal(random != itself, found != itself)
+    assert not torch.equal(random, found)
+    with pytest.raises(ValueError, match=r"no image has a partner of similarity 0\.5 to 0\.5001.*quantile"):
+        partners("guide.control=none", "guide.band=[0.5, 0.5001]")
+
+
+def test_pairing_anew_is_no_pass_of_the_guide_for_boxes(scenes: dict[str, Any], tmp_path: Path) -> None:
+    for name, guide, passes in (("boxes", "pairs, salient", [2]), ("alone", "semantic_pairs", [])):
+        file = file_of(guide, "simclr", scenes, tmp_path / name)
+        late = ["guide.boxes.warmup=2", "guide.boxes.interval=2"] if passes else []
+        pretrain(config_file.load(file, ["run.epochs=4", *late]))
+        noted = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in noted]
+        assert [line["epoch"] for line in lines if "guide_area_median" in line] == passes
+        assert [line["epoch"] for line in lines if "guide_paired" in line] == [0, *passes]
+        boxes = tmp_path / name / "run" / "history" / "boxes.jsonl"
+        kept = boxes.read_text().splitlines() if boxes.exists() else []
+        assert [json.loads(line)["epoch"] for line in kept] == passes
 
 
 def test_true_boxes_of_data_without_any_are_refused_with_the_key_to_set(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_entries_of_the_queue_that_are_kin_are_left_out(draw: Any) -> None:
     kin, owners = torch.tensor([[5, 6], [7, 7]]), torch.tensor([[6, 9], [8, 5], [-1, -1]])
     excluded = are_kin(kin, owners)
     assert excluded.tolist() == [[True, True, False], [False, False, False]]
+    # Whose second views show the same image are kin, too.
+    assert are_kin(torch.tensor([[0, 5]]), torch.tensor([[1, 5], [1, 6]])).tolist() == [[True, False]]
     whole, part = info_nce(query, key, queue, 0.2), info_nce(query, key, queue[2:], 0.2)
     found = info_nce(query, key, queue, 0.2, excluded)
     assert found.tolist() == pytest.approx([float(part[0]), float(whole[1])], abs=1e-12)

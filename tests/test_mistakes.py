@@ -49,6 +49,9 @@ LOADER = [
     ([], "COMMAND"),
     (["indx", "photos"], "did you mean index?"),
     (["index"], "images"),
+    (["show", "photos", "--weights", "nope.pt", *CPU], "--weights and --layer are of --model"),
+    (["pack", "photos", "packed", "--quality", "5"], "give --short-side, too"),
+    (["bench", "photos", "--source", "other", "--parts", "loaders", *CPU], "name it in --parts"),
     (["index", "nowhere"], "'nowhere' does not exist|nowhere"),
     (["index", "empty"], "holds no image"),
     (["index", "texts"], "a.jpg: not an image"),
@@ -91,6 +94,7 @@ LOADER = [
     (["pack", "photos", "new", "--folder", "--numbers"], "--numbers"),
 ]
 GUIDED = ["views.crop=contrastive"]
+CCROP = [*GUIDED, "guide.name=contrastive_crop"]
 TRAINER = [
     ([], "COMMAND"),
     (["pretain", "config.yaml"], "did you mean pretrain?"),
@@ -106,8 +110,13 @@ TRAINER = [
     (["pretrain", "config.yaml", "method.name=simcrl"], "simcrl"),
     (["pretrain", "config.yaml", "views.name=mocov2"], "mocov2"),
     (["pretrain", "config.yaml", "guide.name=saliancy"], "saliancy"),
+    (["pretrain", "config.yaml", *CCROP, "guide.layer=fc"], "guide.layer: features have shape (1, 512)"),
+    (
+        ["pretrain", "config.yaml", *CCROP, "model.backbone=test_vit", "guide.size=90"],
+        "VisionTransformer does not take images of 90 pixels",
+    ),
     (["pretrain", "config.yaml", "localise.layer=layr3"], "localise.layer: ResNet has no layer 'layr3'"),
-    (["pretrain", "config.yaml", *GUIDED, "guide.name=contrastive_crop", "guide.layer=layr3"], "are layer3"),
+    (["pretrain", "config.yaml", *CCROP, "guide.layer=layr3"], "are layer3"),
     (["pretrain", "config.yaml", *GUIDED, "guide.name=saliency", "guide.layer=layr3"], "are layer3"),
     (["pretrain", "config.yaml", *GUIDED, "guide.name=online_crop", "guide.layer=layr3"], "are layer3"),
     (["knn", "nowhere"], "nowhere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from trainers import config as cfg
 from trainers.methods import build_method
 from trainers.methods.heads import normalise
 from trainers.methods.moco import MoCo
-from trainers.methods.split_bn import SplitBatchNorm2d, split_batch_norm
+from trainers.methods.split_bn import SplitBatchNorm2d, joined_batch_norm, split_batch_norm
 from trainers.schedules import Clock
 
 
@@ -106,6 +107,17 @@ def test_split_batch_norm_equals_one_batch_norm_per_group() -> None:
     )
     with pytest.raises(ValueError, match="does not divide into 4 groups"):
         net.train()(x[:6])
+
+
+def test_joined_batch_norm_undoes_the_split_and_takes_any_batch() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    whole = copy.deepcopy(net)
+    split_batch_norm(net, 4)
+    joined_batch_norm(net)
+    assert not any(isinstance(module, SplitBatchNorm2d) for module in net.modules())
+    images = torch.randn(7, 3, 5, 5)
+    assert torch.equal(net(images), whole(images))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in net.state_dict().items())
 
 
 def test_split_keys_are_encoded_in_mixed_groups_and_come_back_in_order() -> None:

@@ -160,6 +160,23 @@ def test_views_that_a_method_does_not_compare_are_told_before_any_image_is_looke
         assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_diverges_between_two_lines_of_its_log_leaves_no_checkpoint_of_it(scenes, tmp_path):
+    run = {"log_every": 1000, "checkpoint_every": 0}
+    file = write_config(tmp_path, scenes, run=run, optim={"name": "sgd", "lr": 1e20, "batch": 16})
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step 3"):
+        pretrain(config_file.load(file))
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_run_may_be_continued_in_another_precision(scenes, tmp_path):
+    file = write_config(tmp_path, scenes, guide={"name": "none"})
+    for steps, precision in ((1, "off"), (2, "fp16"), (3, "off")):
+        result = pretrain(
+            config_file.load(file, [f"run.max_steps={steps}", f"run.amp={precision}"]), resume=True
+        )
+        assert result.step == steps
+
+
 def test_stochastic_depth_draws_on_after_a_resume_as_if_nothing_had_happened(scenes, tmp_path):
     losses = {}
     for name, parts in {"whole": [9], "halves": [4, 9]}.items():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection
 from typing import Literal, cast
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-__all__ = ["Backbone", "build_backbone", "check_sizes"]
+from dali_views.feature_tap import FeatureTap
+
+__all__ = ["Backbone", "build_backbone", "check_sizes", "look"]
 
 # The last spatial module of each torchvision family, looked up in this order.
 _SPATIAL_LAYERS = ("layer4", "permute", "features", "trunk_output", "encoder", "blocks", "conv5", "layers")
@@ -27,6 +31,8 @@ class Backbone(nn.Module):
     """Dotted name of the last spatial module."""
     prefix_tokens: int
     """Class and register tokens in front of a transformer's other tokens; 0 for other networks."""
+    channels_last_maps: bool
+    """Whether its spatial modules give (B, h, w, C), as timm's Swin does."""
     stage_layers: tuple[str, ...]
     """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
     quarters and the end of its depth (our choice). Empty where we know of none."""
@@ -65,7 +71,30 @@ def build_backbone(
     net.stage_layers = _stages(net)
     # timm's transformers count theirs; torchvision's have a class token.
     net.prefix_tokens = int(getattr(net, "num_prefix_tokens", hasattr(net, "class_token")))
+    net.channels_last_maps = False
+    if name not in known and name != "resnet10":
+        _measure(net, name)
     return net
+
+
+@torch.no_grad()
+def look(net: Backbone, size: int, layer: str | None = None) -> tuple[Tensor, Tensor]:
+    """What an encoder makes of one empty image: pooled features, and what a layer gives (features, if None).
+
+    Raises:
+        ValueError: there is no such layer, or the encoder does not take square images of `size` pixels.
+    """
+    training = net.training
+    net.eval()  # so that running statistics do not see it
+    try:
+        with FeatureTap(net, "" if layer is None else layer) as tap:
+            pooled = net(torch.zeros(1, 3, size, size, device=next(net.parameters()).device))
+            return pooled, tap.features
+    except (AssertionError, RuntimeError, TypeError) as error:  # libraries say it in many ways
+        told = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"{type(net).__name__} does not take images of {size} pixels ({told})") from error
+    finally:
+        net.train(training)
 
 
 def check_sizes(net: Backbone, sizes: Collection[int]) -> None:
@@ -75,6 +104,8 @@ def check_sizes(net: Backbone, sizes: Collection[int]) -> None:
             f"torchvision's transformers take {net.image_size} pixels only, not {sorted(sizes)}; "
             "timm's, such as vit_small_patch16_224, take any multiple of their patch"
         )
+    for size in sorted(set(sizes)):
+        look(net, size)
 
 
 def _from_torchvision(name: str) -> Backbone:
@@ -105,7 +136,6 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
             # Transformers take views of several sizes only if asked to resample their position embedding.
             options = {"dynamic_img_size": True} if _is_timm_vit(name) else {}
             net = cast(Backbone, timm.create_model(name, pretrained=False, num_classes=0, **options))
-            net.dim = int(cast(int, net.num_features))
             info = cast(list[dict[str, str]], getattr(net, "feature_info", None) or [{"module": ""}])
             net.feature_layer = info[-1]["module"]
             return net
@@ -113,6 +143,24 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
     near = difflib.get_close_matches(name, names, n=1)
     mend = f"did you mean {near[0]}?" if near else "choose a torchvision name such as resnet50"
     raise ValueError(f"backbone {name!r} is not known; {mend}{hint}")
+
+
+def _measure(net: Backbone, name: str) -> None:
+    """Find out by a look what timm's models do not tell alike: width, layout of maps, tokens in front."""
+    size = int(cast(dict[str, tuple[int, int, int]], net.default_cfg)["input_size"][-1])
+    names = dict(net.named_modules())
+    if net.feature_layer not in names:  # some name a layer that they do not have
+        net.feature_layer = ""
+    pooled, features = look(net, size, net.feature_layer)
+    if pooled.ndim != 2:
+        raise ValueError(
+            f"backbone {name} gives {tuple(pooled.shape)} and no pooled features; choose another"
+        )
+    net.dim = pooled.shape[1]
+    if features.ndim == 4:  # of a square image, whose map is square, too
+        net.channels_last_maps = features.shape[1] == features.shape[2] != features.shape[3]
+    elif features.ndim == 3 and math.isqrt(features.shape[1]) ** 2 == features.shape[1]:
+        net.prefix_tokens = 0  # of some, the class token joins the others after this layer
 
 
 def _shrink_stem(net: nn.Module, name: str) -> None:

@@ -227,7 +227,18 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
             default = _default_name(section) if section in _CHOICES else None
             now = old.get("name", default)
             afresh = section in _CHOICES and new.get("name", now) != now
-            merged[section] = new if afresh else {**old, **new}
+            merged[section] = new if afresh else _merge_keys(old, new)
+    return merged
+
+
+def _merge_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A section changed key by key; a guide within a guide, too, unless it gets another name."""
+    merged = {**old, **new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            same = value.get("name", before.get("name")) == before.get("name")
+            merged[key] = {**before, **value} if same else value
     return merged
 
 

@@ -120,7 +120,9 @@ def _cached(index: SampleIndex, config: cfg.Data) -> SampleIndex:
 def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, SampleIndex | None]:
     """The rest and `share` of the labelled images, drawn by the seed alone; None if that is no image."""
     labelled = np.flatnonzero(index.labels >= 0)
-    held = np.random.default_rng(seed).permutation(labelled)[: round(share * len(labelled))]
+    # Of a few images at least one, or there would be nothing to measure by although it was asked for.
+    count = max(round(share * len(labelled)), int(share > 0 and len(labelled) > 1))
+    held = np.random.default_rng(seed).permutation(labelled)[:count]
     if not len(held):
         return index, None
     out = np.zeros(len(index), bool)
@@ -221,8 +223,15 @@ def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable
             f"optim.batch {config.optim.batch} does not divide over {world} processes; "
             "start a number of processes that divides it"
         )
+    splits = config.method.split_bn if isinstance(config.method, cfg.MoCo) else 0
+    each = config.optim.batch // world
+    if splits and each % splits:
+        raise ValueError(
+            f"method.split_bn {splits} does not divide the {each} samples of each of {world} processes; "
+            "choose a divisor, or another number of processes"
+        )
     views = training_views(config.views)
-    return ViewLoader(index, views, config.optim.batch // world, regions=regions, **loader_options(config))
+    return ViewLoader(index, views, each, regions=regions, **loader_options(config))
 
 
 def plain_loader(

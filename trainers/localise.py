@@ -18,7 +18,7 @@ from dali_views.salient_regions import gradient_map
 from . import config as cfg
 from . import distributed
 from .amp import autocast
-from .backbones import Backbone
+from .backbones import Backbone, look
 from .data import plain_loader
 from .methods import Method
 
@@ -67,7 +67,10 @@ def locate(
             else:
                 encoder = network.encoder if isinstance(network, Method) else network
                 layer = maps.layer or encoder.feature_layer
-                found = heatmaps(encoder, images, layer, encoder.prefix_tokens, kind=kind)
+                found = heatmaps(
+                    encoder, images, layer, encoder.prefix_tokens, kind=kind,
+                    channels_last=encoder.channels_last_maps,
+                )  # fmt: skip
         yield Located(batch.index, found)
 
 
@@ -80,26 +83,35 @@ def _gradient_maps(network: Method | Backbone, images: Tensor, layer: str | None
         score = network.alignment(images, images.flip(3))
         (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
     network.train(training)
-    features, gradient = (feature_grid(each, backbone.prefix_tokens) for each in (tap.features, gradient))
-    return gradient_map(features, gradient)
+    return gradient_map(*(as_grid(backbone, each) for each in (tap.features, gradient)))
+
+
+def as_grid(backbone: Backbone, features: Tensor) -> Tensor:
+    """What a layer of an encoder gives as maps (B, C, h, w); see `feature_grid`, which raises."""
+    return feature_grid(features, backbone.prefix_tokens, channels_last=backbone.channels_last_maps)
 
 
 def check_layers(config: cfg.Config, backbone: Backbone) -> None:
-    """See that an encoder has the layers that a run's guide and evaluations will ask for, maybe hours later.
+    """See that an encoder gives the maps that a run's guide and evaluations will ask for, maybe hours later.
 
     Raises:
-        ValueError: it lacks one; names the key and the nearest layers.
+        ValueError: it lacks the layer, its output is no map, or images of that size are not taken.
     """
-    asked = {"localise.layer": config.localise.layer}
-    if isinstance(config.box_guide, cfg.Localised):
-        key = "guide.layer" if config.box_guide is config.guide else "guide.boxes.layer"
-        asked[key] = config.box_guide.layer
-    for key, layer in asked.items():
-        if layer is not None:
-            try:
-                FeatureTap(backbone, layer).remove()
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
+    guide, how = config.box_guide, config.localise
+    if isinstance(guide, cfg.Localised):
+        # Of maps seen in training, `size` is only what boxes are read off.
+        size = config.views.size if isinstance(guide, cfg.OnlineCrop) else input_size(config, guide)
+        _check_layer(backbone, guide, size, "guide" if guide is config.guide else "guide.boxes")
+    if how.layer is not None or how.size is not None:
+        _check_layer(backbone, how, input_size(config, how), "localise")
+
+
+def _check_layer(backbone: Backbone, maps: cfg.Maps, size: int, key: str) -> None:
+    try:
+        as_grid(backbone, look(backbone, size, maps.layer or backbone.feature_layer)[1])
+    except ValueError as error:
+        told = f"{error}".rstrip(".")
+        raise ValueError(f"{key}.layer: {told}; set {key}.layer and {key}.size to what fits") from None
 
 
 def input_size(config: cfg.Config, maps: cfg.Maps) -> int:

@@ -131,11 +131,13 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 report.step(step, epoch, loss, lr, method.embedding)
                 stop = step == last or interrupt.seen()
                 if (stop and step < total) or is_due(step, config.run.checkpoint_every):
+                    report.check_loss(step)
                     save(config, keep, step)
                 if stop:
                     break
             if stop and step < total:
                 break  # what belongs after the epoch is done when the run is resumed
+            report.check_loss(step)
             distributed.broadcast_buffers(method)
             before = regions.snapshot()
             if guide.after_epoch(regions, epoch + 1, config.run.epochs):
@@ -220,5 +222,6 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
 def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:
     """Put a checkpoint's state back into the parts; the step it was written after."""
     for name, part in keep.items():
-        part.load_state_dict(saved[name])
+        if name != "scaler" or saved[name]:  # which holds nothing if the precision had no need of it
+            part.load_state_dict(saved[name])
     return int(saved["step"])

@@ -95,12 +95,8 @@ class Report:
             self.bar.update()
         if step % self.every:
             return
-        value = float(distributed.all_mean(self._latest))
+        value = self._loss(self._latest, step)
         pace = self.throughput.read(step)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
-            )
         if not self.main:
             return
         values = {
@@ -111,6 +107,24 @@ class Report:
         self._list_bad_images()
         rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
         self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
+
+    def check_loss(self, step: int) -> None:
+        """Before a checkpoint is written, see that the latest loss is a number, so that a sound one stays.
+
+        Raises:
+            FloatingPointError: it is none.
+        """
+        if self._latest is not None:
+            self._loss(self._latest, step)
+
+    def _loss(self, latest: torch.Tensor, step: int) -> float:
+        """The loss of all ranks, which is waited for."""
+        value = float(distributed.all_mean(latest))
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
+            )
+        return value
 
     def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
         """Note an evaluation after `epoch` epochs; its scores, with the latest loss and rate."""

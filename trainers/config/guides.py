@@ -106,9 +106,11 @@ class SemanticPairs(Section):
     share: Share = 0.5
     """Share of the images that are paired with their partner, drawn anew every epoch; others stay alone."""
     mask: bool = True
-    """Leave an image's partner out of its negatives (SimCLR, MoCo)."""
+    """Leave out of an image's negatives its partner and who has the same one, while they are paired (SimCLR,
+    MoCo)."""
     control: Literal["none", "random", "label"] = "none"
-    """random: partners at random, which must hurt; label: random partners of the same class."""
+    """random: partners at random, which must hurt; label: random partners of the same class. With an encoder,
+    of the images alone that it finds a partner for: as many pairs, chosen otherwise."""
     boxes: BoxGuide = NoGuide()
     """A guide for the boxes: views of an image and of its partner then follow each image's own."""
 

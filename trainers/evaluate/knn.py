@@ -112,7 +112,10 @@ def knn_accuracy(
     tests, answers = F.normalize(test_features[asked], dim=1), test_labels[asked]
     if not len(bank) or not len(tests):
         side = "training" if not len(bank) else "test"
-        raise ValueError(f"no {side} sample has a label; kNN needs labels on both sides")
+        raise ValueError(
+            f"no {side} sample has a label, and kNN needs labels on both sides; "
+            "name labelled folders by data.eval_train and data.eval_val"
+        )
     classes = int(bank_labels.max()) + 1
     k = min(k, len(bank))
     hits = torch.zeros(2, dtype=torch.long, device=bank.device)

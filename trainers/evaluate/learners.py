@@ -19,6 +19,7 @@ from .. import distributed
 from ..amp import autocast
 from ..backbones import Backbone
 from ..data import evaluation_views, loader_options, plain_loader
+from ..methods.split_bn import joined_batch_norm
 from .knn import extract
 from .recipes import Settings
 
@@ -132,6 +133,8 @@ class FineTuned(Learner):
     def _module(self) -> nn.Module:
         if not self.settings.augment:
             raise ValueError("features can be kept of a frozen encoder only; fine-tune with augment True")
+        joined_batch_norm(self.encoder)
+        self.encoder.to(self.device)
         if distributed.world() > 1 and self.device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)  # type: ignore[no-untyped-call]
         self.encoder.requires_grad_(True)  # a momentum encoder had it off

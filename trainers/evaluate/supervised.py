@@ -121,7 +121,8 @@ def train_classifier(
     curve: list[dict[str, float]] = []
     if saved is not None:
         for name, part in keep.items():
-            part.load_state_dict(saved[name])
+            if name != "scaler" or saved[name]:  # which holds nothing if the precision had no need of it
+                part.load_state_dict(saved[name])
         curve = list(saved["curve"])
 
     steps, main, first = learner.steps, distributed.is_main(), len(curve)

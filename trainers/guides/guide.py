@@ -37,7 +37,7 @@ class Guide:
         """Called after every optimiser step. May not wait for the device."""
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        """Called after epoch number `epoch` (from 1) of `epochs`; says whether it wrote the table."""
+        """Called after epoch number `epoch` (from 1) of `epochs`; says whether it wrote boxes."""
         return False
 
     def sync(self) -> None:

@@ -37,10 +37,14 @@ def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[st
         whole: share of boxes that are the whole image, which is what a map without contrast gives.
         weight_entropy: mean entropy of a row's weights over log K; 1 is all regions alike, 0 only one in use.
         stale: mean number of epochs since a row was last written, over the rows that ever were.
-        paired: share of samples with a partner other than themselves.
+        paired: share of samples with a partner other than themselves. All others are of boxes, and left out
+            as long as none has been written.
         iou, corloc: of the boxes of greatest weight with the best-matching true ones, if the index has some
             (of 5,000 samples, evenly spread); this is what crops are drawn from.
     """
+    paired = float((regions.partner != np.arange(len(regions))).mean())
+    if not regions.written.any():  # by nobody but a guide of partners
+        return {"paired": paired}
     areas = box_areas(regions)
     low, median, high = np.quantile(areas, [0.1, 0.5, 0.9])
     old = before.written
@@ -54,7 +58,7 @@ def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[st
         "whole": float((areas > 1 - 1e-6).mean()),
         "weight_entropy": _entropy(regions.weights),
         "stale": float((regions.epoch - regions.written_epoch[written]).mean()) if written.any() else np.nan,
-        "paired": float((regions.partner != np.arange(len(regions))).mean()),
+        "paired": paired,
     }
     if len(index.boxes):
         rows = spread_rows(len(index))

@@ -29,21 +29,23 @@ class ViewMaps:
     Args:
         backbone: the encoder that learns; its calls in eval mode are not collected.
         layer: dotted name; a map (B, C, h, w), or tokens of a transformer.
-        prefix_tokens: class and register tokens in front.
+        prefix_tokens, channels_last: see `dali_views.saliency.feature_grid`.
 
     Raises:
         ValueError: as by `FeatureTap`: there is no such layer.
     """
 
-    def __init__(self, backbone: nn.Module, layer: str, prefix_tokens: int = 0) -> None:
-        self.prefix = prefix_tokens
+    def __init__(
+        self, backbone: nn.Module, layer: str, prefix_tokens: int = 0, channels_last: bool = False
+    ) -> None:
+        self.prefix, self.channels_last = prefix_tokens, channels_last
         self.seen: list[Tensor] = []
         self._tap = FeatureTap(backbone, layer)
         backbone.register_forward_hook(self._keep)  # after each call, when the tap has the layer's output
 
     def _keep(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
         if backbone.training:
-            self.seen.append(activations(self._tap.features, self.prefix))
+            self.seen.append(activations(self._tap.features, self.prefix, channels_last=self.channels_last))
 
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.

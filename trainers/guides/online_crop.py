@@ -40,7 +40,12 @@ class OnlineCrop(Guide):
         # A partner may be shown several times in a batch, and has views of its own elsewhere.
         self.own = [view.source == "self" for view in training_views(config.views)]
         backbone = method.backbone
-        self.views = ViewMaps(backbone, guide.layer or backbone.feature_layer, backbone.prefix_tokens)
+        self.views = ViewMaps(
+            backbone,
+            guide.layer or backbone.feature_layer,
+            backbone.prefix_tokens,
+            backbone.channels_last_maps,
+        )
         self.maps = ImageMaps(len(index), guide.map_size, guide.rate, device)
 
     def after_step(self, batch: Batch) -> None:

@@ -56,19 +56,23 @@ class SemanticPairs(Guide):
         drawn = np.random.default_rng([seed, 1]).permutation(len(self.index))
         anchors = torch.from_numpy(np.sort(drawn[: max(1, round(self.guide.anchors * len(drawn)))]))
         cosine = None
+        if self.guide.encoder is not None:
+            encoder, like = frozen_encoder(self.config, self.guide.encoder, self.device)
+            found = find_partners(
+                embed(like, encoder, self.index, self.device), band=self.guide.band,
+                kind=self.guide.band_kind, anchors=anchors,
+            )  # fmt: skip
+            self.partner, cosine = found.partner.cpu(), found.cosine.cpu()
+            self.passes += 1
+            # A control pairs as many, and the same ones, so that nothing but the choice of partner differs.
+            anchors = torch.nonzero(self.partner != torch.arange(len(self.index))).flatten()
         match self.guide.control:
             case "random":
-                self.partner = random_partners(len(self.index), seed, anchors)
+                self.partner, cosine = random_partners(len(self.index), seed, anchors), None
             case "label":
-                self.partner = label_partners(labels, seed, anchors)
-            case "none" if self.guide.encoder is not None:
-                encoder, like = frozen_encoder(self.config, self.guide.encoder, self.device)
-                found = find_partners(
-                    embed(like, encoder, self.index, self.device), band=self.guide.band,
-                    kind=self.guide.band_kind, anchors=anchors,
-                )  # fmt: skip
-                self.partner, cosine = found.partner.cpu(), found.cosine.cpu()
-                self.passes += 1
+                self.partner, cosine = label_partners(labels, seed, anchors), None
+        if torch.equal(self.partner, torch.arange(len(self.index))):
+            raise ValueError(self._without_pairs())
         if distributed.is_main():
             right = precision(self.partner, labels, cosine)
             tqdm.write(self._told(right))
@@ -87,10 +91,9 @@ class SemanticPairs(Guide):
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         wrote = self.boxes.after_epoch(regions, epoch, epochs)
-        if self.guide.share == 1 or epoch == epochs:
-            return wrote
-        self._pair(regions, epoch)
-        return True
+        if self.guide.share < 1 and epoch < epochs:
+            self._pair(regions, epoch)
+        return wrote
 
     def sync(self) -> None:
         self.boxes.sync()
@@ -105,6 +108,17 @@ class SemanticPairs(Guide):
         regions.update(rows[mine], partner=partner[mine])
         # Before anyone writes boxes: of a row that several ranks have written, one alone is kept.
         regions.sync()
+
+    def _without_pairs(self) -> str:
+        if self.guide.control == "label":
+            return (
+                "no two images have one label, so that there are no pairs; guide.control=label needs labels"
+            )
+        low, high = self.guide.band
+        return (
+            f"no image has a partner of similarity {low} to {high} by {self.guide.encoder}; widen guide.band "
+            "or set guide.band_kind=quantile, which takes shares of random pairs instead of cosines"
+        )
 
     def _told(self, found: Mapping[str, Any]) -> str:
         told = f"{found['pairs']} semantic pairs"

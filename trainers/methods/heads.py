@@ -57,7 +57,7 @@ class PrototypeHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, dim) -> logits (B, prototypes), in full precision."""
+        """Features (B, dim) -> logits (B, prototypes), float32, of a product in the run's precision."""
         return full(F.linear(normalise(self.mlp(features)), F.normalize(self.last_layer.weight, dim=1)))
 
 

@@ -9,9 +9,13 @@ __all__ = ["are_kin", "log_ratio"]
 
 
 def are_kin(mine: Tensor, others: Tensor) -> Tensor:
-    """(B, N): whether samples (B, 2) and others (N, 2), both number and partner, are kin or the same."""
+    """(B, N): whether samples (B, 2) and others (N, 2), both number and partner, are kin or the same.
+
+    Two samples with one partner are kin, for the second views of both show it.
+    """
     number, partner = mine[:, :1], mine[:, 1:]
-    return (number == others[:, 0]) | (partner == others[:, 0]) | (number == others[:, 1])
+    either = (number == others[:, 0]) | (partner == others[:, 0])
+    return either | (number == others[:, 1]) | (partner == others[:, 1])
 
 
 def log_ratio(query: Tensor, key: Tensor) -> Tensor:

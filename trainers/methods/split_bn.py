@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SplitBatchNorm2d", "split_batch_norm"]
+__all__ = ["SplitBatchNorm2d", "joined_batch_norm", "split_batch_norm"]
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -43,6 +43,17 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         mean.copy_(means.mean(0))
         var.copy_(variances.mean(0))
         return output
+
+
+def joined_batch_norm(module: nn.Module) -> None:
+    """Undo `split_batch_norm` in place, for whoever learns from an encoder without negatives."""
+    for name, child in module.named_children():
+        if isinstance(child, SplitBatchNorm2d):
+            joined = nn.BatchNorm2d(child.num_features, child.eps, child.rate)
+            joined.load_state_dict(child.state_dict())
+            setattr(module, name, joined)
+        else:
+            joined_batch_norm(child)
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:

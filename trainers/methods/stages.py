@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dali_views.feature_tap import FeatureTap
+from dali_views.saliency import feature_grid
 from trainers.backbones import Backbone
 
 __all__ = ["Stages"]
@@ -32,7 +32,6 @@ class Stages:
     def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
         self.backbone = backbone
         self.taps = [FeatureTap(backbone, layer) for layer in layers]
-        self.prefix = backbone.prefix_tokens
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 3, S, S) -> pooled features (B, dim) and a map (B, C, h, w) per layer."""
@@ -42,23 +41,20 @@ class Stages:
     @torch.no_grad()
     def channels(self) -> list[int]:
         """Channels C of each layer's map, found by a look at one empty image."""
-        # Transformers may take 224 pixels only; for others less is quicker.
-        size = 224 if hasattr(self.backbone, "class_token") or hasattr(self.backbone, "cls_token") else 64
-        training = self.backbone.training
-        self.backbone.eval()  # so that running statistics do not see it
-        parameter = next(self.backbone.parameters())
+        # Transformers take the size that they are made for; for others less is quicker.
+        net = self.backbone
+        fixed = hasattr(net, "class_token") or hasattr(net, "cls_token") or net.channels_last_maps
+        size = int(getattr(net, "default_cfg", {}).get("input_size", (224,))[-1]) if fixed else 64
+        training = net.training
+        net.eval()  # so that running statistics do not see it
+        parameter = next(net.parameters())
         _, maps = self(torch.zeros(1, 3, size, size, device=parameter.device))
-        self.backbone.train(training)
+        net.train(training)
         return [found.shape[1] for found in maps]
 
     def _as_map(self, tap: FeatureTap) -> Tensor:
-        features = tap.features
-        if features.ndim == 4:
-            return features
-        side = math.isqrt(max(0, features.shape[1] - self.prefix)) if features.ndim == 3 else 0
-        if not side or side * side + self.prefix != features.shape[1]:
-            raise ValueError(
-                f"layer {tap.layer} gives {tuple(features.shape)}, which is neither a map (B, C, h, w) nor "
-                f"{self.prefix} + h x h tokens; name other layers by method.layers"
-            )
-        return features[:, self.prefix :].transpose(1, 2).reshape(len(features), -1, side, side)
+        net = self.backbone
+        try:
+            return feature_grid(tap.features, net.prefix_tokens, channels_last=net.channels_last_maps)
+        except ValueError as error:
+            raise ValueError(f"layer {tap.layer}: {error} Name other layers by method.layers.") from None
