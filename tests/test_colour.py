@@ -54,7 +54,7 @@ def through_graph(pixels: np.ndarray, view: View, way: str, **parameters: object
     drawn = plan.ViewPlan(**{**neutral, **parameters})
     graph = pipeline.build(
         [view],
-        lambda: pipeline.inputs([pixels], [view], [drawn]),
+        lambda: pipeline.inputs([pixels], [], [view], [drawn]),
         batch_size=n,
         device=device,
         device_id=0 if device == "gpu" else None,

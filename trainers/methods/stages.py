@@ -57,4 +57,5 @@ class Stages:
         try:
             return feature_grid(tap.features, net.prefix_tokens, channels_last=net.channels_last_maps)
         except ValueError as error:
-            raise ValueError(f"layer {tap.layer}: {error} Name other layers by method.layers.") from None
+            told = f"{error}".rstrip(".")
+            raise ValueError(f"layer {tap.layer}: {told}; name other layers by method.layers") from None
