@@ -15,7 +15,7 @@ import torch
 
 from . import torch_file
 
-__all__ = ["LAST", "PREVIOUS", "load", "load_run", "save"]
+__all__ = ["LAST", "PREVIOUS", "load", "load_run", "restore", "save"]
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -102,6 +102,16 @@ def load_run(folder: str | Path) -> dict[str, Any]:
             f"{folder} holds a checkpoint of something else than a training run; name another folder"
         )
     return saved
+
+
+def restore(saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Put the state of each part back into it.
+
+    Left alone is a part whose state is empty: the scaler of gradients, if the precision had no need of one.
+    """
+    for name, part in parts.items():
+        if saved[name] != {}:
+            part.load_state_dict(saved[name])
 
 
 def _ended(path: Path) -> bool:

@@ -221,7 +221,5 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
 
 def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:
     """Put a checkpoint's state back into the parts; the step it was written after."""
-    for name, part in keep.items():
-        if name != "scaler" or saved[name]:  # which holds nothing if the precision had no need of it
-            part.load_state_dict(saved[name])
+    checkpoint.restore(saved, keep)
     return int(saved["step"])

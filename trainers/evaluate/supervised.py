@@ -120,9 +120,7 @@ def train_classifier(
     keep: dict[str, Any] = {"learner": learner.module, "optimizer": optimizer, "scaler": scaler}
     curve: list[dict[str, float]] = []
     if saved is not None:
-        for name, part in keep.items():
-            if name != "scaler" or saved[name]:  # which holds nothing if the precision had no need of it
-                part.load_state_dict(saved[name])
+        checkpoint.restore(saved, keep)
         curve = list(saved["curve"])
 
     steps, main, first = learner.steps, distributed.is_main(), len(curve)

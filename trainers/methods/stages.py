@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from dali_views.feature_tap import FeatureTap
 from dali_views.saliency import feature_grid
-from trainers.backbones import Backbone
+from trainers.backbones import Backbone, look
 
 __all__ = ["Stages"]
 
@@ -38,19 +37,14 @@ class Stages:
         pooled = self.backbone(images)
         return pooled, [self._as_map(tap) for tap in self.taps]
 
-    @torch.no_grad()
     def channels(self) -> list[int]:
         """Channels C of each layer's map, found by a look at one empty image."""
         # Transformers take the size that they are made for; for others less is quicker.
         net = self.backbone
         fixed = hasattr(net, "class_token") or hasattr(net, "cls_token") or net.channels_last_maps
         size = int(getattr(net, "default_cfg", {}).get("input_size", (224,))[-1]) if fixed else 64
-        training = net.training
-        net.eval()  # so that running statistics do not see it
-        parameter = next(net.parameters())
-        _, maps = self(torch.zeros(1, 3, size, size, device=parameter.device))
-        net.train(training)
-        return [found.shape[1] for found in maps]
+        look(net, size)
+        return [self._as_map(tap).shape[1] for tap in self.taps]
 
     def _as_map(self, tap: FeatureTap) -> Tensor:
         net = self.backbone
