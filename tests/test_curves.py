@@ -1,16 +1,15 @@
-"""Twenty steps of every method on generated scenes: the loss falls, as it did when its curve was stored.
+"""Twenty steps of every method on generated scenes: the loss falls, nothing collapses, a resume is exact.
 
-python tests/test_curves.py    stores the curves anew, after a change that is meant to change them
+No curve is stored: processors and versions of PyTorch round differently, and twenty steps amplify that to
+several per cent. `test_losses.py` compares each loss with its paper's formula.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import conftest  # noqa: F401  # before PyTorch: it chooses the processor's instructions
 import numpy as np
 import pytest
 import torch
@@ -21,7 +20,6 @@ from trainers import checkpoint, config_file
 from trainers.collapse import Collapse
 from trainers.pretrain import pretrain
 
-STORED = Path(__file__).parent / "curves.json"
 STEPS = 20
 TWO_VIEWS = {"name": "simclr", "size": 32, "crop": "contrastive", "blur": 0}
 MILD = {**TWO_VIEWS, "name": "moco_v2", "scale": [0.6, 1]}
@@ -90,7 +88,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.filterwarnings("ignore:half of the boxes")
-def test_the_loss_falls_along_its_stored_curve_and_a_resumed_run_is_the_same(
+def test_the_loss_falls_and_a_resumed_run_is_the_same(
     name: str, scenes: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -103,8 +101,6 @@ def test_the_loss_falls_along_its_stored_curve_and_a_resumed_run_is_the_same(
     assert np.isfinite(losses).all()
     first = FIRST.get(name, 0)
     assert np.mean(losses[-5:]) < np.mean(losses[first : first + 5])
-    # Processors and versions of PyTorch round differently, and twenty steps enlarge that.
-    assert losses == pytest.approx(json.loads(STORED.read_text())[name], rel=0.02, abs=0.02)
 
     assert checkpoint.load(parts / "run")["step"] == 8
     pretrain(config_file.load(configuration(name, scenes, parts)), resume=True)
@@ -114,27 +110,3 @@ def test_the_loss_falls_along_its_stored_curve_and_a_resumed_run_is_the_same(
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert min(curve(whole, "embedding_std")) > Collapse.least_spread
     assert min(curve(whole, "embedding_rank")) > Collapse.least_rank
-
-
-def store(folder: Path) -> None:
-    """Run every method and write its curve beside this file."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    data = scenes_of(folder / "scenes")
-    curves = {}
-    for name in METHODS:
-        out = folder / name
-        out.mkdir(parents=True)
-        pretrain(config_file.load(configuration(name, data, out)))
-        curves[name] = [round(loss, 5) for loss in curve(out)]
-        print(name, *(f"{loss:.3f}" for loss in curves[name]))
-        print("   std ", *(f"{value:.2f}" for value in curve(out, "embedding_std")))
-        print("   rank", *(f"{value:.1f}" for value in curve(out, "embedding_rank")))
-    STORED.write_text(json.dumps(curves, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as place:
-        store(Path(place))
