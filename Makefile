@@ -1,5 +1,6 @@
 # make demo      pretrain on generated scenes with and without guidance, and print what came out
-# make test      run the tests
+# make test      run the tests, but for the slow ones
+# make slow      run the slow tests: kills, launches of several processes, the site, the wheel, long fuzz
 # make check     lint and type check
 # make docs      the documentation as a site that needs no network, in build/site
 # make coverage  run the tests and tell which lines of the packages none of them reaches
@@ -7,7 +8,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-.PHONY: demo test check docs coverage tables clean
+.PHONY: demo test slow check docs coverage tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -15,7 +16,10 @@ demo: $(VENV)/.installed
 # Whoever is idle takes tests over: one file trains for two fifths of the time, and few share costly fixtures.
 # At most eight processes, for each holds PyTorch and, where there is a GPU, a context on it.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -8,13 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import bad_list, recipes
-    from .index import SampleIndex
-    from .loader import Batch, ViewLoader
-    from .quarantine import BadImageError
-    from .regions import RegionTable
-    from .sources.source import Source, SourceGoneError
-    from .views import View
+    from .data import bad_list
+    from .data.index import SampleIndex
+    from .data.source import Source, SourceGoneError
+    from .loader.batch import Batch
+    from .loader.loader import ViewLoader
+    from .loader.quarantine import BadImageError
+    from .maps.heatmap import boxes_from_maps, heatmaps
+    from .plan import recipes
+    from .plan.views import View
+    from .regions.table import RegionTable
 
 __all__ = [
     "BadImageError",
@@ -26,25 +29,30 @@ __all__ = [
     "View",
     "ViewLoader",
     "bad_list",
+    "boxes_from_maps",
+    "heatmaps",
     "recipes",
 ]
 
 _HOME = {
-    "BadImageError": "quarantine",
-    "Batch": "loader",
-    "RegionTable": "regions",
-    "SampleIndex": "index",
-    "Source": "sources.source",
-    "SourceGoneError": "sources.source",
-    "View": "views",
-    "ViewLoader": "loader",
+    "BadImageError": "loader.quarantine.BadImageError",
+    "Batch": "loader.batch.Batch",
+    "RegionTable": "regions.table.RegionTable",
+    "SampleIndex": "data.index.SampleIndex",
+    "Source": "data.source.Source",
+    "SourceGoneError": "data.source.SourceGoneError",
+    "View": "plan.views.View",
+    "ViewLoader": "loader.loader.ViewLoader",
+    "bad_list": "data.bad_list",
+    "boxes_from_maps": "maps.heatmap.boxes_from_maps",
+    "heatmaps": "maps.heatmap.heatmaps",
+    "recipes": "plan.recipes",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: to index files need not wait for PyTorch."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME.get(name)
-    module = import_module(f".{home or name}", __name__)
-    return module if home is None else getattr(module, name)
+    module, _, attribute = f"{__name__}.{_HOME[name]}".rpartition(".")
+    return getattr(import_module(module), attribute, None) or import_module(f"{module}.{attribute}")

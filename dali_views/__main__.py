@@ -6,10 +6,10 @@ import sys
 def main() -> int:
     """Run one command; the doctor also where the packages that the others import are broken."""
     if sys.argv[1:2] == ["doctor"]:
-        from .doctor import examine as doctor
+        from .tools.doctor import examine as doctor
 
         return doctor.main(sys.argv[2:])
-    from . import cli
+    from .tools import cli
 
     return cli.main()
 

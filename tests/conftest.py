@@ -22,7 +22,7 @@ from PIL import Image
 from s3 import bucket, moto_server  # noqa: F401, fixtures
 
 from dali_views import SampleIndex
-from dali_views.scenes import draw_scene
+from dali_views.tools.scenes import draw_scene
 
 matplotlib.use("Agg")
 # One process imports the trainer and is forked for each rank of a test, which takes a tenth of the time.

@@ -29,11 +29,13 @@ from typing import Any
 import mutations
 import numpy as np
 
-from dali_views import RegionTable, SampleIndex, pipeline
-from dali_views.index_file import read_index
-from dali_views.regions import Regions
-from dali_views.sources.scan_cache import Scanned
-from trainers import checkpoint, config_file
+from dali_views import RegionTable, SampleIndex
+from dali_views.data.index_file import read_index
+from dali_views.data.scan_cache import Scanned
+from dali_views.graph import build as pipeline
+from dali_views.regions.table import Regions
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 
 LIMIT_S = 60.0
 LIMIT_MB = {"image": 2500, "other": 300}

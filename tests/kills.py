@@ -25,7 +25,8 @@ import torch
 from by_hand import start
 from runs import scenes_in, write_config
 
-from trainers import checkpoint, cli
+from trainers import cli
+from trainers.engine import checkpoint
 
 # A checkpoint after every step, and as many parts as can have a state of their own.
 RUN: dict[str, Any] = {

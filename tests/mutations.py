@@ -25,7 +25,8 @@ from PIL import Image
 from tars import add
 
 from dali_views import RegionTable, SampleIndex
-from trainers import checkpoint, config_file
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 
 IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
 KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard", "table", "lmdb")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
 from trainers.methods import Method, build_method
 
 # Every method at a size for tests. None has batch norm in its head where it can be left out.

@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from dali_views.scenes import make_scenes
-from trainers import checkpoint
+from dali_views.tools.scenes import make_scenes
 from trainers import pretrain as loop
 from trainers.config import Config
+from trainers.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dali_views.saliency import activation_map, principal_map
-from trainers.backbones import build_backbone, check_sizes, look
-from trainers.localise import as_grid
+from dali_views.maps.heatmap import activation_map, principal_map
+from trainers.encoders.backbones import build_backbone, check_sizes, look
+from trainers.guides.localise import as_grid
 
 
 def seen_by_hook(net: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:

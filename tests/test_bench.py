@@ -8,10 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from dali_views import SampleIndex, bench, cli, recipes
-from dali_views.bench import decoder, memory, training
-from dali_views.bench.contender import Batches, Contender, Setup
-from dali_views.bench.turns import rate, take_turns
+from dali_views import SampleIndex, recipes
+from dali_views.tools import bench, cli
+from dali_views.tools.bench import decoder, memory, training
+from dali_views.tools.bench.contender import Batches, Contender, Setup
+from dali_views.tools.bench.turns import rate, take_turns
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_contenders_take_turns_and_exist_only_during_their_own():
 
 def test_a_rate_is_images_over_the_time_after_the_warm_up(monkeypatch):
     clock = iter([float(second) for second in range(100)])
-    monkeypatch.setattr("dali_views.bench.turns.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("dali_views.tools.bench.turns.time.perf_counter", lambda: next(clock))
     # One second a batch: 4 batches to warm up, then 5 measured ones.
     sizes = iter([1000] * 4 + [10] * 5)
     assert rate((size for size in sizes), seconds=5) == 10

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 from dali_views import SampleIndex, View, recipes
-from dali_views.bench import peers
-from dali_views.bench.contender import Setup
-from dali_views.bench.peers import (
+from dali_views.tools.bench import peers
+from dali_views.tools.bench.contender import Setup
+from dali_views.tools.bench.peers import (
     contrastive_crop,
     ffmpeg_filters,
     lightly_moco,
@@ -32,8 +32,8 @@ from dali_views.bench.peers import (
     torchvision_pil,
     torchvision_v2,
 )
-from dali_views.bench.peers.data_loader import Views, endless_rows
-from dali_views.bench.peers.random_crop import draw_crop
+from dali_views.tools.bench.peers.data_loader import Views, endless_rows
+from dali_views.tools.bench.peers.random_crop import draw_crop
 
 PLAIN = [View(size=24, crop="whole"), View(size=28, crop="centre", centre_share=0.8, interpolation="cubic")]
 TASKS = {
@@ -49,7 +49,7 @@ def setup_of(index: SampleIndex, views: list[View], device: str = "cpu") -> Setu
 
 def needs(name: str) -> Any:
     """The peer's module; skips where it cannot run."""
-    peer = import_module(f"dali_views.bench.peers.{name}")
+    peer = import_module(f"dali_views.tools.bench.peers.{name}")
     for module in peer.NEEDS:
         pytest.importorskip(module)
     if name == "spdl_pipeline":

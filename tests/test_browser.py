@@ -15,9 +15,10 @@ from pages import small_config
 from runs import scenes_in
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.cli import main
-from trainers import config_file, run_page
+from dali_views.tools.cli import main
+from trainers.config import file as config_file
 from trainers.pretrain import pretrain
+from trainers.report import page as run_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.checkpoint import LAST, PREVIOUS, load, save
+from trainers.engine.checkpoint import LAST, PREVIOUS, load, save
 
 WRITER = """
 import sys, torch
-from trainers.checkpoint import save
+from trainers.engine.checkpoint import save
 step = 0
 while True:
     print("writing", step, flush=True)
@@ -33,7 +33,7 @@ while True:
 # Before its n-th touch of the disk the child kills itself; n runs until a child gets through.
 STEPPER = """
 import os, signal, sys
-from trainers import checkpoint
+from trainers.engine import checkpoint
 
 def deadly(call, left):
     def wrapped(*args, **keys):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import dali_views
 from dali_views import RegionTable, SampleIndex
-from dali_views.cli import main
+from dali_views.tools.cli import main
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_table_of_other_images_is_refused(photos, tmp_path, capsys):
 
 def test_indexing_needs_neither_pytorch_nor_dali_and_every_public_name_is_there():
     code = (
-        "import sys, dali_views.cli\n"
+        "import sys, dali_views.tools.cli\n"
         "assert not {'torch', 'nvidia.dali'} & sys.modules.keys()\n"
         "print(*(getattr(dali_views, name).__name__ for name in dali_views.__all__))"
     )

@@ -10,11 +10,11 @@ from networks import tiny_backbone
 from torch import Tensor, nn
 
 from trainers import config as cfg
-from trainers.collapse import Collapse, effective_rank, spread
+from trainers.engine.schedules import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.dino import DINO
 from trainers.methods.simsiam import SimSiam
-from trainers.schedules import Clock
+from trainers.report.collapse import Collapse, effective_rank, spread
 
 
 def learn(method: Method, steps: int, rate: float, warmup: int) -> dict[str, float]:

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from dali_views import SampleIndex, View, ViewLoader, pipeline, plan
+from dali_views import SampleIndex, View, ViewLoader
+from dali_views.graph import build as pipeline
+from dali_views.plan import draw as plan
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 SIDE = 160

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from dali_views.scenes import make_scenes
-from trainers import checkpoint, config_file
+from dali_views.tools.scenes import make_scenes
 from trainers.compare import _evaluations, compare
 from trainers.compare_table import Row, table
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two of eight scenes are trained on, one step per epoch; six are asked.

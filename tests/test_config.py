@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from trainers.config import LARS, SGD, Config, Data, MoCo, Run, SimCLR
-from trainers.config_file import ConfigError, dump, load
+from trainers.config.file import ConfigError, dump, load
 
 MINIMAL = "run: {out: runs/a}\ndata: {kind: folder, path: images}\n"
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from trainers import config as cfg
-from trainers import config_file
-from trainers.backbones import build_backbone
+from trainers.config import file as config_file
 from trainers.data import training_views
+from trainers.encoders.backbones import build_backbone
 from trainers.methods import build_method
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

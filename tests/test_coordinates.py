@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dali_views.coordinates import boxes_to_image, boxes_to_view, iou, map_to_image, map_to_view
+from dali_views.maps.coordinates import boxes_to_image, boxes_to_view, iou, map_to_image, map_to_view
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 

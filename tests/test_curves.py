@@ -15,10 +15,11 @@ import pytest
 import torch
 from runs import copied_at
 
-from dali_views.scenes import make_scenes
-from trainers import checkpoint, config_file
-from trainers.collapse import Collapse
+from dali_views.tools.scenes import make_scenes
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
+from trainers.report.collapse import Collapse
 
 STEPS = 20
 TWO_VIEWS = {"name": "simclr", "size": 32, "crop": "contrastive", "blur": 0}

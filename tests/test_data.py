@@ -12,10 +12,10 @@ from conftest import noise_images
 from torchvision.datasets import STL10
 
 from dali_views import RegionTable, SampleIndex
-from trainers import distributed
 from trainers.config import Data
-from trainers.config_file import parse
+from trainers.config.file import parse
 from trainers.data import class_names, evaluation_views, open_data, plain_loader, training_loader
+from trainers.engine import ranks as distributed
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 import dali_views
 from dali_views import RegionTable, recipes
-from dali_views import cli as loader
+from dali_views.tools import cli as loader
 from trainers import cli as trainer
 from trainers import config as cfg
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from conftest import noise_images
 
-from dali_views.cli import main
-from dali_views.doctor import examine as doctor
-from dali_views.doctor import lines as doctor_lines
-from dali_views.doctor import probes
-from dali_views.doctor.lines import GiB
-from dali_views.sources.listing import EXTENSIONS
+from dali_views.data.listing import EXTENSIONS
+from dali_views.tools.cli import main
+from dali_views.tools.doctor import examine as doctor
+from dali_views.tools.doctor import lines as doctor_lines
+from dali_views.tools.doctor import probes
+from dali_views.tools.doctor.lines import GiB
 
 ROOT = Path(__file__).resolve().parents[1]
 # Machines that run tests may be far slower than one that is examined.
@@ -110,7 +110,8 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_note_and_a_writable_one_i
 def test_a_folder_of_another_user_cannot_be_written(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can take another user's place")
-    code = "import os, sys; from dali_views.doctor.probes import cache\nos.seteuid(65534)\ncache(sys.argv[1])"
+    imports = "import os, sys; from dali_views.tools.doctor.probes import cache"
+    code = f"{imports}\nos.seteuid(65534)\ncache(sys.argv[1])"
     (tmp_path / "mine").mkdir(mode=0o755)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(folder.stat().st_mode | 0o011)

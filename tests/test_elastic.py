@@ -14,7 +14,8 @@ import torch
 from by_hand import finish, start
 from runs import curve, launch, scenes_in, weights, write_config
 
-from trainers import checkpoint, config_file
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
 
 # Nothing here depends on the batch of a process: no batch norm, and negatives come from all of them.

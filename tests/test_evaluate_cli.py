@@ -12,8 +12,9 @@ import yaml
 from conftest import noise_images
 from safetensors.torch import load_file, save_file
 
-from dali_views.scenes import make_scenes
-from trainers import checkpoint, cli, evaluate
+from dali_views.tools.scenes import make_scenes
+from trainers import cli, evaluate
+from trainers.engine import checkpoint
 from trainers.evaluate.encoders import ColourHistogram, encoder_of, load_run
 
 TREE = {

@@ -17,11 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainers import checkpoint, config_file
 from trainers import config as cfg
-from trainers.backbones import Backbone, build_backbone
+from trainers.config import file as config_file
+from trainers.encoders.backbones import Backbone, build_backbone
+from trainers.encoders.key_maps import ARCHITECTURES, architecture_in, convert
+from trainers.engine import checkpoint
 from trainers.export import TOLERANCE, export, write
-from trainers.key_maps import ARCHITECTURES, architecture_in, convert
 from trainers.methods import build_method
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from conftest import noise_images
 
-from dali_views import cli as loader_cli
 from dali_views import recipes
-from trainers import checkpoint
+from dali_views.tools import cli as loader_cli
 from trainers import cli as trainer_cli
+from trainers.engine import checkpoint
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 

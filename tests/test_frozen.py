@@ -13,14 +13,16 @@ import torchvision
 from safetensors.torch import save_file
 
 from dali_views import SampleIndex
-from dali_views.scenes import make_scenes
-from trainers import checkpoint, config_file, frozen
+from dali_views.tools.scenes import make_scenes
 from trainers import config as cfg
-from trainers.backbones import Backbone, build_backbone
+from trainers.config import file as config_file
 from trainers.data import evaluation_views, plain_loader
-from trainers.frozen import embed, frozen_encoder
+from trainers.encoders import frozen
+from trainers.encoders.backbones import Backbone, build_backbone
+from trainers.encoders.frozen import embed, frozen_encoder
+from trainers.engine import checkpoint
+from trainers.guides.partners import find_partners
 from trainers.methods import method_of
-from trainers.partners import find_partners
 
 CPU = torch.device("cpu")
 

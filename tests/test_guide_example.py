@@ -16,8 +16,8 @@ import torchvision
 from torch import Tensor, nn
 
 from dali_views import SampleIndex
-from dali_views.saliency import boxes_from_maps, heatmaps
-from dali_views.scenes import make_scenes
+from dali_views.maps.heatmap import boxes_from_maps, heatmaps
+from dali_views.tools.scenes import make_scenes
 from trainers.evaluate.localisation import localisation, reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides.md"

@@ -15,8 +15,9 @@ from runs import copied_at
 from test_curves import METHODS, configuration, curve, scenes_of
 
 from dali_views import Batch, RegionTable, SampleIndex
-from trainers import checkpoint, config_file
 from trainers import config as cfg
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 from trainers.guides.fixed_boxes import TrueBoxes
 from trainers.guides.guide import Guide
 from trainers.guides.saliency import Saliency

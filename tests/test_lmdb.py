@@ -20,8 +20,9 @@ from PIL import Image
 from test_loader import FULL, digest
 from test_shards import rows_of
 
-from dali_views import BadImageError, SampleIndex, View, ViewLoader, cli
-from dali_views.sources.lmdb_scan import name_of
+from dali_views import BadImageError, SampleIndex, View, ViewLoader
+from dali_views.data.lmdb_scan import name_of
+from dali_views.tools import cli
 from trainers import config as cfg
 from trainers import data
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import noise_images
 from tars import pack_folder
 
-from dali_views import SampleIndex, archive
+from dali_views import SampleIndex
+from dali_views.system import archive
 
 ARRAYS = ("paths", "sizes", "labels", "file_stamps", "places", "box_start", "boxes", "box_labels")
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from trainers import config as cfg
-from trainers.backbones import build_backbone, check_sizes
+from trainers.encoders.backbones import build_backbone, check_sizes
+from trainers.engine.schedules import Clock, cosine, linear
 from trainers.methods import Method, build_method
 from trainers.methods.byol import BYOL
 from trainers.methods.dino import DINO, across_views
@@ -18,7 +19,6 @@ from trainers.methods.momentum import Centre, ema_update, momentum_copy
 from trainers.methods.scfs import SCFS, LayerHead, feature_search
 from trainers.methods.simsiam import SimSiam
 from trainers.methods.stages import Stages
-from trainers.schedules import Clock, cosine, linear
 
 
 def step(method: Method, clock: Clock, views: list[Tensor], rate: float = 0.1) -> Tensor:

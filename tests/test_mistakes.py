@@ -12,7 +12,7 @@ import torch
 from conftest import noise_images
 
 from dali_views import RegionTable, SampleIndex
-from dali_views import cli as loader_cli
+from dali_views.tools import cli as loader_cli
 from trainers import cli as trainer_cli
 from trainers import commands
 
@@ -206,7 +206,7 @@ def test_machines_get_one_line_of_json_for_an_answer_and_for_a_mistake(place, mo
 
 def test_who_reads_no_further_is_no_error(place):
     """As `head` does."""
-    code = "import sys; from dali_views.cli import main; sys.exit(main(['index', sys.argv[1]]))"
+    code = "import sys; from dali_views.tools.cli import main; sys.exit(main(['index', sys.argv[1]]))"
     command = [sys.executable, "-c", code, str(place / "photos")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

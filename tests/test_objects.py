@@ -17,7 +17,8 @@ from s3 import PAGE, Bucket
 from tars import pack_folder, write_shard
 from test_loader import FULL, VIEWS, digest
 
-from dali_views import BadImageError, SampleIndex, SourceGoneError, View, ViewLoader, bad_list, cli
+from dali_views import BadImageError, SampleIndex, SourceGoneError, View, ViewLoader, bad_list
+from dali_views.tools import cli
 from trainers.config import Data
 from trainers.data import open_data
 
@@ -234,7 +235,7 @@ def test_only_what_has_changed_is_looked_at_again(bucket, train, classes):
 
 
 def test_many_objects_of_a_list_are_looked_up_by_listing(bucket, train, local, tmp_path, monkeypatch):
-    monkeypatch.setattr("dali_views.sources.remote_scan._SINGLY", 5)
+    monkeypatch.setattr("dali_views.data.remote_scan._SINGLY", 5)
     names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
     (tmp_path / "list.txt").write_text("\n".join([*names, "ant/absent.jpg"]))
     bucket.proxy.log.clear()

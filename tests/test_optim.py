@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trainers.config import LARS, SGD, AdamW, Optim
-from trainers.optim import Lars, build_optimizer, param_groups, set_lr
-from trainers.schedules import lr_at
+from trainers.engine.optim import Lars, build_optimizer, param_groups, set_lr
+from trainers.engine.schedules import lr_at
 
 
 def small_net() -> nn.Sequential:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dali_views import order
+from dali_views.plan import order
 
 LEAST = 1e-3  # of a p-value; seeds are fixed, so that a test which holds once holds always
 SHORT = [7, 12]

@@ -30,12 +30,12 @@ from test_source import Table
 from touches import killed_at_every_touch
 
 from dali_views import SampleIndex, SourceGoneError, ViewLoader, bad_list, recipes
-from dali_views.cli import main
-from dali_views.packing.folder import Packed, pack
-from dali_views.packing.lists import label_words, shard_keys
-from dali_views.packing.read import in_order
-from dali_views.packing.shards import pack_shards
-from dali_views.sources.listing import number_labels
+from dali_views.data.listing import number_labels
+from dali_views.tools.cli import main
+from dali_views.tools.pack.folder import Packed, pack
+from dali_views.tools.pack.lists import label_words, shard_keys
+from dali_views.tools.pack.read import in_order
+from dali_views.tools.pack.shards import pack_shards
 
 KINDS = ("ant", "bee", "cow")
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import SampleIndex
-from dali_views.scenes import make_scenes
-from trainers import partners
-from trainers.backbones import build_backbone
-from trainers.frozen import embed
-from trainers.partners import find_partners
+from dali_views.tools.scenes import make_scenes
+from trainers.encoders.backbones import build_backbone
+from trainers.encoders.frozen import embed
+from trainers.guides import partners
+from trainers.guides.partners import find_partners
 
 BANDS: list[tuple[Any, tuple[float, float]]] = [
     ("absolute", (0.2, 0.9)), ("absolute", (-1, 1)), ("quantile", (0.5, 0.9)), ("quantile", (0.9, 1)),

@@ -10,7 +10,9 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
-from dali_views import View, plan, recipes, rng
+from dali_views import View, recipes
+from dali_views.plan import draw as plan
+from dali_views.plan import rng
 
 N = 20_000  # crops drawn by the plan, at a few microseconds
 REFERENCES = 6_000  # crops of torchvision and of the transcription, one at a time

@@ -17,9 +17,11 @@ from PIL import Image
 from runs import curve, scenes_in, write_config
 
 from dali_views import SampleIndex
-from dali_views.web_page import escape
-from trainers import checkpoint, cli, config_file
+from dali_views.tools.web_page import escape
+from trainers import cli
+from trainers.config import file as config_file
 from trainers.demo import demo
+from trainers.engine import checkpoint
 from trainers.guides.schedule import boxes_due, outlook
 from trainers.pretrain import pretrain
 

@@ -23,23 +23,17 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from runs import write_config
 
-from dali_views import (
-    BadImageError,
-    RegionTable,
-    SampleIndex,
-    View,
-    ViewLoader,
-    bad_list,
-    cli,
-    order,
-    pipeline,
-    recipes,
-)
-from dali_views.quarantine import Substitutes
-from dali_views.scenes import make_scenes
-from trainers import checkpoint, config_file, distributed
-from trainers.backbones import build_backbone
-from trainers.localise import boxes_of, maps_of
+from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, recipes
+from dali_views.graph import build as pipeline
+from dali_views.loader.quarantine import Substitutes
+from dali_views.plan import order
+from dali_views.tools import cli
+from dali_views.tools.scenes import make_scenes
+from trainers.config import file as config_file
+from trainers.encoders.backbones import build_backbone
+from trainers.engine import checkpoint
+from trainers.engine import ranks as distributed
+from trainers.guides.localise import boxes_of, maps_of
 from trainers.pretrain import pretrain
 
 VIEWS = [View(size=8), View(size=8)]

@@ -14,9 +14,9 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from dali_views import RegionTable
-from trainers import distributed
+from trainers.engine import ranks as distributed
+from trainers.engine.schedules import Clock
 from trainers.methods import Method
-from trainers.schedules import Clock
 
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
 STEPS = 2  # in the second one, what the first one left (queue, centre, momentum networks) has an effect

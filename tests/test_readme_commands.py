@@ -10,8 +10,8 @@ import pytest
 from conftest import noise_images
 
 from dali_views import __main__ as loader
-from dali_views import cli as loader_cli
-from dali_views.scenes import make_scenes
+from dali_views.tools import cli as loader_cli
+from dali_views.tools.scenes import make_scenes
 from trainers import cli as trainer_cli
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,12 +19,12 @@ from by_hand import finish, start
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.collective import all_gather
-from dali_views.region_table import changes as region_changes
-from dali_views.region_table import shared_pages
-from dali_views.region_table import sync as region_sync
-from dali_views.region_table.columns import COLUMNS, FROZEN
-from dali_views.regions import Regions
+from dali_views.regions import changes as region_changes
+from dali_views.regions import shared_pages
+from dali_views.regions import sync as region_sync
+from dali_views.regions.columns import COLUMNS, FROZEN
+from dali_views.regions.table import Regions
+from dali_views.system.collective import all_gather
 from trainers import config as cfg
 from trainers.guides import Guide
 from trainers.guides.semantic_pairs import SemanticPairs

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import regions as regions_module
-from dali_views.region_table import sync as region_sync
-from dali_views.regions import Regions, RegionTable
+from dali_views.regions import sync as region_sync
+from dali_views.regions import table as regions_module
+from dali_views.regions.table import Regions, RegionTable
 
 COLUMNS = ("boxes", "weights", "partner", "written", "writes", "written_epoch")
 BOX = [0.25, 0.125, 0.75, 0.5]
@@ -371,8 +371,8 @@ WRITER = """
 import itertools, os, signal, sys, types
 import numpy as np
 sys.modules["dali_views"] = package = types.ModuleType("dali_views")
-package.__path__ = [os.path.dirname(sys.argv[1])]
-from dali_views import regions as module
+package.__path__ = [os.path.dirname(os.path.dirname(sys.argv[1]))]
+from dali_views.regions import table as module
 table = module.RegionTable(int(sys.argv[3]))
 
 def save(n):

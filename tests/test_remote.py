@@ -15,9 +15,9 @@ from s3 import PAGE, REGION, Bucket
 from tars import write_shard
 
 from dali_views import SourceGoneError
-from dali_views.sources.remote import Bucket as Objects
-from dali_views.sources.remote import Part, as_url, bucket_of, is_remote
-from dali_views.sources.remote_file import RemoteFile
+from dali_views.data.remote import Bucket as Objects
+from dali_views.data.remote import Part, as_url, bucket_of, is_remote
+from dali_views.data.remote_file import RemoteFile
 
 BODY = bytes(range(256)) * 300
 PASSING = ["503", "500", "429", "408", "reset", "cut", "silent", "stall"]
@@ -241,7 +241,7 @@ def test_google_s_store_and_a_web_server_are_read_alike(bucket, monkeypatch):
 def test_a_forked_process_is_told_so_and_does_not_wait_for_ever(bucket):
     bucket.put("x.bin", BODY)
     code = (
-        "import os, sys; from dali_views.sources.remote import bucket_of\n"
+        "import os, sys; from dali_views.data.remote import bucket_of\n"
         "bucket, key = bucket_of(sys.argv[1])\n"
         "bucket.read(key)\n"
         "if os.fork() == 0:\n"

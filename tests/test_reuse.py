@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dali_views import SampleIndex, ViewLoader, recipes
-from dali_views.scenes import make_scenes
+from dali_views.tools.scenes import make_scenes
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reuse.md"
 COUNT = 34

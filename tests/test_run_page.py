@@ -18,11 +18,15 @@ from runs import SMALL, scenes_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dali_views import SampleIndex, bad_list
-from trainers import boards, checkpoint, cli, config_file, run_pictures
+from trainers import cli
+from trainers.config import file as config_file
+from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
-from trainers.run_curves import CHARTS, curves_of, draw, thinned
-from trainers.run_files import PAGE
-from trainers.run_history import RunHistory, lines_of
+from trainers.report import boards
+from trainers.report import pictures as run_pictures
+from trainers.report.curves import CHARTS, curves_of, draw, thinned
+from trainers.report.files import PAGE
+from trainers.report.history import RunHistory, lines_of
 
 SECTIONS = ("Curves", "How the boxes moved", "Best and worst localised", "Views of the latest evaluation",
             "Machine and configuration")  # fmt: skip

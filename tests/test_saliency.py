@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from dali_views.feature_tap import FeatureTap
-from dali_views.saliency import (
+from dali_views.maps.heatmap import (
     activation_map,
     activations,
     boxes_from_maps,
@@ -20,6 +19,7 @@ from dali_views.saliency import (
     principal_map,
     thresholds,
 )
+from dali_views.maps.tap import FeatureTap
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 

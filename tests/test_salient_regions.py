@@ -17,8 +17,8 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
-from dali_views.saliency import activation_map
-from dali_views.salient_regions import (
+from dali_views.maps.heatmap import activation_map
+from dali_views.maps.weights import (
     LOWEST_TEMPERATURE,
     crop_saliency,
     gradient_map,

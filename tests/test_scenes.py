@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dali_views.index import SampleIndex
-from dali_views.scenes import CLASSES, draw_scene, main, make_scenes
+from dali_views.data.index import SampleIndex
+from dali_views.tools.scenes import CLASSES, draw_scene, main, make_scenes
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

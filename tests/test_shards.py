@@ -22,11 +22,12 @@ from PIL import Image
 from tars import add, pack_folder, write_shard
 from test_loader import FULL, digest
 
-from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, cli, show
-from dali_views.sources import ranges
-from dali_views.sources.scan_workers import in_workers
-from dali_views.sources.shard_list import list_shards
-from dali_views.sources.shard_scan import merge, scan_shard
+from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list
+from dali_views.data import ranges
+from dali_views.data.scan_workers import in_workers
+from dali_views.data.shard_list import list_shards
+from dali_views.data.shard_scan import merge, scan_shard
+from dali_views.tools import cli, show
 from trainers import config as cfg
 from trainers import data
 

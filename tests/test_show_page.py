@@ -12,10 +12,10 @@ from PIL import Image
 from tars import pack_folder
 
 from dali_views import RegionTable, SampleIndex, ViewLoader, recipes
-from dali_views.cli import main
-from dali_views.scenes import make_scenes
-from dali_views.show_page import page
-from dali_views.web_page import escape, jpeg_uri
+from dali_views.tools.cli import main
+from dali_views.tools.scenes import make_scenes
+from dali_views.tools.show_page import page
+from dali_views.tools.web_page import escape, jpeg_uri
 
 HOSTILE = '"><img src=x onerror=alert(1)>&amp;\u202egnp'
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, curve, scenes_in, write_config
 
-from trainers import checkpoint
+from trainers.engine import checkpoint
 
 # Two nodes on the loopback. As SLURM's, a signal to the steps reaches the commands that srun started.
 COMMANDS = {

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import SampleIndex
-from trainers import checkpoint
 from trainers import config as cfg
-from trainers.backbones import Backbone, build_backbone
 from trainers.data import DataSets, evaluation_views, open_data, plain_loader
+from trainers.encoders.backbones import Backbone, build_backbone
+from trainers.engine import checkpoint
 from trainers.evaluate.knn import extract
 from trainers.evaluate.linear import linear_probe, probe_settings
 from trainers.evaluate.recipes import FEW_LABELS, MORE_LABELS, PROBES, Settings, rate

@@ -25,9 +25,10 @@ from tables import named, structs, write
 from test_loader import FULL, digest
 from test_shards import rows_of
 
-from dali_views import RegionTable, SampleIndex, View, ViewLoader, bad_list, cli
-from dali_views.sources import group_source, table_look, table_scan
-from dali_views.sources.group_source import GroupCache, GroupSource
+from dali_views import RegionTable, SampleIndex, View, ViewLoader, bad_list
+from dali_views.data import group_source, table_look, table_scan
+from dali_views.data.group_source import GroupCache, GroupSource
+from dali_views.tools import cli
 from trainers import config as cfg
 from trainers import data
 

@@ -8,9 +8,10 @@ import pytest
 from runs import scenes_in, write_config
 
 from dali_views import ViewLoader, recipes
-from trainers import config_file, throughput
+from trainers.config import file as config_file
 from trainers.pretrain import pretrain
-from trainers.throughput import Throughput
+from trainers.report import throughput
+from trainers.report.throughput import Throughput
 
 
 class Clock:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from by_hand import finish, start
 
-from trainers import distributed
+from trainers.engine import ranks as distributed
 
 WORLD = 3
 

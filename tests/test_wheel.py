@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["dali_views", "trainers", "configs", "pyproject.toml", "README.md", "LICENSE"]
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 DEMO = """
-from trainers import config_file, demo
+from trainers.config import file as config_file
+from trainers import demo
 paths = ["run.out=out", "data.path=images", "data.instances=instances.json"]
 names = [config_file.load(file, paths).guide.name for file in (demo.CONFIG, "configs/demo.yaml")]
 print(*names, demo.__file__)

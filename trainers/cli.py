@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dali_views.command_line import Answer, Parser, carry_out
+from dali_views.tools.command_line import Answer, Parser, carry_out
 
-from . import commands, distributed
+from . import commands
+from .engine import ranks as distributed
 from .evaluate.encoders import KINDS
 
 __all__ = ["main"]

@@ -11,15 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dali_views.command_line import MISTAKE, Answer
+from dali_views.tools.command_line import MISTAKE, Answer
 
-from . import config_file, distributed, run_page
-from .amp import device_kind
-from .backbones import Backbone
 from .compare import compare as compare_configs
 from .compare_table import table as compared_table
+from .config import file as config_file
 from .data import open_data
 from .demo import demo as run_demo
+from .encoders.backbones import Backbone
+from .encoders.frozen import frozen_encoder
+from .engine import ranks as distributed
+from .engine.amp import device_kind
 from .evaluate import knn as knn_scores
 from .evaluate.encoders import encoder_of, load_run, method_with
 from .evaluate.linear import linear_probe
@@ -28,12 +30,12 @@ from .evaluate.map_scores import table as map_table
 from .evaluate.semi_supervised import finetune as fine_tuned
 from .evaluate.supervised import Result
 from .export import export as export_encoder
-from .frozen import frozen_encoder
-from .localise import input_size
+from .guides.localise import input_size
 from .methods import Method
 from .pretrain import pretrain as train
-from .report import table as scores_table
-from .run_files import EVALUATIONS
+from .report import page as run_page
+from .report.files import EVALUATIONS
+from .report.report import table as scores_table
 
 
 def pretrain(args: argparse.Namespace) -> Answer:

@@ -23,22 +23,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dali_views import RegionTable
-from dali_views.atomic import atomic_write
-from dali_views.machine import machine
-from dali_views.pipeline import default_threads
+from dali_views.graph.build import default_threads
+from dali_views.system.files import atomic_write
+from dali_views.system.machine import machine
 
-from . import checkpoint, config_file, distributed
 from . import config as cfg
-from .amp import device_kind
 from .compare_table import LOCALISED, Row, Run, table
+from .config import file as config_file
 from .data import open_data
+from .engine import checkpoint
+from .engine import ranks as distributed
+from .engine.amp import device_kind
 from .evaluate import Evaluator
 from .evaluate.encoders import encoder_of
 from .evaluate.linear import linear_probe, probe_settings
-from .localise import input_size
+from .guides.localise import input_size
 from .pretrain import pretrain
-from .run_files import METRICS
-from .run_history import lines_of
+from .report.files import METRICS
+from .report.history import lines_of
 
 __all__ = ["compare", "extra_passes"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
 from . import config as cfg
-from . import distributed
-from .amp import device_kind, precision
+from .engine import ranks as distributed
+from .engine.amp import device_kind, precision
 
 __all__ = [
     "DataSets",

@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dali_views import RegionTable, scenes
+from dali_views import RegionTable
+from dali_views.tools import scenes
 
-from . import checkpoint, config_file
 from . import config as cfg
+from .config import file as config_file
 from .data import open_data, training_loader
+from .engine import checkpoint
 from .evaluate.localisation import reference
 from .pretrain import Result, pretrain
-from .report import table
-from .run_files import CONFIG as CONFIG_OF_RUN
+from .report.files import CONFIG as CONFIG_OF_RUN
+from .report.report import table
 
 __all__ = ["demo"]
 

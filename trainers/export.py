@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from dali_views.atomic import atomic_write
+from dali_views.system.files import atomic_write
 
 from . import config as cfg
-from .backbones import Backbone
+from .encoders.backbones import Backbone
+from .encoders.key_maps import Library, architecture_in, convert
 from .evaluate.encoders import encoder_of, load_run
-from .key_maps import Library, architecture_in, convert
 
 __all__ = ["TOLERANCE", "Exported", "export", "write"]
 

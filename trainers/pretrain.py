@@ -16,22 +16,24 @@ import torch
 from torch import nn
 
 from dali_views import RegionTable
-from dali_views.atomic import atomic_write
-from dali_views.profiling import stage
+from dali_views.system.files import atomic_write
+from dali_views.system.profiling import stage
 
-from . import checkpoint, config_file, distributed, optim
 from . import config as cfg
-from .amp import autocast, device_kind, precision
-from .boards import wandb_module
+from .config import file as config_file
 from .data import open_data, training_loader
+from .engine import checkpoint, optim
+from .engine import ranks as distributed
+from .engine.amp import autocast, device_kind, precision
+from .engine.interrupt import Interrupt
+from .engine.schedules import Clock, cosine, lr_at
 from .evaluate import Evaluator
 from .guides import build_guide
-from .interrupt import Interrupt
-from .localise import check_layers
+from .guides.localise import check_layers
 from .methods import Method, method_of
-from .report import Report
-from .run_files import CONFIG, INDEX
-from .schedules import Clock, cosine, lr_at
+from .report.boards import wandb_module
+from .report.files import CONFIG, INDEX
+from .report.report import Report
 
 __all__ = ["Result", "pretrain"]
 

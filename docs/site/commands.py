@@ -11,7 +11,7 @@ from unittest import mock
 
 from page import Page
 
-from dali_views import cli as loader
+from dali_views.tools import cli as loader
 from trainers import cli as trainer
 
 Main = Callable[[Sequence[str]], int]

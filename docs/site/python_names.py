@@ -14,8 +14,8 @@ from sphinx.pycode import ModuleAnalyzer
 import dali_views
 
 MODULES = (
-    *("recipes", "saliency", "salient_regions", "coordinates"),
-    *("bad_list", "check", "packing"),
+    *("plan.recipes", "maps.heatmap", "maps.weights", "maps.coordinates"),
+    *("data.bad_list", "tools.check", "tools.pack"),
 )
 """Modules all of whose public functions and classes are for users, beside what `dali_views` itself names."""
 

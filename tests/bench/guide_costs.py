@@ -17,15 +17,17 @@ from pathlib import Path
 import torch
 
 from dali_views import RegionTable
-from dali_views.machine import machine
-from dali_views.saliency import boxes_from_maps
+from dali_views.maps.heatmap import boxes_from_maps
+from dali_views.system.machine import machine
 from trainers import config as cfg
-from trainers import config_file, distributed, optim
-from trainers.amp import autocast, device_kind
+from trainers.config import file as config_file
 from trainers.data import open_data, training_loader
+from trainers.engine import optim
+from trainers.engine import ranks as distributed
+from trainers.engine.amp import autocast, device_kind
 from trainers.guides import Guide
+from trainers.guides.localise import input_size, locate
 from trainers.guides.online_crop import OnlineCrop
-from trainers.localise import input_size, locate
 from trainers.methods import Method, method_of
 
 ROUNDS = 3

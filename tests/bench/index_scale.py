@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from dali_views import SampleIndex, View, ViewLoader
-from dali_views.machine import machine
+from dali_views.system.machine import machine
 
 BATCH, BATCHES, PER_SHARD = 256, 30, 10_000
 COLUMNS = [

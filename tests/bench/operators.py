@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
-from dali_views import SampleIndex, ViewLoader, pipeline, recipes
-from dali_views.machine import machine
-from dali_views.photometric_cpu import Photometric
+from dali_views import SampleIndex, ViewLoader, recipes
+from dali_views.graph import build as pipeline
+from dali_views.graph.colour_cpu import Photometric
+from dali_views.system.machine import machine
 
 BATCH = 64
 MEAN, STD = (124.0, 116.0, 104.0), (58.0, 57.0, 57.0)

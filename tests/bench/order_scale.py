@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dali_views import order
-from dali_views.machine import machine
+from dali_views.plan import order
+from dali_views.system.machine import machine
 
 BATCH, BATCHES, ROUNDS = 256, 400, 3
 LENGTHS = (40, 50_000, 1_281_167, 10**8, 10**9)

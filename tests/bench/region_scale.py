@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import RegionTable
-from dali_views.machine import machine
-from dali_views.region_table.columns import COLUMNS, FROZEN
+from dali_views.regions.columns import COLUMNS, FROZEN
+from dali_views.system.machine import machine
 
 BATCH, BATCHES = 256, 400
 IMAGENET, MANY = 1_281_167, 10**8

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, math, types
 
-from dali_views import SampleIndex, View, pipeline, recipes
-from dali_views.bench import ours
-from dali_views.bench.contender import Batches, Contender, Setup
-from dali_views.bench.turns import take_turns
-from dali_views.machine import machine
-from dali_views.plan import Plan
+from dali_views import SampleIndex, View, recipes
+from dali_views.graph import build as pipeline
+from dali_views.plan.draw import Plan
+from dali_views.system.machine import machine
+from dali_views.tools.bench import ours
+from dali_views.tools.bench.contender import Batches, Contender, Setup
+from dali_views.tools.bench.turns import take_turns
 
 MEAN, STD = [124.0, 116.0, 104.0], [58.0, 57.0, 57.0]
 MARGIN = 4  # pixels beyond a crop that the resize may look at
@@ -164,7 +165,7 @@ def viewing(setup: Setup, act: Callable[..., Any]) -> Batches:
 
 
 def compiled(image: Any, matrix: Any, pivot: Any, sigma: Any, window: Any, threads: int) -> Any:
-    from dali_views.photometric_cpu import Photometric
+    from dali_views.graph.colour_cpu import Photometric
 
     act = Photometric(("matrix", "pivot", "sigma", "window"), threads, MEAN, STD)
     return fn.python_function(

@@ -108,7 +108,7 @@ class Views(Section):
     """What a view is: a named recipe and the few knobs that are varied."""
 
     name: str = "moco_v2"
-    """Recipe in dali_views.recipes: simclr, moco_v2, ..."""
+    """Recipe in dali_views.plan.recipes: simclr, moco_v2, ..."""
     size: Count = 224
     """Height and width of a view in pixels."""
     crop: Literal["random", "contrastive", "inside", "whole", "centre"] = "random"

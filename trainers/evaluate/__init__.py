@@ -9,14 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dali_views import RegionTable, SampleIndex, ViewLoader, show
+from dali_views import RegionTable, SampleIndex, ViewLoader
+from dali_views.tools import show
 
 from .. import config as cfg
-from .. import distributed
-from ..amp import autocast
-from ..backbones import Backbone
 from ..data import DataSets, evaluation_views, loader_options, plain_loader, training_views
-from ..localise import boxes_of, maps_of
+from ..encoders.backbones import Backbone
+from ..engine import ranks as distributed
+from ..engine.amp import autocast
+from ..guides.localise import boxes_of, maps_of
 from .knn import check_votes, extract, knn_accuracy
 from .localisation import THRESHOLDS, Localised, best_overlap, best_threshold, spread_rows
 

@@ -9,9 +9,10 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, config_file
 from .. import config as cfg
-from ..backbones import Backbone
+from ..config import file as config_file
+from ..encoders.backbones import Backbone
+from ..engine import checkpoint
 from ..methods import Method, method_of
 
 __all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run", "method_with"]

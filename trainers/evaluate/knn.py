@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers import distributed
+from trainers.engine import ranks as distributed
 
 __all__ = ["BatchLike", "check_votes", "extract", "knn_accuracy"]
 

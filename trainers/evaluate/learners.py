@@ -12,13 +12,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from dali_views import SampleIndex, View, ViewLoader, order
+from dali_views import SampleIndex, View, ViewLoader
+from dali_views.plan import order
 
 from .. import config as cfg
-from .. import distributed
-from ..amp import autocast
-from ..backbones import Backbone
 from ..data import evaluation_views, loader_options, plain_loader
+from ..encoders.backbones import Backbone
+from ..engine import ranks as distributed
+from ..engine.amp import autocast
 from ..methods.split_bn import joined_batch_norm
 from .knn import extract
 from .recipes import Settings

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from .. import config as cfg
-from ..backbones import Backbone
 from ..data import DataSets
+from ..encoders.backbones import Backbone
 from .recipes import PROBES, Settings
 from .supervised import Result, labelled, train_classifier
 

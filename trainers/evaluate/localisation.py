@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dali_views import SampleIndex
-from dali_views.coordinates import iou
+from dali_views.maps.coordinates import iou
 
 __all__ = [
     "CENTRE",

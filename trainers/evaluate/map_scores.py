@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from dali_views import SampleIndex
-from dali_views.coordinates import iou
-from dali_views.saliency import boxes_from_maps
+from dali_views.maps.coordinates import iou
+from dali_views.maps.heatmap import boxes_from_maps
 
 from .. import config as cfg
-from ..backbones import Backbone
+from ..encoders.backbones import Backbone
 from ..guides.image_maps import ImageMaps
-from ..localise import input_size, maps_of
+from ..guides.localise import input_size, maps_of
 from ..methods import Method
 from .localisation import THRESHOLDS, best_threshold, localisation, reference, spread_rows
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..schedules import lr_at
+from ..engine.schedules import lr_at
 
 __all__ = ["FEW_LABELS", "MORE_LABELS", "PROBES", "Settings", "rate"]
 

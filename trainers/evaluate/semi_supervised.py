@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from dali_views import SampleIndex
-from dali_views.index_file import unpack_names
+from dali_views.data.index_file import unpack_names
 
 from .. import config as cfg
-from ..backbones import Backbone
 from ..data import DataSets
+from ..encoders.backbones import Backbone
 from .recipes import FEW_LABELS, MORE_LABELS, Settings
 from .supervised import Result, labelled, train_classifier
 

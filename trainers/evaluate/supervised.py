@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from dali_views import SampleIndex
 
-from .. import checkpoint, distributed
 from .. import config as cfg
-from ..amp import precision
-from ..backbones import Backbone
-from ..optim import Lars
+from ..encoders.backbones import Backbone
+from ..engine import checkpoint
+from ..engine import ranks as distributed
+from ..engine.amp import precision
+from ..engine.optim import Lars
 from .learners import FineTuned, Frozen, Learner
 from .recipes import Settings, rate
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.saliency import boxes_from_maps
+from dali_views.maps.heatmap import boxes_from_maps
 
 from .. import config as cfg
-from ..localise import input_size, locate
 from ..methods import Method
 from .guide import Guide
+from .localise import input_size, locate
 from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["ContrastiveCrop"]

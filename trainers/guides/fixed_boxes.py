@@ -7,7 +7,7 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex
 
 from .. import config as cfg
-from .. import distributed
+from ..engine import ranks as distributed
 from .guide import Guide
 
 __all__ = ["SimCCrop", "TrueBoxes"]

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.coordinates import iou
-from dali_views.regions import Regions
+from dali_views.maps.coordinates import iou
+from dali_views.regions.table import Regions
 
 from ..evaluate.localisation import localisation, spread_rows
 

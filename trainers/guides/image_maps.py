@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dali_views.coordinates import map_to_image
-from dali_views.feature_tap import FeatureTap
-from dali_views.saliency import activations
+from dali_views.maps.coordinates import map_to_image
+from dali_views.maps.heatmap import activations
+from dali_views.maps.tap import FeatureTap
 
-from .. import distributed
+from ..engine import ranks as distributed
 
 __all__ = ["ImageMaps", "ViewMaps"]
 
@@ -29,7 +29,7 @@ class ViewMaps:
     Args:
         backbone: the encoder that learns; its calls in eval mode are not collected.
         layer: dotted name; a map (B, C, h, w), or tokens of a transformer.
-        prefix_tokens, channels_last: see `dali_views.saliency.feature_grid`.
+        prefix_tokens, channels_last: see `dali_views.maps.heatmap.feature_grid`.
 
     Raises:
         ValueError: as by `FeatureTap`: there is no such layer.

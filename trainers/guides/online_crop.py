@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from dali_views import Batch, RegionTable, SampleIndex
-from dali_views.saliency import boxes_from_maps
+from dali_views.maps.heatmap import boxes_from_maps
 
 from .. import config as cfg
-from .. import distributed
 from ..data import training_views
-from ..localise import input_size
+from ..engine import ranks as distributed
 from ..methods import Method
 from .guide import Guide
 from .image_maps import ImageMaps, ViewMaps
+from .localise import input_size
 from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["OnlineCrop"]

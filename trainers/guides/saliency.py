@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from dali_views import Batch, RegionTable, SampleIndex
-from dali_views.salient_regions import crop_saliency, pair_weights, regions_from_maps
+from dali_views.maps.weights import crop_saliency, pair_weights, regions_from_maps
 
 from .. import config as cfg
-from .. import distributed
 from ..data import training_views
-from ..localise import input_size, locate
+from ..engine import ranks as distributed
 from ..methods import Method
 from .guide import Guide
 from .image_maps import ImageMaps
+from .localise import input_size, locate
 from .schedule import boxes_due, warn_if_wide
 
 __all__ = ["Saliency"]

@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dali_views import Batch, RegionTable, SampleIndex
-from dali_views.atomic import atomic_write
+from dali_views.system.files import atomic_write
 
 from .. import config as cfg
-from .. import distributed
-from ..frozen import embed, frozen_encoder
-from ..partner_checks import label_partners, precision, random_partners
-from ..partners import find_partners
+from ..encoders.frozen import embed, frozen_encoder
+from ..engine import ranks as distributed
 from .guide import Guide
+from .partner_checks import label_partners, precision, random_partners
+from .partners import find_partners
 
 __all__ = ["PARTNERS", "SemanticPairs"]
 

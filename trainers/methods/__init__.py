@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trainers import config as cfg
-from trainers.backbones import Backbone, build_backbone, check_sizes
 from trainers.data import training_views
+from trainers.encoders.backbones import Backbone, build_backbone, check_sizes
 
 from .byol import BYOL
 from .dino import DINO

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
+from trainers.engine.schedules import Clock, cosine
 from trainers.methods.heads import normalise, projector
 from trainers.methods.method import Method
 from trainers.methods.momentum import ema_update, momentum_copy
-from trainers.schedules import Clock, cosine
 
 __all__ = ["BYOL", "squared_distance"]
 

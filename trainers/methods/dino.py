@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
+from trainers.engine.schedules import Clock, cosine, linear
 from trainers.methods.heads import PrototypeHead
 from trainers.methods.method import Method
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
-from trainers.schedules import Clock, cosine, linear
 
 __all__ = ["DINO", "across_views", "cross_entropy"]
 

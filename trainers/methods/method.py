@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from trainers.backbones import Backbone
-from trainers.schedules import Clock
+from trainers.encoders.backbones import Backbone
+from trainers.engine.schedules import Clock
 
 __all__ = ["Method"]
 

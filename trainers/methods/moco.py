@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers import config as cfg
-from trainers import distributed
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
+from trainers.engine import ranks as distributed
+from trainers.engine.schedules import Clock
 from trainers.methods.heads import normalise, projector
 from trainers.methods.method import Method
 from trainers.methods.momentum import ema_update, momentum_copy
 from trainers.methods.negatives import are_kin, log_ratio
 from trainers.methods.split_bn import split_batch_norm
-from trainers.schedules import Clock
 
 __all__ = ["MoCo", "info_nce"]
 

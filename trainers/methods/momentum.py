@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainers import distributed
+from trainers.engine import ranks as distributed
 
 __all__ = ["Centre", "ema_update", "momentum_copy"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
+from trainers.engine.schedules import Clock, cosine
 from trainers.methods.dino import DINO, GLOBAL, across_views, cross_entropy, global_and_local, per_view
 from trainers.methods.heads import normalise
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
 from trainers.methods.stages import Stages
-from trainers.schedules import Clock, cosine
 
 __all__ = ["SCFS", "LayerHead", "feature_search"]
 

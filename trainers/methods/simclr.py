@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers import config as cfg
-from trainers import distributed
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
+from trainers.engine import ranks as distributed
 from trainers.methods.heads import normalise, projector
 from trainers.methods.method import Method
 from trainers.methods.negatives import are_kin, log_ratio

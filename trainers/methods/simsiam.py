@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from trainers import config as cfg
-from trainers.backbones import Backbone
+from trainers.encoders.backbones import Backbone
 from trainers.methods.heads import normalise, projector, simsiam_projector
 from trainers.methods.method import Method
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dali_views.feature_tap import FeatureTap
-from dali_views.saliency import feature_grid
-from trainers.backbones import Backbone, look
+from dali_views.maps.heatmap import feature_grid
+from dali_views.maps.tap import FeatureTap
+from trainers.encoders.backbones import Backbone, look
 
 __all__ = ["Stages"]
 

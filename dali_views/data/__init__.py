@@ -1,0 +1,1 @@
+"""Data: which images there are, where their bytes lie, and what is known of them."""

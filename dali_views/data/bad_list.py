@@ -1,0 +1,32 @@
+"""The list of files that cannot be used: a text file with a line `path<tab>reason` for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..system.files import PathLike, atomic_write
+
+
+def save(file: PathLike, reasons: Mapping[str, str]) -> None:
+    """Write reasons by path, in one step."""
+    with atomic_write(file) as draft:
+        draft.writelines(
+            # A line with # is a comment.
+            os.fsencode(f"{'./' if path[:1] == '#' else ''}{path}\t{' '.join(reason.split())}\n")
+            for path, reason in reasons.items()
+        )
+
+
+def load(file: PathLike) -> dict[str, str]:
+    """Reasons by path; a line without a tab is a path alone. Blank lines and lines with # are skipped.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"The list {os.fspath(file)!r} does not exist; check the path.")
+    lines = [line.rstrip("\r") for line in os.fsdecode(Path(file).read_bytes()).split("\n") if line.strip()]
+    pairs = [line.rpartition("\t") if "\t" in line else (line, "", "") for line in lines if line[0] != "#"]
+    return {path: reason.strip() or "on the list of files to leave out" for path, _, reason in pairs}

@@ -1,0 +1,64 @@
+"""Which kind of data set a name on the command line is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..system.files import PathLike
+from .index import SampleIndex
+from .lmdb_scan import names_lmdb
+from .shard_list import is_list, names_shards, names_tables
+
+_SHARDS, _TABLES, _LMDB, _LIST, _FOLDER = "tar shards", "tables", "an LMDB environment", "a list", "a folder"
+
+
+def open_images(
+    where: Sequence[str],
+    coco: PathLike | None = None,
+    root: PathLike | None = None,
+    image: str | None = None,
+    label: str | None = None,
+) -> SampleIndex:
+    """Indexes what was named, by its ending and by what it is: a folder, tar shards, tables, LMDB, or a list.
+
+    Args:
+        where: One name; of containers (shards, tables) also several, as a shell expands a pattern.
+        coco: Instances file, for a folder.
+        root: Where the paths of a list start.
+        image, label: Columns of tables.
+
+    Raises:
+        ValueError: Several names that are not all containers of one kind; an argument that is not for this
+            kind; or as by the constructors of `SampleIndex`, as is FileNotFoundError.
+    """
+    first, kind = where[0], _kind(where, coco)
+    for name, value, of in (("root", root, _LIST), ("image", image, _TABLES), ("label", label, _TABLES)):
+        if value is not None and kind != of:
+            raise ValueError(f"--{name} is for {of}, and {first!r} is taken for {kind}; leave it out.")
+    if kind == _SHARDS:
+        return SampleIndex.from_shards(where)
+    if kind == _TABLES:
+        return SampleIndex.from_table(where if len(where) > 1 else first, image, label)
+    if len(where) > 1:
+        raise ValueError(
+            f"Only of tar shards and of tables there may be several; {first} and the others are neither."
+        )
+    if coco is not None:
+        return SampleIndex.from_coco(first, coco)
+    if kind == _LMDB:
+        return SampleIndex.from_lmdb(first)
+    if kind == _LIST:
+        return SampleIndex.from_list(first, root)
+    return SampleIndex.from_folder(first)
+
+
+def _kind(where: Sequence[str], coco: PathLike | None) -> str:
+    if coco is not None:
+        return _FOLDER
+    if all(map(names_shards, where)):
+        return _SHARDS
+    if all(map(names_tables, where)):
+        return _TABLES
+    if names_lmdb(where[0]):
+        return _LMDB
+    return _LIST if is_list(where[0]) else _FOLDER

@@ -1,0 +1,82 @@
+"""Colour, blur, solarise and normalisation of a view in the graph, for either device.
+
+What a view can need is known when the graph is built; probabilities are neutral parameters, not branches.
+On the CPU the whole block is one compiled function (`photometric_cpu.py`); on the GPU it is DALI's operators,
+which run on the CPU too: there the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, types
+
+from ..plan.views import View
+
+_DTYPE = {"float32": types.FLOAT, "float16": types.FLOAT16}
+
+
+def parameters(view: View) -> list[str]:
+    """The parts of a ViewPlan that this view's photometric operators read."""
+    names = []
+    if view.jitter > 0.0 or view.grayscale > 0.0:
+        names += ["matrix", "pivot"]
+    if view.blur > 0.0:
+        names += ["sigma", "window"]
+    if view.solarise > 0.0:
+        names += ["solarise"]
+    return names
+
+
+def apply(
+    image: Any,
+    given: Mapping[str, Any],
+    *,
+    fused: bool,
+    threads: int,
+    dtype: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Any:
+    """The operators on (S, S, 3) uint8 views; normalised views come out, in `dtype` and HWC.
+
+    Args:
+        given: graph nodes of the `parameters` of the view.
+        fused: the compiled function instead of DALI's operators, on the CPU only; threads: of it.
+        mean, std: of RGB, in units of a byte.
+    """
+    if fused and given:
+        from .colour_cpu import Photometric
+
+        image = fn.python_function(
+            image,
+            *given.values(),
+            function=Photometric(list(given), threads, mean, std),
+            batch_processing=True,
+            output_layouts="HWC",
+        )
+        return image if dtype == "float32" else fn.cast(image, dtype=_DTYPE[dtype])
+    if "matrix" in given:
+        image = _colour(image, given["matrix"], given["pivot"])
+    if "sigma" in given:
+        image = fn.gaussian_blur(image, sigma=given["sigma"], window_size=given["window"])
+    if "solarise" in given:
+        inverted = image >= _beside(image, given["solarise"])
+        # x ^ 255 is 255 - x.
+        image = image ^ (fn.cast(inverted, dtype=types.UINT8) * np.uint8(255))
+    return fn.crop_mirror_normalize(image, dtype=_DTYPE[dtype], output_layout="HWC", mean=mean, std=std)
+
+
+def _colour(image: Any, matrix: Any, pivot: Any) -> Any:
+    """Brightness, contrast, saturation, hue and grayscale as one linear map, clipped once."""
+    grey = fn.reductions.mean(fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY))
+    # As an argument of `coord_transform` the shift would have to come to the CPU, and the CPU to wait for it.
+    mapped = fn.coord_transform(image, M=matrix, dtype=types.FLOAT) + _beside(image, pivot) * grey
+    return fn.reshape(fn.cast(mapped, dtype=types.UINT8), layout="HWC")
+
+
+def _beside(image: Any, parameter: Any) -> Any:
+    """A parameter on the image's device."""
+    return parameter.gpu() if image.device == "gpu" else parameter

@@ -1,0 +1,1 @@
+"""Loader: batches in exact order, resumable, with unreadable images replaced."""

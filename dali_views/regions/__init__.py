@@ -1,0 +1,1 @@
+"""Regions: what the model has said about each sample: boxes, weights, a partner."""

@@ -1,0 +1,1 @@
+"""System: files, ranks, and the machine."""

@@ -1,0 +1,278 @@
+"""Generated scenes: one to three objects of known class at known boxes on a busy background.
+
+For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. The
+class lies in shape and texture alone; colours, sizes, places and backgrounds are drawn at random, so a
+colour histogram does not give it away and a crop beside the object says nothing about it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from .command_line import Answer, Parser, carry_out
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+
+
+class Scene(NamedTuple):
+    """One scene with all that is known about it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3)"""
+    background: NDArray[np.uint8]
+    """(H, W, 3), the same without the objects."""
+    boxes: NDArray[np.int64]
+    """(n, 4) y0, x0, y1, x1 in pixels, y1 and x1 exclusive; each holds its object tightly."""
+    kind: str
+    """Class of all objects in the scene."""
+
+
+def _disc(u: Array, v: Array) -> Array:
+    return np.hypot(u, v) - 1
+
+
+def _ring(u: Array, v: Array) -> Array:
+    return np.abs(np.hypot(u, v) - 0.76) - 0.24
+
+
+def _square(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.7
+
+
+def _triangle(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u) * np.float32(0.866) + v * np.float32(0.5), -v) - 0.5
+
+
+def _cross(u: Array, v: Array) -> Array:
+    a, b = np.abs(u), np.abs(v)
+    return np.minimum(np.maximum(a - 0.95, b - 0.3), np.maximum(b - 0.95, a - 0.3))
+
+
+def _star(u: Array, v: Array) -> Array:
+    # One tenth of the star is a straight edge from its tip (radius 1) to its notch (radius 0.42).
+    angle = np.abs((np.arctan2(u, v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    radius = np.hypot(u, v)
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    notch_x, notch_y = 0.42 * np.cos(np.pi / 5), 0.42 * np.sin(np.pi / 5)
+    normal = np.array([notch_y, 1 - notch_x]) / np.hypot(notch_y, 1 - notch_x)
+    distance: Array = (x - 1) * normal[0] + y * normal[1]
+    return distance
+
+
+def _plain(u: Array, v: Array) -> Array:
+    return np.ones_like(u)
+
+
+def _bands(u: Array, v: Array) -> Array:
+    return np.asarray(np.sin(u * np.float32(9.5)) > 0, np.float32)
+
+
+def _checks(u: Array, v: Array) -> Array:
+    return np.asarray((np.floor(u * 2.6) + np.floor(v * 2.6)) % 2, np.float32)
+
+
+_KINDS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]] = {
+    "disc": (_disc, _plain),
+    "ring": (_ring, _plain),
+    "square": (_square, _plain),
+    "triangle": (_triangle, _plain),
+    "cross": (_cross, _plain),
+    "star": (_star, _plain),
+    "striped disc": (_disc, _bands),
+    "checkered square": (_square, _checks),
+}
+CLASSES = tuple(_KINDS)
+"""All classes, in the order of their labels."""
+
+
+def _colour(rng: np.random.Generator) -> Array:
+    hue, saturation, value = rng.random(), rng.uniform(0.15, 1), rng.uniform(0.2, 1)
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
+
+
+def _muted(rng: np.random.Generator) -> Array:
+    """A colour nearer to middle grey than `_colour` gives."""
+    return 0.4 * _colour(rng) + np.float32(0.6 * 120)
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> Array:
+    """(H, W, 3) muted clouds of two colours, faint stripes, and clutter smaller than any object.
+
+    As in a photograph that is focused on its subject, the background has less contrast than the objects;
+    otherwise telling images apart needs the background only, and nothing draws a network to the objects.
+    """
+    cells = rng.integers(2, 6)
+    mix = rng.random((cells, cells, 1), np.float32)
+    coarse = _muted(rng) * mix + _muted(rng) * (1 - mix) + rng.normal(0, 8, (cells, cells, 3))
+    soft = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    draw, short = ImageDraw.Draw(soft), min(height, width)
+    for _ in range(rng.integers(2, 7)):
+        x, y = rng.random(2) * (width, height)
+        fill = tuple(int(c) for c in _muted(rng))
+        reach = rng.uniform(0.02, 0.07) * short
+        if rng.random() < 0.5:
+            dx, dy = rng.normal(0, 0.2 * short, 2)
+            draw.line((x, y, x + dx, y + dy), fill, width=max(1, round(0.25 * reach)))
+        else:
+            corners = rng.normal((x, y), reach, (rng.integers(3, 6), 2))
+            draw.polygon([(float(a), float(b)) for a, b in corners], fill)
+    angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
+    y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32(short)
+    phase = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi * waves + rng.uniform(0, 6)
+    stripes = np.sin(phase)[..., None] * rng.uniform(0, 8)
+    noise = rng.normal(0, rng.uniform(2, 6), (height, width, 1))
+    return np.asarray(np.asarray(soft, np.float32) + stripes + noise, np.float32)
+
+
+def _place(rng: np.random.Generator, height: int, width: int) -> list[tuple[float, float, float]]:
+    """(y, x, radius) in pixels of one to three circles that do not touch and lie in the picture."""
+    wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+    circles: list[tuple[float, float, float]] = []
+    for _ in range(20):
+        share = rng.uniform(0.07, 0.34 if wanted == 1 else 0.16)
+        radius = min(0.5 * np.sqrt(share * height * width), 0.46 * min(height, width))
+        y, x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+        if all(np.hypot(y - b, x - a) > radius + r + 2 for b, a, r in circles):
+            circles.append((y, x, radius))
+        if len(circles) == wanted:
+            break
+    return circles
+
+
+def draw_scene(
+    seed: int, number: int, size: int | tuple[int, int] = 96, classes: Sequence[str] = CLASSES
+) -> Scene:
+    """Draws one scene; a pure function of its arguments.
+
+    Args:
+        seed: Seed of the set, 0 or more.
+        number: Number of the scene in the set.
+        size: Height and width in pixels, or one number for both; 32 or more.
+        classes: Classes to choose from.
+
+    Returns:
+        The scene. Its objects, one to three, are all of one class, so that the picture has one label.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    rng = np.random.default_rng([seed, number])
+    kind = classes[int(rng.integers(len(classes)))]
+    shape, texture = _KINDS[kind]
+    background = _background(rng, height, width).clip(0, 255)
+    canvas = background.copy()
+    boxes = []
+    for y, x, radius in _place(rng, height, width):
+        top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
+        window = slice(top, int(y + radius) + 2), slice(left, int(x + radius) + 2)
+        behind = canvas[window]  # a neighbour's corner may reach into this window
+        grid = np.mgrid[: behind.shape[0], : behind.shape[1]].astype(np.float32)
+        dy, dx = (grid[0] + (top + 0.5 - y)) / radius, (grid[1] + (left + 0.5 - x)) / radius
+        turn = rng.uniform(0, 2 * np.pi)
+        u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
+        cover = (0.5 - shape(u, v) * radius).clip(0, 1)  # edges fade over one pixel
+        cover[cover < 0.1] = 0
+        mean = behind.mean((0, 1))
+        tries = np.stack([_colour(rng) for _ in range(4)])
+        light = tries[np.abs(tries - mean).sum(1).argmax()]
+        # The second tone differs in brightness from the first, so that a texture shows in any colour.
+        dark = light * 0.35 if light.mean() > 90 else light + 130
+        tone = texture(u, v)[..., None]
+        shade = 1 + rng.uniform(0, 0.25) * v[..., None].clip(-1, 1)
+        paint = (light * tone + dark * (1 - tone)) * shade + rng.normal(0, 4, (*u.shape, 1))
+        before = behind.round()
+        canvas[window] = behind * (1 - cover[..., None]) + paint.clip(0, 255) * cover[..., None]
+        # The box of what can be seen: a corner in the background's colour is no part of the object.
+        seen = (canvas[window].round() != before).any(-1)
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        boxes.append((top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1))
+    return Scene(
+        canvas.round().astype(np.uint8), background.round().astype(np.uint8), np.array(boxes, np.int64), kind
+    )
+
+
+def make_scenes(
+    root: str | os.PathLike[str],
+    count: int,
+    size: int | tuple[int, int] = 96,
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Writes scenes in COCO's layout: `root/images/*.jpg` and `root/instances.json`.
+
+    Equal arguments give equal bytes, and scene `i` does not depend on `count`.
+
+    Args:
+        root: Folder to write to; it is made if need be, files of the same name are replaced.
+        count: How many scenes.
+        size: Height and width in pixels, or one number for both; 32 or more.
+        classes: Some of `CLASSES`; all objects of one scene are of one class.
+        seed: 0 or more.
+
+    Returns:
+        The folder of the images and the file of the boxes, as `SampleIndex.from_coco` takes them.
+
+    Raises:
+        ValueError: No scene is asked for, a class is unknown, or the size is too small.
+    """
+    unknown = [name for name in classes if name not in _KINDS]
+    if unknown or not classes:
+        raise ValueError(f"Unknown classes {unknown}; choose one or more of {list(CLASSES)}.")
+    height, width = (size, size) if isinstance(size, int) else size
+    if count < 1 or min(height, width) < 32:
+        raise ValueError(
+            f"Cannot make {count} scenes of {height} x {width} pixels; ask for one of 32 or more."
+        )
+    folder, file = Path(root) / "images", Path(root) / "instances.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        scene = draw_scene(seed, number, (height, width), classes)
+        name = f"{number:06d}.jpg"
+        Image.fromarray(scene.image).save(folder / name, quality=92)
+        images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
+        for y0, x0, y1, x1 in scene.boxes.tolist():
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1,
+                    "category_id": list(classes).index(scene.kind) + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (y1 - y0) * (x1 - x0),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return folder, file
+
+
+def main() -> int:
+    """`python -m dali_views.tools.scenes OUT --count 1000 --size 128 --seed 0`"""
+    parser = Parser(prog="python -m dali_views.tools.scenes", description="Makes example images.")
+    parser.add_argument("out", help="folder to write images/ and instances.json to")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    def command() -> Answer:
+        folder, file = make_scenes(options.out, options.count, options.size, seed=options.seed)
+        return Answer({}, f"{folder}, {file}")
+
+    return carry_out(command, as_json=False, mistakes=(ValueError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

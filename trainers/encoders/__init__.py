@@ -1,0 +1,1 @@
+"""Encoders: backbones by name, and weights from elsewhere."""

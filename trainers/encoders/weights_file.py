@@ -1,0 +1,63 @@
+"""Weights from a file into an encoder of the library that they belong to, every tensor accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..engine import torch_file
+
+__all__ = ["load_weights"]
+
+_TOLD = 3  # names of tensors in an error
+
+
+def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
+    """Fill an encoder with the state dict in a file; nothing in the file is executed.
+
+    Args:
+        encoder: without a head.
+        classifier: the same network with its head. The file may hold a head of these names and any shape, as
+            one with other classes has; it is ignored.
+        file: .safetensors, or else what torch.save made of a state dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds no state dict, or another network's; the first wrong names are
+            told.
+    """
+    found, own = _read(file), encoder.state_dict()
+    head = classifier.state_dict().keys() - own.keys()
+    # Old files lack the counters of batch norm, which an encoder that does not learn has no use for.
+    wrong = {
+        "missing": [name for name in own if name not in found and not name.endswith("num_batches_tracked")],
+        "unexpected": [name for name in found if name not in own and name not in head],
+        "of another shape": [name for name in own if name in found and found[name].shape != own[name].shape],
+    }
+    told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
+    if told:
+        raise ValueError(f"{file} does not fit this encoder; of its tensors {', '.join(told)}")
+    encoder.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of weights {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch_file.read(file, old=True)
+    except (LookupError, SafetensorError, ValueError) as error:  # LookupError: a type that PyTorch has not
+        raise ValueError(f"{file} cannot be read as weights alone: {error}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
+        held = _first(list(found)) if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"{file} holds no state dict but {held}; save model.state_dict() alone")
+    return dict(found)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(map(str, names[:_TOLD])) + ", ..." * (len(names) > _TOLD)

@@ -1,0 +1,1 @@
+"""Engine: ranks, precision, optimisers, schedules, checkpoints and signals."""
