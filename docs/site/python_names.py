@@ -28,8 +28,7 @@ def pages() -> Iterator[Page]:
     """
     values = {name: getattr(dali_views, name) for name in dali_views.__all__}
     modules = {name: import_module(f"dali_views.{name}") for name in MODULES}
-    modules |= {name: value for name, value in values.items() if inspect.ismodule(value)}
-    own = {name: value for name, value in values.items() if name not in modules}
+    own = {name: value for name, value in values.items() if not inspect.ismodule(value)}
     yield from _with_names(dali_views, own, modules)
     for module in modules.values():
         yield from _with_names(module, _public(module))
