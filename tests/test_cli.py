@@ -103,13 +103,17 @@ def test_a_table_of_other_images_is_refused(photos, tmp_path, capsys):
     assert "data set" in capsys.readouterr().err
 
 
-def test_indexing_needs_neither_pytorch_nor_dali_and_every_public_name_is_there():
+def test_help_and_indexing_need_neither_pytorch_nor_dali_and_every_public_name_is_there(photos):
     code = (
-        "import sys, dali_views.tools.cli\n"
+        "import sys, dali_views; from dali_views.tools.cli import COMMANDS, main\n"
+        "words = [['--help'], ['index', sys.argv[1]], *([name, '--help'] for name in COMMANDS)]\n"
+        "assert [main(each) for each in words] == [0] * len(words)\n"
         "assert not {'torch', 'nvidia.dali'} & sys.modules.keys()\n"
         "print(*(getattr(dali_views, name).__name__ for name in dali_views.__all__))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [name.rpartition(".")[2] for name in run.stdout.split()] == list(dali_views.__all__)
+    command = [sys.executable, "-c", code, str(photos)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = run.stdout.splitlines()[-1]
+    assert [name.rpartition(".")[2] for name in told.split()] == list(dali_views.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Loader'"):
         dali_views.Loader  # noqa: B018

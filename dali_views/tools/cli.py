@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
+from importlib import import_module
 
-from . import commands
 from .command_line import Parser, carry_out
 
 __all__ = ["main"]
@@ -12,20 +13,49 @@ __all__ = ["main"]
 EXAMPLES = """
 dali-views index photos                      which images are usable, and why others are not
 dali-views show photos --out views.png       images, boxes, crops and views
-dali-views bench photos                      how fast, beside other loaders
+dali-views bench photos                      speed, beside other loaders
 """
+
+COMMANDS = {
+    "index": ("index", "scan images, report what is left out and why, and cache the result"),
+    "check": ("check", "decode every image and list those that cannot be used"),
+    "show": ("commands.show", "draw images, boxes, crops and views into a picture or a page"),
+    "bench": ("commands.bench", "speed beside the limits and other loaders, cost in training, memory"),
+    "pack": (
+        "pack.command",
+        "copy a data set to tar shards, with smaller images if desired; resumes after a kill",
+    ),
+    "doctor": ("doctor", "report what this machine can do, and what to change"),
+}
+"""Module below `tools` and help of each command. The module has `EXAMPLES`, `add(parser)` and `run(args)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 if `check` or `doctor` finds fault, 2 with a sentence for a mistake."""
-    parser = Parser(prog="dali-views", examples=EXAMPLES, description="Images for self-supervised learning.")
-    named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in commands.ALL:
-        command.add(named)
+    """Run one command; exit code 0, 1 for a fault that `check` or `doctor` finds, 2 for a mistake."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = parser.parse_args(arguments)
-    except SystemExit as done:  # after the help, or a word that is not known
+        args = _parser(words[:1]).parse_args(words)
+    except SystemExit as done:  # after the help, or for an unknown word
         return int(done.code or 0)
     # RuntimeError is what DALI and PyTorch raise for a missing GPU, a full memory, a broken file.
     mistakes = (ValueError, OSError, RuntimeError)
     return carry_out(lambda: args.run(args), as_json=args.json, mistakes=mistakes)
+
+
+def _parser(used: Collection[str]) -> Parser:
+    """Knows all commands, and the options of those that are used.
+
+    Only their modules are imported, so that `doctor` runs where a package that others need is broken.
+    """
+    parser = Parser(prog="dali-views", examples=EXAMPLES, description="Images for self-supervised learning.")
+    named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (place, told) in COMMANDS.items():
+        if name not in used:
+            named.add_parser(name, help=told)
+            continue
+        module = import_module(f".{place}", __package__)
+        command = named.add_parser(name, help=told, examples=module.EXAMPLES)
+        module.add(command)
+        command.add_argument("--json", action="store_true", help="answer in one line of JSON")
+        command.set_defaults(run=module.run)
+    return parser

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...data.open_images import open_images
 from ...data.remote import absolute
 from ...plan import recipes
+from .. import options
 from ..command_line import Answer
-from . import common
 
 EXAMPLES = """
 dali-views bench photos
@@ -22,15 +21,10 @@ dali-views bench photos --source shards/*.tar --source s3://bucket/photos
 """
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "bench",
-        parents=[common.images(), common.views(), common.options()],
-        examples=EXAMPLES,
-        help="speed beside the limits and other loaders, cost in training, memory",
-    )
-    parser.set_defaults(run=run)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    options.add_images(parser)
+    options.add_views(parser)
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -45,24 +39,24 @@ def add(commands: Any) -> None:
         metavar="IMAGES",
         help="the same images in another place, to be measured beside; may be given several times",
     )
-    parser.add_argument("--batch-size", type=common.at_least(1), help="default: 256 on a GPU, 64 on the CPU")
+    parser.add_argument("--batch-size", type=options.at_least(1), help="default: 256 on a GPU, 64 on the CPU")
     parser.add_argument(
         "--workers",
-        type=common.at_least(1),
+        type=options.at_least(1),
         help="processes of DataLoaders, threads of graphs (all cores)",
     )
-    parser.add_argument("--rounds", type=common.at_least(1), default=3, help="turns of each loader (3)")
+    parser.add_argument("--rounds", type=options.at_least(1), default=3, help="turns of each loader (3)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name"
     )
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="what to train")
     parser.add_argument(
-        "--batches", type=common.at_least(2), default=10_000, help="how long memory is watched (10000)"
+        "--batches", type=options.at_least(2), default=10_000, help="how long memory is watched (10000)"
     )
     parser.add_argument(
         "--batch-sizes",
-        type=common.at_least(1),
+        type=options.at_least(1),
         nargs="+",
         default=[],
         metavar="B",
@@ -86,9 +80,9 @@ def run(args: argparse.Namespace) -> Answer:
         raise ValueError(
             "--source is measured by the part sources; name it in --parts, or leave --parts out."
         )
-    index = common.open_index(args)
+    index = options.open_index(args)
     print(index.summary())
-    device = common.device(args)
+    device = options.device(args)
     batch_size = args.batch_size or {"gpu": 256}.get(device, 64)
     rows = bench.run(
         index,

@@ -7,7 +7,6 @@ import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,8 @@ from ...data.index import SampleIndex
 from ...plan import recipes
 from ...plan.views import CROPS, View
 from ...regions.table import RegionTable
+from .. import options
 from ..command_line import Answer
-from . import common
 
 EXAMPLES = """
 dali-views show photos --out views.png
@@ -26,24 +25,21 @@ dali-views show photos --regions regions.npz --crop contrastive --out guided.png
 """
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "show",
-        parents=[common.images(), common.views(), common.options()],
-        examples=EXAMPLES,
-        help="draw images, boxes, crops and views into a picture or a page",
-    )
-    parser.set_defaults(run=run)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    options.add_images(parser)
+    options.add_views(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("views.png"), help="picture, or page (.html), to write (views.png)"
     )
-    parser.add_argument("--count", type=common.at_least(1), default=6, help="images to show (6)")
+    parser.add_argument("--count", type=options.at_least(1), default=6, help="images to show (6)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch of the draw (0)")
     parser.add_argument("--crop", choices=CROPS, help="replaces how the recipe crops")
     parser.add_argument("--alpha", type=float, help="Beta law of contrastive crops (0.6)")
-    parser.add_argument("--locals", type=common.at_least(0), help="local views, of the recipe dino (8)")
-    parser.add_argument("--local-size", type=common.at_least(1), help="pixels along a local view's side (96)")
+    parser.add_argument("--locals", type=options.at_least(0), help="local views, of the recipe dino (8)")
+    parser.add_argument(
+        "--local-size", type=options.at_least(1), help="pixels along a local view's side (96)"
+    )
     parser.add_argument("--regions", type=Path, metavar="NPZ", help="region table that guides the crops")
     parser.add_argument(
         "--partner",
@@ -62,7 +58,7 @@ def run(args: argparse.Namespace) -> Answer:
     from ...loader.loader import ViewLoader
     from .. import show, show_page
 
-    index = common.open_index(args)
+    index = options.open_index(args)
     as_page = args.out.suffix.lower() in (".html", ".htm")
     if args.partner and not (as_page and args.regions):
         raise ValueError("--partner needs the --regions that name partners, and an --out that ends in .html.")
@@ -90,7 +86,7 @@ def run(args: argparse.Namespace) -> Answer:
         views,
         len(rows),  # partners come after them
         regions=regions,
-        device=common.device(args),
+        device=options.device(args),
         seed=args.seed,
         shuffle=False,
         rank=0,
@@ -151,6 +147,6 @@ def _heatmaps(args: argparse.Namespace, index: SampleIndex) -> NDArray[np.float3
             told = str(error).strip().partition("\n")[0]
             raise ValueError(f"{args.weights} is no state dict of {args.model}: {told}") from error
     whole = recipes.localisation(args.size)
-    loader = ViewLoader(index, whole, len(index), device=common.device(args), shuffle=False, rank=0, world=1)
+    loader = ViewLoader(index, whole, len(index), device=options.device(args), shuffle=False, rank=0, world=1)
     (batch,) = list(loader)
     return heatmaps(model.to(loader.device), batch.views[0], args.layer or "layer4").cpu().numpy()

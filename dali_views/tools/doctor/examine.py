@@ -13,17 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...system import machine
-from ..command_line import Answer, Parser, carry_out
+from ..command_line import Answer
 from . import lines
 from .lines import GiB, Line, MiB
 
-__all__ = ["add", "examine", "main", "run"]
+__all__ = ["add", "examine", "run"]
 
 EXAMPLES = """
 dali-views doctor
@@ -38,26 +38,8 @@ _OF_GPU = {"decode on GPU": ("decode", "gpu"), "hardware JPEG": ("hardware",)}
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl-gpu", "/dev/nvmap")  # of a server, WSL, Jetson
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    _options(
-        commands.add_parser("doctor", examples=EXAMPLES, help="what this machine can do, and what to change")
-    )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command alone, where the others cannot be imported."""
-    parser = Parser(prog="dali-views doctor", examples=EXAMPLES)
-    _options(parser)
-    try:
-        args = parser.parse_args(arguments)
-    except SystemExit as done:  # after the help, or a word that is not known
-        return int(done.code or 0)
-    return carry_out(lambda: run(args), as_json=args.json, mistakes=(ValueError, OSError))
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=run)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     parser.add_argument("--data", metavar="PATH", help="folder of images or a shard: how fast is it read?")
     parser.add_argument(
         "--quick", action="store_true", help="neither PyTorch nor the disk is tried; for a health check"
@@ -69,7 +51,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds to wait for what does not answer (40, quickly 19)",
     )
-    parser.add_argument("--json", action="store_true", help="answer in one line of JSON")
 
 
 def run(args: argparse.Namespace) -> Answer:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ...data.index import SampleIndex
-from ...data.open_images import open_images
-from ...plan import recipes
-
-
-def options() -> argparse.ArgumentParser:
-    """Of every command."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--json", action="store_true", help="answer in one line of JSON")
-    return parser
+from ..data.index import SampleIndex
+from ..data.open_images import open_images
+from ..plan import recipes
 
 
-def images() -> argparse.ArgumentParser:
-    """Which images."""
-    parser = argparse.ArgumentParser(add_help=False)
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Which images; `open_index` opens them."""
     parser.add_argument(
         "images",
         nargs="+",
@@ -36,25 +28,24 @@ def images() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave-out", type=Path, metavar="LIST", help="files not to use, as `check` and a run list them"
     )
-    return parser
 
 
-def views() -> argparse.ArgumentParser:
-    """Which views of them."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--recipe", default="moco_v2", choices=sorted(recipes.BY_NAME), help="set of views (moco_v2)"
-    )
-    parser.add_argument(
-        "--size", type=at_least(1), default=224, help="side of a (global) view in pixels (224)"
-    )
-    parser.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """Which views of them, on which device."""
+    names = sorted(recipes.BY_NAME)
+    parser.add_argument("--recipe", default="moco_v2", choices=names, help="set of views (moco_v2)")
+    parser.add_argument("--size", type=at_least(1), default=224, help="side of a (global) view, pixels (224)")
+    add_device(parser)
     parser.add_argument("--seed", type=at_least(0), default=0)
-    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where images are decoded; see `device`."""
+    parser.add_argument("--device", choices=["gpu", "cpu"], help="default: gpu if there is one")
 
 
 def open_index(args: argparse.Namespace) -> SampleIndex:
-    """The images that were named, without those to be left out."""
+    """The images that were named, without those to leave out."""
     index = open_images(args.images, args.coco, args.root, args.image, args.label)
     return index if args.leave_out is None else index.without(args.leave_out)
 
@@ -66,8 +57,8 @@ def device(args: argparse.Namespace) -> str:
     return str(args.device or ("gpu" if torch.cuda.is_available() else "cpu"))
 
 
-def at_least(least: int) -> Any:
-    """A type of argparse's: whole numbers from `least` on."""
+def at_least(least: int) -> Callable[[str], int]:
+    """A `type` for argparse: integers from `least` on."""
 
     def number(text: str) -> int:
         try:
@@ -81,19 +72,3 @@ def at_least(least: int) -> Any:
         return value
 
     return number
-
-
-def facts(index: SampleIndex) -> dict[str, Any]:
-    """What an index comes to, for machines."""
-    height, width = (int(side) for side in index.sizes.max(axis=0))
-    return {
-        "images": len(index),
-        "root": index.root,
-        "classes": index.classes,
-        "unlabelled": int((index.labels < 0).sum()),
-        "largest_height": height,
-        "largest_width": width,
-        "boxes": len(index.boxes),
-        "left_out": dict(index.left_out),
-        "fingerprint": index.fingerprint,
-    }
