@@ -30,8 +30,7 @@ import mutations
 import numpy as np
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.data.index_file import read_index
-from dali_views.data.scan_cache import Scanned
+from dali_views.data.scan import FileScan, read_index
 from dali_views.graph import build as pipeline
 from dali_views.regions.table import Regions
 from trainers.config import file as config_file
@@ -103,7 +102,7 @@ def _coco(file: Path, images: Path) -> str:
 
 def _index(file: Path, images: Path) -> str:
     index = SampleIndex.load(file)
-    kept = read_index(file, Scanned) if b"stamp_files" in file.read_bytes() else None
+    kept = read_index(file, FileScan) if b"stamp_files" in file.read_bytes() else None
     try:
         _use(index)
         if kept is not None:

@@ -22,7 +22,7 @@ from test_source import Table
 from touches import killed_at_every_touch
 
 from dali_views import SampleIndex, ViewLoader, recipes
-from dali_views.data.index_file import unpack_names
+from dali_views.data.names import unpack_names
 from dali_views.tools.cli import main
 from dali_views.tools.pack.folder import Packed, pack
 

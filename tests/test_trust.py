@@ -17,7 +17,7 @@ from conftest import noise_images
 from PIL import Image
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.data.index_file import pack_names
+from dali_views.data.names import pack_names
 from dali_views.tools.pack.folder import pack
 from trainers.config.file import ConfigError, load, parse
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..system.files import PathLike
-from .container_scan import ContainerScan, look_through, size_of
-from .headers import scan
-from .index_file import pack_names, unpack_names
+from .headers import look_through, scan, size_of
 from .listing import LeftOut, Listing, list_coco, list_file, list_folder
+from .names import pack_names, unpack_names
 from .remote import absolute, as_url, below, is_remote
 from .remote_scan import scan_objects
-from .scan_cache import ScanCache, Scanned
+from .scan import FileScan, Scan, ScanCache
 from .shard_list import list_shards
 from .shard_scan import merge, scan_shard
 from .truth import RowBoxes
@@ -29,10 +28,10 @@ def scan_folder(
     processes: int | None,
     progress: bool,
     classes: Sequence[str] | None,
-) -> Scanned:
+) -> FileScan:
     """An image folder; if nothing in it has changed, it is not even listed."""
     base = absolute(root)
-    place = ScanCache(cache, base, ["folder", None if classes is None else list(classes)], Scanned)
+    place = ScanCache(cache, base, ["folder", None if classes is None else list(classes)], FileScan)
     if place.kept is not None and not is_remote(base) and place.kept.holds():
         return place.kept
     return _scan(list_folder(base, classes), place, processes, progress)
@@ -40,10 +39,10 @@ def scan_folder(
 
 def scan_list(
     file: PathLike, root: PathLike | None, cache: bool | PathLike, processes: int | None, progress: bool
-) -> Scanned:
+) -> FileScan:
     """The files that a text file names."""
     listing = list_file(file, root)
-    place = ScanCache(cache, listing.root, ["list", absolute(file)], Scanned)
+    place = ScanCache(cache, listing.root, ["list", absolute(file)], FileScan)
     return _scan(listing, place, processes, progress)
 
 
@@ -53,12 +52,13 @@ def scan_coco(
     cache: bool | PathLike,
     processes: int | None,
     progress: bool,
-) -> tuple[Scanned, RowBoxes]:
+) -> tuple[FileScan, RowBoxes]:
     """The images of a COCO set, and the boxes of its instances file."""
     listing, boxes = list_coco(images, instances)
     source = None if instances is None else absolute(instances)
-    place = ScanCache(cache, listing.root, ["coco", source], Scanned)
+    place = ScanCache(cache, listing.root, ["coco", source], FileScan)
     scanned = _scan(listing, place, processes, progress)
+    assert scanned.paths is not None
     row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
     rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
     usable = rows >= 0
@@ -67,12 +67,12 @@ def scan_coco(
 
 def scan_shards(
     pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, processes: int | None, progress: bool
-) -> ContainerScan:
+) -> Scan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
     root = _common(paths)
     shards = [below(path, root) for path in paths]
-    place = ScanCache(cache, root, ["shards", shards], ContainerScan)
+    place = ScanCache(cache, root, ["shards", shards], Scan)
     if place.kept is not None and place.kept.holds():
         return place.kept
     remote = is_remote(root)
@@ -95,7 +95,7 @@ def _common(paths: Sequence[str]) -> str:
     return root
 
 
-def _scan(listing: Listing, place: ScanCache[Scanned], processes: int | None, progress: bool) -> Scanned:
+def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, progress: bool) -> FileScan:
     """Scans the listed files, parts good from bad and keeps the result."""
     known = {} if place.kept is None else place.kept.records()
     remote = is_remote(listing.root)
@@ -113,7 +113,7 @@ def _scan(listing: Listing, place: ScanCache[Scanned], processes: int | None, pr
             f"None of the {len(left_out)} files below {listing.root!r} is usable ({first}); check the path."
         )
     table = np.array([records[i][:4] for i in good], np.int64)
-    scanned = Scanned(
+    scanned = FileScan(
         root=listing.root,
         paths=pack_names([listing.names[i] for i in good]),
         sizes=table[:, :2].astype(np.int32),

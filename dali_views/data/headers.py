@@ -11,10 +11,10 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
@@ -33,6 +33,13 @@ THREADS_BELOW = 20_000
 
 Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
+
+_SMALL = 1 << 30  # bytes of containers that threads scan before worker processes have started
+_THREADS = 4  # more wait for the interpreter, not for the disk
+_REQUESTS = 16  # containers in an object store that are scanned at a time
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 _CHUNK = 256
 _TAIL = 1024
@@ -227,6 +234,48 @@ def scan(
             records += part
             bar.update(len(part))
     return records
+
+
+def look_through(
+    look: Callable[[J], R],
+    jobs: Sequence[J],
+    size: int,
+    processes: int | None,
+    kind: str,
+    progress: bool,
+    requests: bool = False,
+) -> list[R]:
+    """What a function tells of each file, in their order, several at a time.
+
+    Args:
+        look: Of the top level of a module; it does not raise.
+        jobs: What it takes, one for each file.
+        size: Bytes of all files.
+        processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and one
+            process per core from there on.
+        kind: What the files are called.
+        progress: Shows a bar on a terminal.
+        requests: The files are in a store, whose answers threads await.
+    """
+    if requests:
+        processes = 0
+    elif processes is None:
+        processes = 0 if size < _SMALL else min(cores(), len(jobs))
+    found = []
+    with (
+        in_workers(look, processes) as look_at,
+        ThreadPoolExecutor(_REQUESTS if requests else processes or _THREADS) as threads,
+        scan_bar(len(jobs), f" {kind}", progress) as bar,
+    ):
+        for one in threads.map(look_at, jobs):
+            found.append(one)
+            bar.update()
+    return found
+
+
+def size_of(paths: Sequence[str]) -> int:
+    """Bytes of those files that are there."""
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
 def cores() -> int:

@@ -12,13 +12,12 @@ from itertools import islice
 import numpy as np
 
 from ..system.files import PathLike
-from .container_scan import ContainerScan
 from .headers import inspect, scan_bar
-from .index_file import may_be_name, pack_names
 from .listing import LeftOut
 from .lmdb_pages import LOST, NO_VALUE, Pages, Value
+from .names import may_be_name, pack_names
 from .remote import as_url, is_remote
-from .scan_cache import ScanCache, stamp_of
+from .scan import Scan, ScanCache, stamp_of
 from .window import Window, of_handle
 
 _THREADS = 4
@@ -34,7 +33,7 @@ def names_lmdb(path: PathLike) -> bool:
     return os.path.splitext(path)[1] in (".lmdb", ".mdb")
 
 
-def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> ContainerScan:
+def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Scan:
     """The images of an environment; if it has not changed, it is not opened. See `SampleIndex.from_lmdb`."""
     if is_remote(path):
         raise ValueError(
@@ -45,7 +44,7 @@ def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Contain
     if not os.path.isfile(file):
         raise FileNotFoundError(f"There is no LMDB environment {os.fspath(path)!r}; check the path.")
     root, name = os.path.split(file)
-    place = ScanCache(cache, root, ["lmdb", name], ContainerScan)
+    place = ScanCache(cache, root, ["lmdb", name], Scan)
     if place.kept is not None and place.kept.holds():
         return place.kept
     stamp = stamp_of(file)
@@ -62,7 +61,7 @@ def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Contain
     return scanned
 
 
-def _scan(root: str, file: str, handle: int, stamp: tuple[int, int], progress: bool) -> ContainerScan:
+def _scan(root: str, file: str, handle: int, stamp: tuple[int, int], progress: bool) -> Scan:
     pages = Pages(handle, stamp[0])
     names: list[bytes] = []
     seen: set[bytes] = set()
@@ -95,7 +94,7 @@ def _scan(root: str, file: str, handle: int, stamp: tuple[int, int], progress: b
     folders = [name.partition(b"/")[0] if b"/" in name else b"" for name in names]
     classes = sorted(set(folders)) if all(folders) else []
     number = {kind: i for i, kind in enumerate(classes)}
-    return ContainerScan(
+    return Scan(
         root=root,
         paths=pack_names(names),
         sizes=np.array(sizes, np.int32),

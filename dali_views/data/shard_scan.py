@@ -16,12 +16,12 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .container_scan import ContainerScan
 from .headers import inspect
-from .index_file import pack_names
 from .listing import EXTENSIONS, LeftOut, number_labels
+from .names import pack_names
 from .remote import is_remote
 from .remote_file import RemoteFile
+from .scan import Scan
 from .source import GONE, reason
 from .window import Window, of_file
 
@@ -103,7 +103,7 @@ def scan_shard(path: str) -> Shard:
     return found.shard()
 
 
-def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> ContainerScan:
+def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> Scan:
     """The scan of all shards, in their order.
 
     Args:
@@ -125,7 +125,7 @@ def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards"
         )
     labels, classes = _labels(found)
     shard_of = np.repeat(np.arange(len(shards)), counts)
-    return ContainerScan(
+    return Scan(
         root=root,
         paths=_paths(shards, found),
         sizes=np.concatenate([shard.sizes for shard in found]),

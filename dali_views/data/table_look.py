@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .headers import inspect
-from .index_file import may_be_name, pack_names
-from .scan_cache import stamp_of
+from .names import may_be_name, pack_names
+from .scan import stamp_of
 from .shard_scan import Shard
 from .source import reason
 from .table_columns import Columns

@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..system.files import PathLike
-from .container_scan import ContainerScan, look_through, size_of
 from .group_source import KEPT_BYTES
+from .headers import look_through, size_of
 from .remote import is_remote
-from .scan_cache import ScanCache
+from .scan import Scan, ScanCache
 from .shard_list import TABLE, list_shards
 from .shard_scan import merge
 from .source import reason
@@ -31,7 +31,7 @@ def scan_tables(
     cache: bool | PathLike,
     processes: int | None,
     progress: bool,
-) -> ContainerScan:
+) -> Scan:
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)
     if any(map(is_remote, paths)):
@@ -40,7 +40,7 @@ def scan_tables(
         )
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = [os.path.relpath(path, root) for path in paths]
-    place = ScanCache(cache, root, ["tables", files, image, label], ContainerScan)
+    place = ScanCache(cache, root, ["tables", files, image, label], Scan)
     scanned = place.kept
     if scanned is None or not scanned.holds():
         scanned = _scan(root, files, paths, image, label, processes, progress)
@@ -73,7 +73,7 @@ def _scan(
     label: str | None,
     processes: int | None,
     progress: bool,
-) -> ContainerScan:
+) -> Scan:
     columns = _columns(paths, image, label)
     jobs = [Job(path, columns, True) for path in paths]
     found = look_through(scan_table, jobs, size_of(paths), processes, "tables", progress)
@@ -106,9 +106,9 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> Columns:
     raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {told}); check the path.")
 
 
-def _slow(scanned: ContainerScan) -> str:
+def _slow(scanned: Scan) -> str:
     """What there is to say of reading the images in random order, or ""."""
-    if scanned.holder != "groups" or scanned.places is None:
+    if scanned.holder != "groups" or scanned.places is None or scanned.file_stamps is None:
         return ""
     groups = len(np.unique(scanned.places[:, 0] << 32 | scanned.places[:, 1]))
     total = int(scanned.file_stamps[:, 0].clip(0).sum())

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dali_views import SampleIndex
-from dali_views.data.index_file import unpack_names
+from dali_views.data.names import unpack_names
 
 from .. import config as cfg
 from ..data import DataSets

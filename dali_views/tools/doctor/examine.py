@@ -239,6 +239,6 @@ def _data(path: str, answer: dict[str, Any]) -> Line:
 
 
 def _cache_folder() -> Path:
-    """Where scans are kept, as `scan_cache` says."""
+    """Where scans are kept, see `data.scan.ScanCache`."""
     own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.index import SampleIndex
-from ...data.index_file import unpack_names
 from ...data.listing import EXTENSIONS, number_labels
+from ...data.names import unpack_names
 from ...system.files import PathLike, atomic_write
 
 _KEPT = (".jpg", ".jpeg")

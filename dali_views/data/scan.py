@@ -1,34 +1,60 @@
-"""How an index is stored: one .npz of its arrays, uncompressed, with all else as JSON in the array `meta`.
+"""Scan: which images a data set holds, where each lies, how large it is; and the file that keeps this.
 
-What is read is held against itself first, so that a file which is whole but wrong is refused here and not by
-an IndexError hours later.
+The file is one .npz of the arrays, uncompressed, with all else as JSON in the array `meta`. What is read is
+checked first, so that a file which is whole but wrong is refused here and not by an IndexError hours later.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..system.archive import open_npz
 from ..system.files import PathLike, atomic_write
-from .headers import MAX_PIXELS
+from .headers import MAX_PIXELS, Record
 from .listing import LeftOut
+from .names import pack_names, unpack_names
 from .remote import is_remote
-from .store import PLACED
+from .remote_scan import object_stamps
+
+Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
+"""What holds the images, and so what their `places` (N, 3) say:
+
+- "": local files of their own, arrays, or a source of one's own; there are no places;
+- "ranges": pieces of container files, as tar shards are: file, offset, bytes;
+- "groups": values of a column in Parquet or compressed Arrow files: file, group in it, row in that;
+- "objects": whole objects in a store: 0, version, bytes.
+
+The root of ranges and objects may be a URL.
+"""
+
+PLACED: Mapping[str, Mapping[str, bool]] = {
+    "": {"files": False, "places": False, "column": False},
+    "ranges": {"paths": True, "files": True, "places": True, "column": False},
+    "groups": {"paths": True, "files": True, "places": True, "column": True},
+    "objects": {"paths": True, "files": False, "places": True, "column": False},
+}
+"""What is stored for each holder."""
+
+CHECKED_FILES = 20_000
+"""At most this many files are compared by size and mtime before a kept scan is used."""
 
 FORMAT = 2
 """Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""
 
 _CHECKED = 1 << 16  # rows that are checked at a time
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Scan")
 
 # Type and shape of every array that an index or a kept scan has. A letter stands for the same number
 # everywhere: N images, M boxes, S files that hold many images, K files that the scan refused, F folders; None
@@ -48,6 +74,96 @@ _ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
     "stamp_folders": (np.bytes_, ("F",)),
     "stamp_times": (np.int64, ("F",)),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """N usable images, in a fixed order. The one record of scans, of their cache and of `SampleIndex`."""
+
+    root: str
+    """Absolute folder or URL ("s3://bucket/train"); "" for arrays and a source of one's own."""
+    paths: NDArray[np.uint8] | None
+    """(N, L) path of each file relative to the root, UTF-8, NUL-padded; None for arrays. In a shard,
+    shard.tar/member.jpg; in a source of one's own, the name of the image."""
+    sizes: NDArray[np.int32]
+    """(N, 2) stored height and width in pixels; EXIF rotation is not applied."""
+    labels: NDArray[np.int32]
+    """(N,) class of each image, -1 unknown."""
+    classes: list[str] = field(default_factory=list)
+    """Name of each class; a label is a position in this list."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Path and reason of each file that was listed and cannot be used."""
+    holder: Holder = ""
+    """What holds the images, if they are neither files of their own nor arrays."""
+    files: list[str] = field(default_factory=list)
+    """Files that hold many images each (tar shards, tables), relative to the root."""
+    file_stamps: NDArray[np.int64] | None = None
+    """(S, 2) bytes and mtime_ns (or version) of each of these files at the scan, (-1, -1) if absent."""
+    places: NDArray[np.int64] | None = None
+    """(N, 3) where each image lies; see `Holder`."""
+    column: str = ""
+    """Column of a table that holds the images."""
+
+    def holds(self) -> bool:
+        """Whether all files that were scanned still look the same."""
+        assert self.file_stamps is not None
+        stamps = [tuple(stamp) for stamp in self.file_stamps.tolist()]
+        if is_remote(self.root):
+            return object_stamps(self.root, self.files) == stamps
+        paths = [os.path.join(self.root, name) for name in self.files]
+        return all(stamp_of(path) == stamp for path, stamp in zip(paths, stamps, strict=True))
+
+
+def _no_stamps() -> NDArray[np.int64]:
+    return np.zeros((0, 2), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class FileScan(Scan):
+    """The scan of a listing: images that are files or objects of their own, and what these looked like.
+
+    A stamp is (bytes, mtime_ns) of a file, (bytes, version) of an object, (-1, -1) where there is none.
+    """
+
+    stamp_files: NDArray[np.int64] = field(default_factory=_no_stamps)
+    """(N, 2) stamps of the images."""
+    stamp_left: NDArray[np.int64] = field(default_factory=_no_stamps)
+    """(K, 2) stamps of the files that the scan refused, which are the first K of `left_out`."""
+    stamp_folders: NDArray[np.bytes_] = field(default_factory=lambda: np.zeros(0, np.bytes_))
+    """(F,) folders that were read, relative to the root."""
+    stamp_times: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(F,) their mtime_ns; adding, removing or renaming a file changes it."""
+
+    def records(self) -> dict[bytes, Record]:
+        """What the scan said about each file it looked at."""
+        assert self.paths is not None
+        rows = zip(unpack_names(self.paths), self.sizes.tolist(), self.stamp_files.tolist(), strict=True)
+        known: dict[bytes, Record] = {name: (*size, *stamp, "") for name, size, stamp in rows}
+        refused = zip(self.left_out, self.stamp_left.tolist(), strict=False)
+        return known | {os.fsencode(f.path): (0, 0, *stamp, f.reason) for f, stamp in refused}
+
+    def holds(self) -> bool:
+        """Whether folders and files still look the same; of more than `CHECKED_FILES`, an even sample."""
+        assert self.paths is not None
+        base = os.path.join(os.fsencode(self.root), b"")
+        folders = zip(self.stamp_folders.tolist(), self.stamp_times.tolist(), strict=True)
+        if any(stamp_of(base + name)[1] != time for name, time in folders):
+            return False
+        count = len(self.paths)
+        rows = np.unique(np.linspace(0, count - 1, min(count, CHECKED_FILES)).astype(np.int64))
+        names = unpack_names(self.paths[rows]) + [os.fsencode(f.path) for f in self.left_out]
+        stamps = self.stamp_files[rows].tolist() + self.stamp_left[:CHECKED_FILES].tolist()
+        # Files that the listing itself refused have no stamp: the reason does not lie in the file.
+        return all(stamp_of(base + n) == tuple(stamp) for n, stamp in zip(names, stamps, strict=False))
+
+
+def stamp_of(path: bytes | str) -> tuple[int, int]:
+    """(bytes, mtime_ns) of a file, (-1, -1) where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # a NUL in a name that someone else put into the file
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def write_index(path: PathLike, index: Any) -> None:
@@ -85,17 +201,17 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
         _check_places(arrays, facts)
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
-        for field in fields(make):
-            told_of = field.name in facts or field.name in arrays or field.name == "paths"
-            if not told_of and field.default is MISSING and field.default_factory is MISSING:
-                raise ValueError(f"it has no {field.name}")
+        for one in fields(make):
+            needed = one.default is MISSING and one.default_factory is MISSING
+            if needed and one.name not in {"paths", *facts, *arrays}:
+                raise ValueError(f"it has no {one.name}")
     index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
     return index
 
 
 def _stored(index: Any) -> list[str]:
     """The fields of a dataclass or of one's instance, less those that are marked as not stored."""
-    return [field.name for field in fields(index) if field.metadata.get("stored", True)]
+    return [one.name for one in fields(index) if one.metadata.get("stored", True)]
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
@@ -202,21 +318,44 @@ def _check_paths(paths: NDArray[np.uint8]) -> None:
             raise ValueError("a path leaves the root")
 
 
-def may_be_name(name: bytes) -> bool:
-    """Whether an image may be named so: as a path below the root, and in one line of a list."""
-    try:
-        whole = name.decode().isprintable() and name[:1] not in (b"", b"/")
-    except UnicodeDecodeError:
-        return False
-    return whole and b".." not in name.split(b"/")
+class ScanCache(Generic[T]):
+    """The place of one kept scan, and what lies there."""
 
+    def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
+        """Looks the scan up.
 
-def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:
-    """(N, L) names as bytes, padded with NULs to the longest."""
-    return np.array(names, dtype=np.bytes_).view(np.uint8).reshape(len(names), -1)
+        Args:
+            cache: True means $DALI_VIEWS_CACHE, or dali_views in $XDG_CACHE_HOME, or ~/.cache/dali_views;
+                a path means that folder; False means nowhere.
+            root: The folder that was scanned.
+            options: What else shaped the listing, JSON-able.
+            kind: Dataclass of the scan, which has a `root`.
+        """
+        self.file: Path | None = None
+        self.kept: T | None = None
+        if cache is False:
+            return
+        if cache is True:
+            own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+            folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
+        else:
+            folder = Path(cache)
+        digest = hashlib.sha256(json.dumps([root, options]).encode()).hexdigest()[:16]
+        name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
+        self.file = folder / f"{name or 'root'}-{digest}.npz"
+        try:
+            kept: Any = read_index(self.file, kind)
+        except (OSError, ValueError):
+            return  # absent, damaged or wrong: the scan is done anew
+        self.kept = kept if kept.root == root else None
 
-
-def unpack_names(paths: NDArray[np.uint8]) -> list[bytes]:
-    """What `pack_names` packed."""
-    names: list[bytes] = np.ascontiguousarray(paths).view(f"S{paths.shape[1]}").ravel().tolist()
-    return names
+    def keep(self, scanned: T) -> None:
+        """Writes the scan; a place that cannot be written costs a warning."""
+        if self.file is None:
+            return
+        try:
+            write_index(self.file, scanned)
+        except OSError as error:
+            warnings.warn(
+                f"The index is not kept: {str(self.file)!r} cannot be written ({error}).", stacklevel=5
+            )
