@@ -32,7 +32,7 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex
 from dali_views.data.scan import FileScan, read_index
 from dali_views.graph import build as pipeline
-from dali_views.regions.table import Regions
+from dali_views.regions import Snapshot
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
@@ -130,7 +130,7 @@ def _checkpoint(file: Path, images: Path) -> str:
         state = checkpoint.load(folder)
     try:
         RegionTable(3).load_state_dict(state["regions"])
-        Regions.from_state_dict(state["regions"])
+        Snapshot.from_state_dict(state["regions"])
         config_file.parse(state["config"])
     except (KeyError, TypeError):
         return "refused"

@@ -1,4 +1,4 @@
-"""RegionTable: what update takes and refuses, snapshots, files that survive kill -9, ranks made equal."""
+"""RegionTable: what update takes and refuses, snapshots, files that survive kill -9."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
-from dali_views.regions import sync as region_sync
+from dali_views.regions import RegionTable, Snapshot
 from dali_views.regions import table as regions_module
-from dali_views.regions.table import Regions, RegionTable
 
 COLUMNS = ("boxes", "weights", "partner", "written", "writes", "written_epoch")
 BOX = [0.25, 0.125, 0.75, 0.5]
@@ -221,7 +218,7 @@ def test_states_survive_a_checkpoint_that_holds_weights_only(tmp_path: Path) -> 
     other.load_state_dict(loaded["table"])
     assert same(other, table)
     assert (other.epoch, other.fingerprint) == (3, "abc")
-    frozen = Regions.from_state_dict(loaded["frozen"])
+    frozen = Snapshot.from_state_dict(loaded["frozen"])
     assert frozen.epoch == 3
     assert not frozen.boxes.flags.writeable
     for name in ("boxes", "weights", "partner", "written"):
@@ -245,7 +242,7 @@ def test_a_state_dict_is_a_copy_and_loading_takes_one() -> None:
         (RegionTable(7), {}, "do not fit 7 rows of 1 regions"),
         (RegionTable(6, regions=2), {}, "do not fit 6 rows of 2 regions"),
         (RegionTable(6), {"boxes": np.full((6, 1, 4), 0.5)}, "Row 0 .* inverted or empty"),
-        (RegionTable(6), {"writes": np.zeros(5, np.int32)}, "do not have 6 rows"),
+        (RegionTable(6), {"writes": np.zeros(5, np.int32)}, "do not fit 6 rows"),
         (RegionTable(6), {"partner": None}, "The state has no 'partner'"),
     ],
 )
@@ -443,90 +440,6 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_table(tmp_path: Path) ->
         assert saved <= table.epoch <= saved + 1
         assert bool((table.weights == table.epoch).all())
         assert bool((table.writes == table.epoch).all())
-
-
-# ---- ranks
-
-
-def test_without_other_ranks_sync_moves_nothing() -> None:
-    table = filled()
-    assert table.sync() == 0
-    assert same(table, filled())
-
-
-def sync_on_rank(rank: int, folder: str) -> None:
-    for world in (4, 2):  # the last two ranks are done after the first world
-        if rank < world:
-            sync_in_world(rank, world, f"{folder}/{world}-")
-
-
-def sync_in_world(rank: int, world: int, prefix: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{prefix}store", rank=rank, world_size=world)
-    region_sync._SYNC_ROWS = 8  # several rounds on a small table
-    table = RegionTable(30, regions=2, fingerprint="abc")
-    received = []
-    state = table.state_dict()
-    state["weights"][28] = rank + 5  # not an update: must stay where it is
-    table.load_state_dict(state)
-    # Round one: own rows rank, rank + world, ... below 20, and row 25 on every rank, twice on the first.
-    table.epoch = 1
-    own = np.arange(rank, 20, world)
-    table.update(own, np.tile([0, 0, 0.5, (rank + 1) / 8], (len(own), 1)), own + 1, own + 2)
-    for _ in range(2 if rank == 0 else 1):
-        table.update([25], [[0, 0, 1, (rank + 1) / 8]], [rank + 1], [rank])
-    received.append(table.sync())
-    received.append(table.sync())
-    # Round two: only the last rank has news.
-    table.epoch = 2
-    if rank == world - 1:
-        table.update([3, 29], weights=[[0, 5], [7, 7]])
-    received.append(table.sync())
-    np.savez(f"{prefix}rank{rank}.npz", received=received, **table.state_dict())
-    refused = ""
-    try:
-        RegionTable(30 if rank else 31).sync()
-    except ValueError as error:
-        refused = str(error)
-    Path(f"{prefix}refused{rank}").write_text(refused)
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(sync_on_rank, args=(str(folder),), nprocs=4, start_method="forkserver")  # type: ignore[no-untyped-call]
-    return folder
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_sync_makes_all_ranks_equal_and_moves_only_changed_rows(synced: Path, world: int) -> None:
-    ranks = [dict(np.load(synced / f"{world}-rank{rank}.npz")) for rank in range(world)]
-    own = 20 // world
-    for rank, state in enumerate(ranks):
-        news = 0 if rank == world - 1 else 2
-        assert state["received"].tolist() == [(world - 1) * (own + 1), 0, news]
-        assert state["weights"][28].tolist() == [rank + 5, rank + 5]
-        state["weights"][28] = 1
-        for name in COLUMNS:
-            assert np.array_equal(state[name], ranks[0][name])
-    table = RegionTable(30, regions=2)
-    table.load_state_dict({name: ranks[0][name] for name in (*COLUMNS, "epoch", "fingerprint")})
-    rows = np.arange(20)
-    assert np.array_equal(table.boxes[:20, 1, 3], (rows % world + 1) / 8)
-    assert np.array_equal(table.partner[:20], rows + 2)
-    assert table.weights[3].tolist() == [0, 5]
-    assert table.boxes[25, 0, 3] == world / 8  # the highest rank wins
-    assert table.partner[25] == world - 1
-    assert table.writes[25] == world + 1  # writes add up
-    assert table.writes[[3, 4, 24, 29]].tolist() == [2, 1, 0, 1]
-    assert table.written_epoch[[3, 4, 24, 29]].tolist() == [2, 1, -1, 2]
-    assert table.written.nonzero()[0].tolist() == [*range(20), 25]
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_with_different_tables_are_refused_on_every_rank(synced: Path, world: int) -> None:
-    for rank in range(world):
-        assert "ranks hold different RegionTables" in (synced / f"{world}-refused{rank}").read_text()
 
 
 def test_a_subset_keeps_boxes_weights_and_whether_they_were_written() -> None:

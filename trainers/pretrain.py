@@ -17,7 +17,7 @@ from torch import nn
 
 from dali_views import RegionTable
 from dali_views.system.files import atomic_write
-from dali_views.system.profiling import stage
+from dali_views.system.machine import stage
 
 from . import config as cfg
 from .config import file as config_file
@@ -71,8 +71,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     check_layers(config, method.backbone)
     saved = open_run(config, resume)
     data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
-    # Guides write and then `sync`, so the ranks of a machine can do with one table.
-    regions = RegionTable(len(data.train), config.regions, shared=True)
+    regions = RegionTable(len(data.train), config.regions)
     loader = training_loader(config, data.train, regions)
     if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from ..data.headers import MAX_PIXELS
 from ..data.source import Form
 from ..plan.draw import ViewPlan
 from ..plan.views import View
-from ..system import gpu_memory
+from ..system.machine import is_full
 from . import colour as photometric
 
 # Batches that are under way at a time. The graph computes one batch while the trainer works on another.
@@ -239,7 +239,7 @@ class Alone:
             self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:
             self._graph = None  # a graph that failed may not be used again
-            if gpu_memory.is_full(error):
+            if is_full(error):
                 raise
             return _reason(str(error))
         return ""

@@ -14,7 +14,7 @@ from ..data.index import SampleIndex
 from ..data.read_ahead import AHEAD, ReadAhead, Reading
 from ..plan.draw import I64, Plan
 from ..plan.views import View
-from ..system.profiling import stage
+from ..system.machine import stage
 from . import build as pipeline
 
 

@@ -19,11 +19,10 @@ from ..graph.feed import Feed
 from ..plan import draw as plan
 from ..plan import order, rng
 from ..plan.views import View
-from ..regions.snapshot import entry
-from ..regions.table import Regions, RegionTable
-from ..system import collective
-from ..system.place import rank_and_world, torch_device
-from ..system.profiling import stage
+from ..regions.snapshot import Snapshot, entry
+from ..regions.table import RegionTable
+from ..system.machine import stage
+from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
 from .batch import Batch, Stats
 from .quarantine import Substitutes
 
@@ -181,7 +180,7 @@ class ViewLoader:
     def _freeze(self, epoch: int) -> None:
         self.epoch, self.position, self._resumed = operator.index(epoch), 0, False
         self._passes += 1
-        self._frozen: Regions | None = None
+        self._frozen: Snapshot | None = None
         if self.regions is not None:
             self.regions.epoch = epoch
             with stage("dali_views: freeze regions"):
@@ -228,7 +227,7 @@ class ViewLoader:
         if position < 0:
             raise ValueError(f"The loader's state stands at {position} samples; it should be at least 0.")
         # Read first: a state that is refused changes nothing.
-        frozen = None if state["regions"] is None else Regions.from_state_dict(state["regions"])
+        frozen = None if state["regions"] is None else Snapshot.from_state_dict(state["regions"])
         if self.regions is not None and state.get("table") is not None:
             self.regions.load_state_dict(state["table"])
         self._freeze(epoch)
@@ -248,9 +247,9 @@ class ViewLoader:
         Raises:
             BadImageError: on every rank, if together they are more than `max_bad_share`.
         """
-        if collective.world() == 1:
+        if world() == 1:
             return
-        for found in collective.all_gather_bytes(json.dumps(self._substitutes.reasons()).encode()):
+        for found in all_gather_bytes(json.dumps(self._substitutes.reasons()).encode()):
             self._substitutes.add({int(row): reason for row, reason in json.loads(found).items()})
         self._substitutes.check_share(self.max_bad_share)
 

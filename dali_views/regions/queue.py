@@ -1,23 +1,14 @@
-"""Updates of a region table that are on their way from a GPU, so that no training step waits for them."""
+"""Updates of a region table that are still being copied from a GPU: no training step waits for them."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Update", "UpdateQueue", "on_gpu"]
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one call of ``RegionTable.update`` was given, as it reaches the CPU, and its epoch."""
-
-    values: Mapping[str, Any]
-    epoch: int
+__all__ = ["UpdateQueue", "on_gpu"]
 
 
 def on_gpu(values: Mapping[str, Any]) -> bool:
@@ -26,18 +17,18 @@ def on_gpu(values: Mapping[str, Any]) -> bool:
 
 
 class UpdateQueue:
-    """Copies under way, in the order of the calls."""
+    """Copies in progress, in the order of the calls."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Any, Update]] = deque()
+        self._waiting: deque[tuple[list[Any], dict[str, Any], int]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, values: Mapping[str, Any], epoch: int) -> None:
-        """Begin to copy the CUDA tensors among the values into pinned memory, behind their streams' work.
+        """Start to copy the CUDA tensors among the values into pinned memory, in their streams' order.
 
-        Values on the CPU are copied at once, for the caller may write to them as soon as the call returns.
+        Values on the CPU are copied at once: the caller may overwrite them as soon as the call returns.
         """
         import torch
 
@@ -48,15 +39,16 @@ class UpdateQueue:
                 events.append(torch.cuda.current_stream(value.device).record_event())
             else:
                 copies[name] = value.detach().clone() if hasattr(value, "detach") else np.array(value)
-        self._waiting.append((events, Update(copies, epoch)))
+        self._waiting.append((events, copies, epoch))
 
-    def arrived(self, wait: bool) -> Iterator[Update]:
-        """Take out updates, oldest first: all of them if `wait`, else those whose copies are complete."""
+    def arrived(self, wait: bool) -> Iterator[tuple[dict[str, Any], int]]:
+        """Take out the values and the epoch of updates, oldest first: all of them if `wait`, else those
+        before the first incomplete copy."""
         while self._waiting:
-            events, update = self._waiting[0]
+            events, values, epoch = self._waiting[0]
             if not wait and not all(event.query() for event in events):
                 return
             for event in events:
                 event.synchronize()
             self._waiting.popleft()
-            yield update
+            yield values, epoch

@@ -1,25 +1,54 @@
-"""What a valid row of a region table is: conversions and checks, all before anything is written.
+"""Rows of a region table: the columns, what they hold at first, and the checks before anything is written.
 
-Every check takes what a caller passed (NumPy, sequences or torch tensors on any device) and returns an array
-in the type of the table, or raises an error that names the first bad row and its position in the call.
+Each check takes what a caller passed (NumPy arrays, sequences or torch tensors on any device) and returns an
+array in the type of the table. Its error names the first bad row and the position of that row in the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = "NDArray[Any]"
+Columns: TypeAlias = "Mapping[str, Array]"
+"""Arrays of N rows under the names in `COLUMNS`."""
 
-_TOLERANCE = 1e-6  # rounding of a box computed in float32 elsewhere
+FROZEN = ("boxes", "weights", "partner", "written")
+"""Columns that a snapshot holds."""
+COLUMNS = (*FROZEN, "writes", "written_epoch")
+
+_CHUNK = 1 << 17  # rows per piece of work on a whole table: temporary arrays stay small
+_TOLERANCE = 1e-6  # rounding of a box that was computed in float32 elsewhere
 _KINDS = {"iuf": "numbers", "iu": "integers", "b": "truth values"}
 
 
+def new_columns(length: int, regions: int) -> dict[str, Array]:
+    """Columns of an unwritten table: read-only; only `partner` takes memory."""
+    return {
+        "boxes": np.broadcast_to(np.array([0, 0, 1, 1], np.float32), (length, regions, 4)),
+        "weights": np.broadcast_to(np.float32(1), (length, regions)),
+        "partner": np.arange(length, dtype=np.int64),
+        "written": np.broadcast_to(np.False_, length),
+        "writes": np.broadcast_to(np.int32(0), length),
+        "written_epoch": np.broadcast_to(np.int32(-1), length),
+    }
+
+
+def chunks(length: int) -> Iterator[slice]:
+    """Slices that cover all rows."""
+    for start in range(0, length, _CHUNK):
+        yield slice(start, min(start + _CHUNK, length))
+
+
 def as_array(values: Any, name: str, kinds: str) -> Array:
-    """Any array, sequence or tensor as NumPy; TypeError if it is not empty and its dtype not of `kinds`."""
+    """Any array, sequence or tensor as NumPy.
+
+    Raises:
+        TypeError: it holds values, and their dtype is not of `kinds`.
+    """
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         values = values.detach().cpu()
         # NumPy has no bfloat16.
@@ -40,25 +69,41 @@ def check_index(index: Any, length: int) -> NDArray[np.int64]:
     return rows
 
 
-def check_boxes(values: Any, rows: NDArray[np.int64], regions: int) -> NDArray[np.float32]:
-    """(B, K, 4) rectangles with an area in [0, 1]; (B, 4) is repeated for each of the K regions."""
-    boxes = _per_region(values, "boxes", rows, regions, (4,))
+def check(name: str, values: Any, rows: NDArray[np.int64], length: int, regions: int) -> Array:
+    """Values of one column for rows (B,) of a table of `length` rows.
 
+    - boxes (B, K, 4): rectangles with an area, in [0, 1]; (B, 4) is repeated for each of the K regions.
+    - weights (B, K): finite and >= 0, with K > 1 not all zero; (B,) is repeated for each of the K regions.
+    - partner (B,): row numbers. written (B,): truth values. writes, written_epoch (B,): -1 ... 2^31 - 1.
+    """
+    if name == "boxes":
+        return _check_boxes(_per_region(values, name, (len(rows), regions, 4)), rows)
+    if name == "weights":
+        return _check_weights(_per_region(values, name, (len(rows), regions)), rows)
+    array = as_array(values, name, "b" if name == "written" else "iu")
+    if array.shape != rows.shape:
+        raise ValueError(f"{name} has shape {array.shape}; give {rows.shape} to match index.")
+    if name == "written":
+        return array.astype(np.bool_)
+    low, end, dtype = (0, length, np.int64) if name == "partner" else (-1, 2**31, np.int32)
+    reason = f"which is not in the table of {length} rows" if name == "partner" else "which is no count"
+    _refuse((array < low) | (array >= end), rows, lambda i: f"has {name} {array[i]}, {reason}")
+    return array.astype(dtype)
+
+
+def _check_boxes(boxes: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     def has(what: str) -> Callable[[int], str]:
         return lambda i: f"has a box {what}: {boxes[i].round(7).tolist()} (y0, x0, y1, x1)"
 
     _refuse(~np.isfinite(boxes).all((1, 2)), rows, has("with NaN or infinity"))
     _refuse(((boxes < -_TOLERANCE) | (boxes > 1 + _TOLERANCE)).any((1, 2)), rows, has("outside [0, 1]"))
     clipped = boxes.clip(0, 1).astype(np.float32)
-    # Compared in float32: a box can be empty after rounding only.
+    # Compared in float32: rounding alone can make a box empty.
     _refuse((clipped[..., 2:] <= clipped[..., :2]).any((1, 2)), rows, has("that is inverted or empty"))
     return clipped
 
 
-def check_weights(values: Any, rows: NDArray[np.int64], regions: int) -> NDArray[np.float32]:
-    """(B, K) finite weights >= 0, with K > 1 not all zero; (B,) is repeated for each of the K regions."""
-    weights = _per_region(values, "weights", rows, regions)
-
+def _check_weights(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     def has(what: str) -> Callable[[int], str]:
         return lambda i: f"has {what}: {weights[i].tolist()}"
 
@@ -66,30 +111,19 @@ def check_weights(values: Any, rows: NDArray[np.int64], regions: int) -> NDArray
         rounded = weights.astype(np.float32)
     _refuse(~np.isfinite(rounded).all(1), rows, has("a weight that is NaN or infinite"))
     _refuse((rounded < 0).any(1), rows, has("a negative weight"))
-    if regions > 1:
+    if weights.shape[1] > 1:
         _refuse((rounded == 0).all(1), rows, has("only zero weights, so that no region can be drawn"))
     return rounded
 
 
-def check_partner(values: Any, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """(B,) row numbers of a table of `length` rows."""
-    partner = as_array(values, "partner", "iu").astype(np.int64)
-    if partner.shape != rows.shape:
-        raise ValueError(f"partner has shape {partner.shape}; give {rows.shape} to match index.")
-    outside = (partner < 0) | (partner >= length)
-    _refuse(outside, rows, lambda i: f"has partner {partner[i]}, which is not in the table of {length} rows")
-    return partner
-
-
-def _per_region(
-    values: Any, name: str, rows: NDArray[np.int64], regions: int, tail: tuple[int, ...] = ()
-) -> NDArray[np.float64]:
+def _per_region(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Numbers of shape (B, K, ...); those of shape (B, ...) are repeated K times."""
     array = as_array(values, name, "iuf").astype(np.float64)
-    full, single = (len(rows), regions, *tail), (len(rows), *tail)
+    single = (shape[0], *shape[2:])
     if array.shape == single:
-        return np.broadcast_to(array[:, None], full)
-    if array.shape != full:
-        raise ValueError(f"{name} has shape {array.shape}; give {full} or {single} to match index.")
+        return np.broadcast_to(array[:, None], shape)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; give {shape} or {single} to match index.")
     return array
 
 

@@ -1,62 +1,58 @@
-"""How the rows of a region table travel between ranks: only changed ones, in rounds of bounded memory."""
+"""How the rows of a region table travel between ranks: only changed rows, in rounds of bounded memory."""
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.collective import all_gather, world
-from .columns import Columns, chunks, row_type
-from .rows import Array
+from ..system.ranks import all_gather, world
+from .rows import Array, Columns, chunks
 
-_SYNC_ROWS = 1 << 17  # rows of the table covered by one round; bounds the memory of exchange()
+__all__ = ["Traffic", "check_equal", "exchange"]
+
+_ROUND = 1 << 17  # rows of the table that one round covers; bounds the memory of `exchange`
 
 
 @dataclass
 class Traffic:
-    """What was received from other ranks: nothing in a world of one."""
+    """What this rank received from other ranks: rows, their bytes (with padding and counts), and seconds in
+    `sync`, including the wait for the slowest rank. Nothing in a world of one."""
 
     rows: int = 0
     bytes: int = 0
-    """Of the rows, and of what was sent to pad and to count them."""
     seconds: float = 0.0
-    """In `sync`, with waiting for the slowest rank."""
 
 
 def exchange(
-    columns: Columns,
-    changed: NDArray[np.int64],
-    packed: Callable[[slice], Array],
-    fingerprint: str,
-    traffic: Traffic,
+    columns: Columns, unsynced: NDArray[np.int32], fingerprint: str, traffic: Traffic
 ) -> Iterator[Array]:
-    """Gives all ranks the rows that any of them has changed; a collective call on the default process group.
-
-    To be taken to its end, on all ranks.
+    """Give all ranks the rows that any of them changed; a collective call, to be iterated to the end.
 
     Args:
-        columns: Of the table, for their number, types and shapes.
-        changed: (C,) numbers of the rows that this rank has changed, in order.
-        packed: The rows of a slice of `changed`, in `row_type`.
-        fingerprint: Of the data set the rows belong to.
-        traffic: Rows and bytes received are added to it.
+        columns: of this rank's table.
+        unsynced: (N,) how often this rank wrote each row since the last exchange.
+        fingerprint: of the data set that the rows belong to.
+        traffic: rows and bytes received are added to it.
 
     Yields:
-        Rows in `row_type`, each once, equal on all ranks: the whole row of the highest rank that changed it,
-        but `writes` with what all ranks have added.
+        Packed rows, each row number once, equal on all ranks: the whole row of the highest rank that changed
+        it, with the `writes` of all ranks summed.
 
     Raises:
-        ValueError: On every rank, if the tables differ in length, regions or fingerprint.
+        ValueError: on every rank, if the tables differ in length, regions or fingerprint.
     """
     length, regions = columns["weights"].shape
-    refuse_different_tables(length, regions, fingerprint)
-    # Rounds are ranges of row numbers, so every conflict is settled within one round.
-    cuts = np.searchsorted(changed, np.arange(0, length + _SYNC_ROWS, _SYNC_ROWS))
+    _refuse_different_tables(length, regions, fingerprint)
+    layout = [(name, column.dtype, column.shape[1:]) for name, column in columns.items()]
+    row_type = np.dtype([("row", np.int64), ("added", np.int32), *layout])
+    changed = np.flatnonzero(unsynced)
+    # Rounds are ranges of row numbers, so every conflict is resolved within one round.
+    cuts = np.searchsorted(changed, np.arange(0, length + _ROUND, _ROUND))
     counts = np.stack(all_gather(np.diff(cuts).astype(np.int64)))
     others = len(counts) - 1
     traffic.rows += int(counts.sum()) - len(changed)
@@ -64,27 +60,42 @@ def exchange(
     for part, count in enumerate(counts.T):
         if not count.any():
             continue
-        mine = np.zeros(count.max(), row_type(columns))  # padded, as shapes must agree
-        mine[: cuts[part + 1] - cuts[part]] = packed(slice(cuts[part], cuts[part + 1]))
+        rows = changed[cuts[part] : cuts[part + 1]]
+        mine = np.zeros(count.max(), row_type)  # padded: shapes must agree between ranks
+        own = mine[: len(rows)]
+        own["row"], own["added"] = rows, unsynced[rows]
+        for name, column in columns.items():
+            own[name] = column[rows]
+        own["writes"] -= own["added"]  # what all ranks knew before; `_merged` adds what each rank has added
         traffic.bytes += others * mine.nbytes
         everyone = zip(all_gather(mine.view(np.uint8)), count, strict=True)
-        yield _settled(np.concatenate([theirs.view(mine.dtype)[:n] for theirs, n in everyone]))
+        yield _merged(np.concatenate([theirs.view(row_type)[:n] for theirs, n in everyone]))
 
 
-def _settled(news: Array) -> Array:
-    """Rows in rank order, of which some repeat, as rows that do not."""
-    # Backwards, for of equal numbers the first is found.
+def _merged(news: Array) -> Array:
+    """Merge duplicate rows, given in rank order: the highest rank wins, `writes` are summed."""
+    # Reversed, because np.unique returns the first of equal numbers.
     _, place, which = np.unique(news["row"][::-1], return_index=True, return_inverse=True)
-    settled = news[::-1][place]
-    np.add.at(settled["writes"], which, news["added"][::-1])
-    return settled
+    merged = news[::-1][place]
+    np.add.at(merged["writes"], which, news["added"][::-1])
+    return merged
 
 
-def check_equal(columns: Mapping[str, Array]) -> None:
-    """Compares the columns of all ranks by checksum; a collective call.
+def _refuse_different_tables(length: int, regions: int, fingerprint: str) -> None:
+    digest = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:7], "big")
+    tables = np.stack(all_gather(np.array([length, regions, digest], np.int64)))
+    if (tables != tables[0]).any():
+        raise ValueError(
+            f"The ranks hold different RegionTables ((rows, regions) per rank: {tables[:, :2].tolist()}, "
+            f"{len(set(tables[:, 2].tolist()))} fingerprint(s)); build all of them from the same index."
+        )
+
+
+def check_equal(columns: Columns) -> None:
+    """Compare the columns of all ranks by checksum; a collective call.
 
     Raises:
-        ValueError: On every rank, if a column differs; the message names columns and ranks.
+        ValueError: on every rank, if a column differs; the message names columns and ranks.
     """
     if world() == 1:
         return
@@ -104,18 +115,3 @@ def _checksum(column: Array) -> int:
     for part in chunks(len(column)):
         found = zlib.crc32(np.ascontiguousarray(column[part]).data, found)
     return found
-
-
-def refuse_different_tables(length: int, regions: int, fingerprint: str) -> None:
-    """A collective call.
-
-    Raises:
-        ValueError: On every rank, if not all have given the same.
-    """
-    digest = int.from_bytes(hashlib.sha256(fingerprint.encode()).digest()[:7], "big")
-    tables = np.stack(all_gather(np.array([length, regions, digest], np.int64)))
-    if (tables != tables[0]).any():
-        raise ValueError(
-            f"The ranks hold different RegionTables ((rows, regions) per rank: {tables[:, :2].tolist()}, "
-            f"{len(set(tables[:, 2].tolist()))} fingerprint(s)); build all of them from the same index."
-        )

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..system.archive import open_npz
-from ..system.collective import failing_together, world
 from ..system.files import PathLike, atomic_write
-from .columns import COLUMNS, new_columns
-from .private import PrivateRows
+from ..system.ranks import world
 from .queue import UpdateQueue, on_gpu
-from .rows import check_boxes, check_index, check_partner, check_weights
-from .shared import SharedRows
-from .snapshot import Regions, checked_columns, checked_counts, checked_epoch, entry, read_only
-from .sync import Traffic
+from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
+from .snapshot import Snapshot, checked_state, entry, read_only
+from .sync import Traffic, check_equal, exchange
 
-__all__ = ["RegionTable", "Regions"]
+__all__ = ["RegionTable"]
 
 
 class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.
 
-    Its arrays can only be read; write through ``update``. They take memory as they are written: at first
-    none but for the partners, and a snapshot shares them until then.
+    Its arrays are read-only; write through ``update``. A column takes memory once it is written (`partner`
+    from the start), and a snapshot shares the memory of a column until the next write. Each rank has a table
+    of its own; ``sync`` makes them equal.
 
     Args:
         length: N, number of samples.
         regions: K, boxes and weights per sample.
-        fingerprint: of the data set the rows belong to, "" while unbound.
-        shared: the ranks of a machine hold one copy of the table together. What is written is then seen
-            after the next ``sync``, by the rank that wrote it, too. Made, loaded (``load_state_dict``) and
-            synchronised on all ranks at once, as collective calls on the default process group. Without
-            one, or in a world of one, it makes no difference.
+        fingerprint: of the data set that the rows belong to, "" while unbound.
 
     Attributes:
-        epoch: the epoch that writes are booked under.
-        regions: K, as above.
-        fingerprint: as above.
-        traffic: rows, bytes and seconds that `sync` has taken so far; whoever reads it may start it anew.
-
-    Raises:
-        ValueError: length or regions that cannot be; on every rank, if ranks share tables that differ.
+        epoch: the epoch that new writes are recorded under.
+        traffic: what all calls of `sync` received; a reader may replace it to start at zero.
     """
 
-    def __init__(self, length: int, regions: int = 1, fingerprint: str = "", *, shared: bool = False) -> None:
+    def __init__(self, length: int, regions: int = 1, fingerprint: str = "") -> None:
         if length < 0 or regions < 1:
             raise ValueError(
                 f"A table of {length} rows of {regions} regions cannot be; give length >= 0 and regions >= 1."
@@ -57,10 +46,13 @@ class RegionTable:
         self.fingerprint = fingerprint
         self.epoch = 0
         self.traffic = Traffic()
-        columns = new_columns(length, regions)
-        self._shared = shared and world() > 1
-        self._rows = SharedRows(columns, fingerprint) if self._shared else PrivateRows(columns)
         self._queue = UpdateQueue()
+        self._replace(new_columns(length, regions))
+
+    def _replace(self, columns: dict[str, Array]) -> None:
+        """Hold other columns; all rows count as synchronised."""
+        self._columns = columns
+        self._unsynced = np.zeros(len(columns["partner"]), np.int32)  # writes that other ranks do not know
 
     @property
     def boxes(self) -> NDArray[np.float32]:
@@ -94,25 +86,26 @@ class RegionTable:
 
     def _column(self, name: str) -> NDArray[Any]:
         self._settle(wait=True)
-        return read_only(self._rows.columns[name])
+        return read_only(self._columns[name])
 
     def __len__(self) -> int:
-        return len(self._rows.columns["partner"])
+        return len(self._unsynced)
 
     def __repr__(self) -> str:
         written = int(np.count_nonzero(self.writes))
         return f"RegionTable({len(self)} rows, regions={self.regions}, {written} written, epoch={self.epoch})"
 
+    # --- writing --------------------------------------------------------------------------------
+
     def update(self, index: Any, boxes: Any = None, weights: Any = None, partner: Any = None) -> None:
-        """Write rows; all of the call or, if anything is wrong with it, nothing.
+        """Write rows: all of the call or, if anything is wrong with it, nothing.
 
         Arguments are NumPy arrays, sequences or torch tensors on any device and of any float type.
-        A sample that occurs more than once in a call gets its last values and counts as one write. What is
-        written is seen at once, in a table that ranks share after the next ``sync``.
+        A sample that occurs more than once in a call gets its last values and counts as one write.
 
-        Tensors on a GPU are copied without waiting for them: the call returns at once, and is checked and
-        written when its values have arrived, in the order of the calls, at the latest when the table is next
-        read, saved, synchronised or frozen. What is wrong with such a call is raised there.
+        Tensors on a GPU are copied asynchronously: the call returns at once. Its values are checked and
+        written when they have arrived, in the order of the calls, at the latest when the table is next
+        read, saved, synchronised or frozen. An error of such a call is raised there.
 
         Args:
             index: integers (B,), rows in any order.
@@ -130,7 +123,7 @@ class RegionTable:
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) == 1:
             raise ValueError("update() was given nothing to write; pass boxes, weights or partner.")
-        # Rows that a later call writes again must be written in order.
+        # Earlier calls must be written first: this one may write the same rows.
         self._settle(wait=not on_gpu(given))
         if on_gpu(given):
             self._queue.add(given, self.epoch)
@@ -138,65 +131,41 @@ class RegionTable:
             self._write(given, self.epoch)
 
     def _settle(self, wait: bool) -> None:
-        """Write what has arrived from a GPU; if `wait`, all that is under way."""
-        for update in self._queue.arrived(wait):
-            self._write(update.values, update.epoch)
+        """Write what has arrived from a GPU; if `wait`, everything that is on its way."""
+        for values, epoch in self._queue.arrived(wait):
+            self._write(values, epoch)
 
     def _write(self, given: Mapping[str, Any], epoch: int) -> None:
         rows = check_index(given["index"], len(self))
-        new: dict[str, NDArray[Any]] = {}
-        if "boxes" in given:
-            new["boxes"] = check_boxes(given["boxes"], rows, self.regions)
+        values = {name: value for name, value in given.items() if name != "index"}
+        new = {name: check(name, value, rows, len(self), self.regions) for name, value in values.items()}
+        if "boxes" in new:
             new["written"] = np.ones(len(rows), np.bool_)
-        if "weights" in given:
-            new["weights"] = check_weights(given["weights"], rows, self.regions)
-        if "partner" in given:
-            new["partner"] = check_partner(given["partner"], rows, len(self))
-        self._rows.write(rows, new, epoch)
+        for name, column in new.items():
+            self._own(name)[rows] = column  # NumPy assigns repeated rows in order: the last value stays
+        self._own("writes")[rows] += 1
+        self._own("written_epoch")[rows] = epoch
+        self._unsynced[rows] += 1
 
-    def snapshot(self) -> Regions:
-        """What boxes, weights, partner, written and epoch are now, read-only and for good; copies nothing."""
+    def _own(self, name: str) -> Array:
+        """A column that may be written; one that a snapshot shares is copied first."""
+        if not self._columns[name].flags.writeable:
+            self._columns[name] = self._columns[name].copy()
+        return self._columns[name]
+
+    # --- reading it as a whole ------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Boxes, weights, partner, written and epoch as they are now, read-only; copies nothing."""
         self._settle(wait=True)
-        return Regions(**self._rows.freeze(), epoch=self.epoch)
-
-    def bind(self, fingerprint: str) -> None:
-        """Tie the table to a data set.
-
-        Raises:
-            ValueError: it already belongs to another one.
-        """
-        self.fingerprint = _agreed("This RegionTable", self.fingerprint, fingerprint)
-
-    def sync(self) -> int:
-        """Make the tables of all ranks equal; only rows updated since the last sync travel.
-
-        A collective call on the default process group. Of a row that several ranks updated, the whole
-        row of the highest rank wins; ``writes`` adds up over the ranks. Without torch.distributed, or
-        in a world of one, nothing moves.
-
-        Returns:
-            Number of rows received from other ranks.
-
-        Raises:
-            ValueError: on every rank, if the tables differ in length, regions or fingerprint.
-        """
-        self._settle(wait=True)
-        return self._rows.sync(self.fingerprint, self.traffic)
-
-    def check_equal(self) -> None:
-        """Compare what `snapshot` freezes with the other ranks' tables; a collective call, of a few bytes.
-
-        Raises:
-            ValueError: on every rank, if the tables differ; the message names columns and ranks. Or if ranks
-                share the table, and some wrote rows that no rank sees, for want of ``sync``.
-        """
-        self._settle(wait=True)
-        self._rows.check_equal()
+        for name in FROZEN:
+            self._columns[name].flags.writeable = False
+        return Snapshot(**{name: self._columns[name] for name in FROZEN}, epoch=self.epoch)
 
     def subset(self, rows: Any) -> RegionTable:
         """A table of some rows, for ``SampleIndex.subset`` of the same rows.
 
-        It takes over boxes, weights and whether they were written; partners may lie outside and are not.
+        It takes over boxes, weights and `written`. Partners are not taken over: they may lie outside.
 
         Args:
             rows: (B,) row numbers, in the order wanted, or a mask of N truth values.
@@ -210,16 +179,60 @@ class RegionTable:
         if chosen.ndim != 1:
             raise ValueError(f"rows has shape {picks.shape}; give row numbers (B,) or a mask ({len(self)},).")
         part = RegionTable(len(chosen), self.regions)
-        taken = {name: self._column(name)[chosen] for name in ("boxes", "weights", "written")}
-        part._rows.replace({**part._rows.columns, **taken})
+        part._columns |= {name: self._column(name)[chosen] for name in ("boxes", "weights", "written")}
         return part
+
+    # --- other ranks ----------------------------------------------------------------------------
+
+    def sync(self) -> int:
+        """Make the tables of all ranks equal; only rows updated since the last sync travel.
+
+        A collective call on the default process group. If several ranks updated a row, the whole row of the
+        highest rank wins; ``writes`` is summed over the ranks. Without torch.distributed, or in a world of
+        one, nothing moves.
+
+        Returns:
+            Number of rows received from other ranks.
+
+        Raises:
+            ValueError: on every rank, if the tables differ in length, regions or fingerprint.
+        """
+        self._settle(wait=True)
+        if world() == 1:
+            self._replace(self._columns)
+            return 0
+        began, before = time.perf_counter(), self.traffic.rows
+        for news in exchange(self._columns, self._unsynced, self.fingerprint, self.traffic):
+            rows = news["row"]
+            for name in COLUMNS:
+                if not np.array_equal(self._columns[name][rows], news[name]):  # an equal column needs no copy
+                    self._own(name)[rows] = news[name]
+            self._unsynced[rows] = 0
+        self.traffic.seconds += time.perf_counter() - began
+        return self.traffic.rows - before
+
+    def check_equal(self) -> None:
+        """Compare what `snapshot` freezes with the other ranks' tables; a collective call of a few bytes.
+
+        Raises:
+            ValueError: on every rank, if the tables differ; the message names columns and ranks.
+        """
+        self._settle(wait=True)
+        check_equal({name: self._columns[name] for name in FROZEN})
+
+    # --- state and files ------------------------------------------------------------------------
+
+    def bind(self, fingerprint: str) -> None:
+        """Tie the table to a data set.
+
+        Raises:
+            ValueError: it already belongs to another one.
+        """
+        self.fingerprint = _agreed("This RegionTable", self.fingerprint, fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dict of NumPy arrays (copies), an int and a str; ``sync`` first if there are other ranks."""
-        return self._state() | {name: self._column(name).copy() for name in COLUMNS}
-
-    def _state(self) -> dict[str, Any]:
-        columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
+        columns: dict[str, Any] = {name: self._column(name).copy() for name in COLUMNS}
         return {**columns, "epoch": self.epoch, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -229,25 +242,22 @@ class RegionTable:
 
         Raises:
             ValueError: other fingerprint (where both have one), length or regions, or values not allowed.
-            TypeError: a value is of another kind.
-            RuntimeError: a rank that shares its table with this one could not load it.
+            TypeError: a value has the wrong type.
         """
-        with failing_together() if self._shared else nullcontext():
-            self._settle(wait=True)
-            stored = str(entry(state, "fingerprint"))
-            fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
-            columns = checked_columns(state, len(self), self.regions) | checked_counts(state, len(self))
-            epoch = checked_epoch(state)
-        self._rows.replace(columns)
-        self.epoch, self.fingerprint = epoch, fingerprint
+        self._settle(wait=True)
+        fingerprint = _agreed("The stored RegionTable", str(entry(state, "fingerprint")), self.fingerprint)
+        columns, self.epoch = checked_state(state, COLUMNS, len(self), self.regions)
+        self.fingerprint = fingerprint
+        self._replace(columns)
 
     def save(self, path: PathLike) -> None:
         """Write the table as an .npz file without pickle; killed at any moment, the old file stays whole.
 
         One writer per file: with several ranks, save on one of them.
         """
+        columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
         with atomic_write(path) as file:
-            np.savez(file, **self._state())
+            np.savez(file, **columns, epoch=self.epoch, fingerprint=self.fingerprint)
 
     @classmethod
     def load(cls, path: PathLike, fingerprint: str = "") -> RegionTable:
@@ -266,7 +276,7 @@ class RegionTable:
 
 
 def _agreed(what: str, own: str, other: str) -> str:
-    """The one fingerprint of two, either of which may be empty."""
+    """The one fingerprint of two; either may be empty."""
     if own and other and own != other:
         raise ValueError(
             f"{what} was made for another data set (fingerprint {own[:12]}, not {other[:12]}); "

@@ -1,28 +1,52 @@
-"""Which machine and which versions a figure belongs to, without the machine's name or address."""
+"""The machine: what it is called in tables of figures, whether its GPU is full, and marks for profilers."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# What decides the speed of loading, by the name under which each is installed.
-_PACKAGES = {
-    "DALI": "nvidia-dali-cuda120",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "numpy": "numpy",
-    "numba": "numba",
-    "Pillow": "pillow",
+# What decides the speed of loading, and the name under which it is installed.
+_PACKAGES = {"DALI": "nvidia-dali-cuda120"} | {
+    n: n for n in ("torch", "torchvision", "numpy", "numba", "Pillow")
 }
+# DALI and PyTorch raise plain RuntimeErrors when memory is full. The last phrase is from DALI's memory pools:
+# "Can't allocate 123 bytes on device 0."
+_FULL = ("out of memory", "CUDA allocation failed", "cudaErrorMemoryAllocation", "bytes on device")
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the memory of the GPU is full."""
+    return any(words in str(error) for words in _FULL)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Show what runs inside as one range of a profile; costs a few microseconds.
+
+    The range is PyTorch's and, where there is a GPU, also NVTX's (Nsight Systems).
+    """
+    import torch
+
+    nvtx = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if nvtx:
+        torch.cuda.nvtx.range_push(name)  # type: ignore[no-untyped-call]
+    try:
+        with torch.profiler.record_function(name):
+            yield
+    finally:
+        if nvtx:
+            torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
 
 
 def machine(device: str) -> str:
-    """Cores, processor, GPU and driver (for `device="gpu"`), Python and the versions that matter."""
+    """Cores, processor, GPU and driver (for `device="gpu"`), Python and package versions; no host name."""
     parts = [f"{len(os.sched_getaffinity(0))} cores", _processor()]
     if device == "gpu":
-        import torch  # the doctor, which reads this file, must run without it
+        import torch  # the doctor, which imports this file, must run without it
 
         release = driver_release()
         parts += [torch.cuda.get_device_name(), f"driver {release}" if release else ""]

@@ -85,11 +85,11 @@ def check(
     # Not at the top: the other commands, and help, start without DALI and PyTorch.
     from ..graph import build
     from ..loader.quarantine import undecodable
-    from ..system import place
+    from ..system.ranks import torch_device
 
     if index.form == "pixels":
         raise TypeError("The images of an index of arrays are decoded; there is nothing to check.")
-    device_id = place.torch_device(device).index
+    device_id = torch_device(device).index
     threads = threads or build.default_threads()
     refused: dict[str, str] = {}
     graph: Any = None

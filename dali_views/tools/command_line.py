@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..system import gpu_memory
+from ..system.machine import is_full
 
 MISTAKE = 2
 """Exit code of a mistake that the user can fix."""
@@ -104,7 +104,7 @@ def _answer(
     except BrokenPipeError:
         raise
     except Exception as error:
-        if gpu_memory.is_full(error):
+        if is_full(error):
             told = (
                 "the memory of the GPU is full; lower the batch size (--batch-size, optim.batch) or the size "
                 "of views, or end what else runs on it"

@@ -52,23 +52,17 @@ def measure(how: str, length: int) -> tuple[float, float, float]:
     return 1e3 * begin, 1e3 * statistics.median(seconds), max(0.0, resident() - before)
 
 
-def main(out: Path) -> None:
+if __name__ == "__main__":
     cases = [("computed", length) for length in LENGTHS]
     cases += [("stored", length) for length in LENGTHS if length <= MOST_STORED]
-    # A process for each, whose memory nothing else has been in; all take turns.
+    # Each case in a fresh process, in turns.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         found = pool.starmap(measure, cases * ROUNDS, chunksize=1)
-    with out.open("w", newline="") as table:
-        writer = csv.writer(table, lineterminator="\n")
+    with Path(sys.argv[1]).open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for number, (how, length) in enumerate(cases):
+        for number, case in enumerate(cases):
             begin, batch, memory = zip(*found[number :: len(cases)], strict=True)
-            told = " ".join(f"{value:.3f}" for value in batch)
-            figures = [f"{statistics.median(begin):.3f}", f"{statistics.median(batch):.3f}", told]
-            line = [how, length, *figures, f"{statistics.median(memory):.1f}"]
-            writer.writerow([*line, machine("cpu")])
-            print(*(f"{cell!s:>12s}" for cell in line))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+            rounds = " ".join(f"{value:.3f}" for value in batch)
+            figures = [f"{statistics.median(begin):.3f}", f"{statistics.median(batch):.3f}", rounds]
+            writer.writerow([*case, *figures, f"{statistics.median(memory):.1f}", machine("cpu")])

@@ -1,4 +1,4 @@
-"""What a region table costs by the number of samples: held by each rank alone, and by two ranks together.
+"""What a region table costs by the number of samples, with one rank and with two.
 
 python tests/bench/region_scale.py OUT.csv
 """
@@ -19,34 +19,18 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import RegionTable
-from dali_views.regions.columns import COLUMNS, FROZEN
+from dali_views.regions.rows import COLUMNS, FROZEN
 from dali_views.system.machine import machine
 
 BATCH, BATCHES = 256, 400
-IMAGENET, MANY = 1_281_167, 10**8
-# Table, ranks, rows, rounds. The largest take more than ten GB.
-CASES = [
-    ("private", 1, IMAGENET, 3),
-    ("private", 2, IMAGENET, 3),
-    ("shared", 2, IMAGENET, 3),
-    ("private", 1, MANY, 1),
-    ("shared", 2, MANY, 1),
-]
-MEASURES = [
-    "s_to_make", "ms_to_snapshot", "ms_first_256_rows", "ms_per_256_rows", "mean_ms_per_256_rows",
-    "s_to_sync", "s_to_compare",
-    "unwritten_private_mb", "unwritten_pss_mb", "written_private_mb", "written_pss_mb",
-]  # fmt: skip
+CASES = [(1, 1_281_167, 3), (2, 1_281_167, 3), (1, 10**8, 1)]  # ranks, rows, rounds
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in MB: what it alone has, and that with its share of what several have."""
-    taken = {"private": 0.0, "pss": 0.0}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        name, _, size = line.partition(":")
-        if name in ("Private_Clean", "Private_Dirty", "Pss"):
-            taken["pss" if name == "Pss" else "private"] += int(size.split()[0]) * 1024 / 1e6
-    return taken
+    """MB of this process: what it alone has (private), and that with its share of common pages (pss)."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    taken = {name: int(size.split()[0]) * 1024 / 1e6 for name, _, size in (s.partition(":") for s in lines)}
+    return {"private": taken["Private_Clean"] + taken["Private_Dirty"], "pss": taken["Pss"]}
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -55,10 +39,9 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(rank: int, kind: str, ranks: int, length: int, folder: str) -> None:
+def measure(rank: int, ranks: int, length: int, folder: str) -> None:
     """One rank of one case: its figures go into folder/RANK.json."""
-    if ranks > 1:
-        dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
     draw = np.random.default_rng(rank)
 
     def update() -> float:
@@ -70,15 +53,13 @@ def measure(rank: int, kind: str, ranks: int, length: int, folder: str) -> None:
     found, before = {}, memory()
 
     def note(when: str) -> None:
-        if ranks > 1:
-            dist.barrier()
-        now = memory()
-        found.update({f"{when}_{name}_mb": now[name] - before[name] for name in now})
+        dist.barrier()
+        found.update({f"{when}_{name}_mb": now - before[name] for name, now in memory().items()})
 
     began = time.perf_counter()
-    table = RegionTable(length, shared=kind == "shared")
+    table = RegionTable(length)
     found["s_to_make"] = time.perf_counter() - began
-    frozen = table.snapshot()
+    found["ms_to_snapshot"] = 1e3 * seconds(table.snapshot)
     note("unwritten")
     update()
     table.sync()
@@ -86,41 +67,31 @@ def measure(rank: int, kind: str, ranks: int, length: int, folder: str) -> None:
     # From here on as in the middle of a training: written, frozen for an epoch, and written again.
     found["ms_first_256_rows"] = update()
     batches = [update() for _ in range(BATCHES)]
-    found["ms_per_256_rows"] = statistics.median(batches)
-    found["mean_ms_per_256_rows"] = statistics.mean(batches)  # with what a few have to do for all
-    found["s_to_sync"] = seconds(table.sync)
-    found["s_to_compare"] = seconds(table.check_equal)
-    for held, names in ((frozen, FROZEN), (table, COLUMNS)):  # every page of both
+    found |= {"ms_per_256_rows": statistics.median(batches), "mean_ms_per_256_rows": statistics.mean(batches)}
+    found |= {"s_to_sync": seconds(table.sync), "s_to_compare": seconds(table.check_equal)}
+    for held, names in ((frozen, FROZEN), (table, COLUMNS)):  # read every page of both
         for name in names:
             getattr(held, name).max()
     note("written")
-    found["ms_to_snapshot"] = 1e3 * seconds(table.snapshot)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    if ranks > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-def main(out: Path) -> None:
-    with out.open("w", newline="") as table:
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["table", "ranks", "rows", "regions", "rounds", *MEASURES, "machine"])
-        for kind, ranks, length, rounds in CASES:
-            found = [figures for _ in range(rounds) for figures in run(kind, ranks, length)]
-            # Of all ranks and rounds.
-            medians = [f"{statistics.median(figures[name] for figures in found):.3f}" for name in MEASURES]
-            line = [kind, ranks, length, 1, rounds, *medians]
-            writer.writerow([*line, machine("cpu")])
-            table.flush()
-            print(*line)
-
-
-def run(kind: str, ranks: int, length: int) -> list[dict[str, float]]:
-    """The figures of every rank, in processes whose memory nothing else has been in."""
+def run(ranks: int, length: int) -> list[dict[str, float]]:
+    """The figures of every rank, in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(measure, args=(kind, ranks, length, folder), nprocs=ranks, start_method="spawn")  # type: ignore[no-untyped-call]
+        start_processes(measure, args=(ranks, length, folder), nprocs=ranks, start_method="spawn")  # type: ignore[no-untyped-call]
         return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with Path(sys.argv[1]).open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        for case, (ranks, length, rounds) in enumerate(CASES):
+            found = [figures for _ in range(rounds) for figures in run(ranks, length)]
+            medians = {name: statistics.median(figures[name] for figures in found) for name in found[0]}
+            if not case:
+                writer.writerow(["table", "ranks", "rows", "regions", "rounds", *medians, "machine"])
+            told = [f"{value:.3f}" for value in medians.values()]
+            writer.writerow(["private", ranks, length, 1, rounds, *told, machine("cpu")])

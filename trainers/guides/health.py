@@ -8,7 +8,7 @@ import torch
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.maps.coordinates import iou
-from dali_views.regions.table import Regions
+from dali_views.regions import Snapshot
 
 from ..evaluate.localisation import localisation, spread_rows
 
@@ -27,7 +27,7 @@ def heaviest(regions: RegionTable, rows: npt.NDArray[np.int64] | None = None) ->
     return np.asarray(regions.boxes[rows, regions.weights[rows].argmax(1)])
 
 
-def health(regions: RegionTable, before: Regions, index: SampleIndex) -> dict[str, float]:
+def health(regions: RegionTable, before: Snapshot, index: SampleIndex) -> dict[str, float]:
     """Measures of a table of an index's samples that has just been written, beside what it was before.
 
     Returns:

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list
+from dali_views.regions import Snapshot
 from dali_views.regions.sync import Traffic
-from dali_views.regions.table import Regions
 from dali_views.system.machine import machine
 from dali_views.tools import show
 
@@ -150,7 +150,7 @@ class Report:
             self._page()
         return scores
 
-    def guide(self, regions: RegionTable, before: Regions, epoch: int, step: int) -> None:
+    def guide(self, regions: RegionTable, before: Snapshot, epoch: int, step: int) -> None:
         """Note the region table that a guide has just written after `epoch` epochs, and what the ranks
         have exchanged for it since the last time: rows and bytes received by the main one, and seconds."""
         self.throughput.pause()
