@@ -14,20 +14,14 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 @contextmanager
 def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]:
-    """Opens a draft beside `path`, which takes its place when the block has ended without an error.
+    """Opens a draft beside `path` that takes its place when the block has ended without an error.
 
-    Killed at any moment, the old file stays whole. The draft is `.NAME.tmp`; what a killed writer left of
-    it, the next one overwrites. So the rule is: one writer per file.
-
-    Args:
-        path: The file; folders above it are made.
-        shared: For files that several processes may write at once, as all ranks do with the cache of an
-            index: every write has a draft of its own name, which a killed writer leaves behind.
+    Killed at any moment, the old file stays whole. The draft is `.NAME.tmp`, so a file has one writer, who
+    overwrites what a killed one left. With `shared` there may be several: each draft has a name of its own.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{uuid.uuid4().hex}" if shared else ""
-    draft = target.with_name(f".{target.name}{own}.tmp")
+    draft = target.with_name(f".{target.name}{'.' + uuid.uuid4().hex if shared else ''}.tmp")
     try:
         with draft.open("wb") as file:
             yield file
@@ -37,7 +31,7 @@ def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    # The rename itself must survive a power cut too.
+    # The rename must survive a power cut, too.
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

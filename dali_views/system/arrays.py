@@ -1,0 +1,74 @@
+"""Arrays in a safetensors file with a checksum, mapped into memory; nothing in the file is executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from .files import PathLike, atomic_write
+
+Arrays = dict[str, NDArray[Any]]
+_TYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8", "BOOL": "?"}
+
+
+def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any], *, shared: bool = False) -> None:
+    """Writes arrays of numbers (no float16) and JSON-able facts in one step; see `atomic_write`."""
+    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)  # a header of safetensors has at most 100 MB
+    tensors = {name: np.ascontiguousarray(array) for name, array in {**arrays, "facts": text}.items()}
+    with atomic_write(path, shared=shared) as file:
+        file.write(save(tensors, {"crc32": _checksum(tensors)}))
+
+
+@contextmanager
+def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+    """Gives arrays (read-only; processes share their memory) and facts to a block that makes `what` of them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or something else, or the block failed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no {what} at {path}; save one there first or correct the path.")
+    with open(path, "rb") as file:  # outside the try: a file one may not read is not a damaged file
+        try:
+            arrays = _mapped(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            yield arrays, json.loads(arrays.pop("facts").tobytes())
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a readable {what} but damaged or something else "
+                f"({' '.join(str(error).split())}); delete it or restore it from a copy."
+            ) from error
+
+
+def _mapped(path: PathLike, content: mmap.mmap) -> Arrays:
+    with safe_open(path, framework="np") as verified:  # which would copy the arrays
+        checksum = (verified.metadata() or {}).get("crc32")
+    start = 8 + int.from_bytes(content[:8], "little")
+    arrays: Arrays = {}
+    for name, told in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            kind, count = np.dtype(_TYPES[told["dtype"]]), math.prod(told["shape"])
+            offset = start + told["data_offsets"][0] if count else 0
+            arrays[name] = np.frombuffer(content, kind, count, offset).reshape(told["shape"])
+    if _checksum(arrays) != checksum:
+        raise ValueError("its checksum is wrong")
+    return arrays
+
+
+def _checksum(arrays: Arrays) -> str:
+    total = 0
+    for name, array in sorted(arrays.items()):
+        total = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), total)
+        total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
+    return f"{total:08x}"

@@ -1,0 +1,81 @@
+"""Files of arrays: what was saved comes back, damage of any kind ends in one sentence."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dali_views.system.arrays import load_arrays, save_arrays
+
+ARRAYS = {
+    "empty": np.zeros((0, 4), np.float32),
+    "flags": np.array([True, False, True]),
+    "numbers": np.arange(10, dtype=np.int64)[::-2],
+    "pixels": np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(2, 0, 1),
+}
+FACTS = {"epoch": 3, "fingerprint": "añ", "names": ["a", "b"]}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    save_arrays(tmp_path / "new" / "a.safetensors", ARRAYS, FACTS)
+    return tmp_path / "new" / "a.safetensors"
+
+
+def test_what_was_saved_comes_back_and_outlives_the_file(stored):
+    with load_arrays(stored, "table") as (arrays, facts):
+        save_arrays(stored, {}, {})
+        assert facts == FACTS
+        assert arrays.keys() == ARRAYS.keys()
+        for name, array in arrays.items():
+            assert np.array_equal(array, ARRAYS[name])
+            assert array.dtype == ARRAYS[name].dtype
+            assert not array.flags.writeable
+    assert [file.name for file in stored.parent.iterdir()] == [stored.name]
+
+
+def test_no_damage_goes_unnoticed(stored):
+    whole = stored.read_bytes()
+    for place in range(0, len(whole), 3):
+        for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]):
+            stored.write_bytes(content)
+            try:
+                with load_arrays(stored, "table") as (arrays, facts):
+                    pass
+            except ValueError as error:
+                told = str(error)
+                assert re.match(r".*a\.safetensors is not a readable table .*; delete it", told)
+                assert "\n" not in told
+            else:
+                raise AssertionError(place)
+
+
+def test_a_missing_file_and_a_block_that_fails_are_told(stored, tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="no table at .*none"),
+        load_arrays(tmp_path / "none", "table"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="not a readable table.*it has no x"), load_arrays(stored, "table"):
+        raise KeyError("it has no x")
+
+
+def test_a_large_file_takes_no_memory_of_its_own(tmp_path):
+    size = 48 << 20
+    save_arrays(tmp_path / "a", {"x": np.ones(size, np.uint8)}, {})
+    code = (
+        "import sys; from dali_views.system.arrays import load_arrays\n"
+        "def own(): return next(line for line in open('/proc/self/smaps_rollup') if 'Anonymous' in line)\n"
+        "before = own()\n"
+        "with load_arrays(sys.argv[1], 'table') as (arrays, _): arrays['x'].sum(); print(before, own())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True, check=True
+    )
+    before, after = (1024 * int(number) for number in re.findall(r"(\d+) kB", run.stdout))
+    assert after - before < 0.2 * size
