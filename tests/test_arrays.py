@@ -45,7 +45,7 @@ def test_no_damage_goes_unnoticed(stored):
         for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]):
             stored.write_bytes(content)
             try:
-                with load_arrays(stored, "table") as (arrays, facts):
+                with load_arrays(stored, "table"):
                     pass
             except ValueError as error:
                 told = str(error)
@@ -57,11 +57,11 @@ def test_no_damage_goes_unnoticed(stored):
 
 def test_a_missing_file_and_a_block_that_fails_are_told(stored, tmp_path):
     with (
-        pytest.raises(FileNotFoundError, match="no table at .*none"),
+        pytest.raises(FileNotFoundError, match=r"no table at .*none"),
         load_arrays(tmp_path / "none", "table"),
     ):
         pass
-    with pytest.raises(ValueError, match="not a readable table.*it has no x"), load_arrays(stored, "table"):
+    with pytest.raises(ValueError, match=r"not a readable table.*it has no x"), load_arrays(stored, "table"):
         raise KeyError("it has no x")
 
 
