@@ -235,7 +235,7 @@ def test_only_what_has_changed_is_looked_at_again(bucket, train, classes):
 
 
 def test_many_objects_of_a_list_are_looked_up_by_listing(bucket, train, local, tmp_path, monkeypatch):
-    monkeypatch.setattr("dali_views.data.remote_scan._SINGLY", 5)
+    monkeypatch.setattr("dali_views.data.objects._SINGLY", 5)
     names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
     (tmp_path / "list.txt").write_text("\n".join([*names, "ant/absent.jpg"]))
     bucket.proxy.log.clear()
@@ -272,9 +272,13 @@ def test_an_object_that_is_gone_or_another_costs_that_image(bucket, train, class
 def test_a_bucket_that_denies_ends_scan_and_run_at_once(train, monkeypatch):
     index = from_folder(train)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    with pytest.raises(SourceGoneError, match=r"may not be read .403 Forbidden.*check the credentials"):
+    with pytest.raises(
+        SourceGoneError, match=r"may not be read .403 Forbidden.*check its name, the credentials"
+    ):
         from_folder(train, cache=False)
-    with pytest.raises(BadImageError, match=r"may not be read .403 Forbidden.*check the credentials"):
+    with pytest.raises(
+        BadImageError, match=r"may not be read .403 Forbidden.*check its name, the credentials"
+    ):
         epoch(index)
     assert not index.quarantine
 

@@ -14,8 +14,8 @@ from ..system.files import PathLike
 from .headers import look_through, scan, size_of
 from .listing import LeftOut, Listing, list_coco, list_file, list_folder
 from .names import pack_names, unpack_names
+from .objects import scan_objects
 from .remote import absolute, as_url, below, is_remote
-from .remote_scan import scan_objects
 from .scan import FileScan, Scan, ScanCache
 from .shard_list import list_shards
 from .shard_scan import merge, scan_shard

@@ -1,67 +1,143 @@
-"""Images in an object store, whole objects or pieces of larger ones, read many at a time."""
+"""Images in an object store, whole objects or parts of larger ones: scanned, and read many at a time."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .remote import Part, keys_below
+from ..system.files import PathLike
+from .headers import Record, inspect, scan_bar
+from .remote import Entry, bucket_of, keys_below
+from .source import GONE
+from .window import Window
+
+_HEADER, _WALK = 32 << 10, 4 << 20  # bytes of a request: for the header of an image, for a whole tar shard
+_THREADS = 32
+_SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
+_CHUNK = 64  # objects that a thread looks at in turn, at most
+_ABSENT = (-1, -1)
+
+
+def open_object(
+    url: PathLike, entry: Entry | None = None, block: int = _WALK
+) -> tuple[io.BufferedReader, Entry]:
+    """An object as a file that can be sought in, and its entry; errors, also of reading, as of `Bucket`.
+
+    Args:
+        entry: What a listing said of the object; without it, the store is asked.
+        block: Bytes of one request.
+    """
+    bucket, key = bucket_of(url)
+    known = bucket.stat(key) if entry is None else entry
+
+    def read_at(buffer: memoryview, at: int) -> int:
+        found = bucket.read(key, at, len(buffer), known.version)
+        if len(found) < len(buffer):
+            raise OSError("it is shorter than it was when it was listed")
+        buffer[:] = found
+        return len(found)
+
+    return io.BufferedReader(Window(read_at, 0, known.size), block), known
+
+
+def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
+    """(bytes, version) of the objects below a URL, (-1, -1) of those that do not exist.
+
+    Raises:
+        SourceGoneError: See `remote.Bucket`.
+    """
+    bucket, keys = keys_below(root, names)
+    if len(names) > _SINGLY and not root.startswith("http"):  # a web server cannot list
+        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
+        return [there.get(name, _ABSENT) for name in names]
+
+    def look(key: str) -> tuple[int, int]:
+        try:
+            entry = bucket.stat(key)
+        except GONE:
+            raise
+        except OSError:
+            return _ABSENT
+        return entry.size, entry.version
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(look, keys))
+
+
+def scan_objects(
+    root: str,
+    names: Sequence[bytes],
+    stamps: Mapping[bytes, tuple[int, int]],
+    known: Mapping[bytes, Record],
+    progress: bool,
+) -> list[Record]:
+    """Looks at objects; a record has the version of an object in the place of a file's mtime.
+
+    Args:
+        root: URL that the names are relative to.
+        stamps: (bytes, version) of each object from a listing; if empty, the store is asked.
+        known: Records of an earlier scan by name; objects of equal size and version are not read again.
+        progress: Shows a bar on a terminal.
+
+    Raises:
+        SourceGoneError: See `remote.Bucket`.
+    """
+    if not stamps:
+        stamps = dict(zip(names, object_stamps(root, [os.fsdecode(name) for name in names]), strict=True))
+
+    def look(name: bytes) -> Record:
+        stamp, before = stamps[name], known.get(name)
+        if before is not None and before[2:4] == stamp and stamp[1]:
+            return before
+        if stamp == _ABSENT:
+            return 0, 0, *_ABSENT, "no such object"
+        url = os.path.join(root, os.fsdecode(name))
+        height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
+        return height, width, *stamp, refused
+
+    each = max(1, min(_CHUNK, len(names) // (4 * _THREADS)))
+    chunks = [names[start : start + each] for start in range(0, len(names), each)]
+    records: list[Record] = []
+    with ThreadPoolExecutor(_THREADS) as threads, scan_bar(len(names), " objects", progress) as bar:
+        for part in threads.map(lambda chunk: [look(name) for name in chunk], chunks):
+            records += part
+            bar.update(len(part))
+    return records
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectSource:
-    """Whole objects, as a `Source`. An object must be as it was when it was scanned."""
+    """Whole objects, or ranges of objects (tar shards), as a `Source`. They must be as they were scanned."""
 
     root: str
     """URL that the names start from."""
-    paths: NDArray[np.uint8]
-    """(N, L) names, NUL-padded."""
+    names: NDArray[np.uint8] | Sequence[str]
+    """(N, L) of the objects themselves, NUL-padded, or of the S objects that hold the images."""
+    stamps: NDArray[np.int64] | None
+    """(S, 2) bytes and version of each object that holds images; None for whole objects."""
     places: NDArray[np.int64]
-    """(N, 3) 0, version and bytes of each."""
+    """(N, 3) object, offset and bytes of each image; of whole objects 0, version and bytes."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, rows: NDArray[np.int64]) -> list[bytes]:
         """See `Source`; FileNotFoundError for an object that is gone, OSError for one that has changed."""
-        names = [os.fsdecode(name.tobytes().rstrip(b"\0")) for name in self.paths[rows]]
+        places = self.places[rows].tolist()
+        if self.stamps is None:
+            names = [os.fsdecode(self.names[row].tobytes().rstrip(b"\0")) for row in rows.tolist()]
+            what = [(0, None, version) for _, version, _ in places]
+        else:
+            names = [str(self.names[number]) for number, _, _ in places]
+            what = [(offset, size, int(self.stamps[number, 1])) for number, offset, size in places]
         bucket, keys = keys_below(self.root, names)
-        told = self.places[rows].tolist()
-        parts = [Part(key, version=version or None) for key, (_, version, _) in zip(keys, told, strict=True)]
-        return _whole(bucket.read_parts(parts), [size for _, _, size in told])
-
-
-@dataclass(frozen=True, eq=False)
-class RemoteRangeSource:
-    """Pieces of objects (tar shards), as a `Source`. An object must be as it was when it was scanned."""
-
-    root: str
-    """URL that the names start from."""
-    files: Sequence[str]
-    stamps: NDArray[np.int64]
-    """(S, 2) bytes and version of each object when it was scanned."""
-    places: NDArray[np.int64]
-    """(N, 3) object, offset and bytes of each image."""
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def read(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """See `ObjectSource.read`."""
-        told = self.places[rows].tolist()
-        bucket, keys = keys_below(self.root, [self.files[file] for file, _, _ in told])
-        parts = [
-            Part(key, offset, size, int(self.stamps[file, 1]) or None)
-            for key, (file, offset, size) in zip(keys, told, strict=True)
-        ]
-        return _whole(bucket.read_parts(parts), [size for _, _, size in told])
-
-
-def _whole(found: list[bytes], sizes: list[int]) -> list[bytes]:
-    if [len(one) for one in found] != sizes:
-        raise OSError("its size has changed since it was indexed; index the images again")
-    return found
+        found = bucket.read_parts([(key, *part) for key, part in zip(keys, what, strict=True)])
+        if [len(one) for one in found] != [size for _, _, size in places]:
+            raise OSError("its size has changed since it was indexed; index the images again")
+        return found

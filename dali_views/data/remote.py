@@ -1,16 +1,21 @@
-"""Objects of a store (s3://, gs://, http://): listed, looked at, and read in parts with bounded patience."""
+"""Object stores (s3://, gs://, http://): their URLs, listings and objects, or parts of objects.
+
+obstore reads them. It repeats by itself what may pass (5xx, 429, 408, a connection that breaks or is silent)
+for $DALI_VIEWS_RETRY_SECONDS. What it lacks is here: a listing resumes where its body broke off, an object
+must have the version that was indexed, and errors say whether one object is bad or the whole store is away.
+"""
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
-import random
 import re
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import lru_cache
 from glob import has_magic
 from pathlib import Path
@@ -18,14 +23,17 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from ..system.files import PathLike
-from .remote_store import cause, changed, judged, open_store, patience
+from .extras import needs
 from .source import SourceGoneError
 
 # `pathlib` makes one slash of two.
 _URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")
-_SETTINGS = ("AWS_", "GOOGLE_", "DALI_VIEWS_RETRY_SECONDS")  # environment that shapes a store
+_SETTINGS = ("AWS_", "GOOGLE_", "DALI_VIEWS_RETRY_SECONDS")  # environment that configures a store
 _REQUESTS = 128  # of a process at a time: a store answers each after tens of milliseconds
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
+_SILENCE = 10.0  # seconds without a byte, or without a connection, after which obstore tries again
+_REQUEST = 600.0  # seconds that a slow request may take
+_PAGE = 1000  # objects of a listing that come at once, as S3 sends them
+_LISTINGS = 3  # attempts without progress
 
 T = TypeVar("T")
 
@@ -54,7 +62,7 @@ def below(path: str, root: str) -> str:
 
 
 def content(path: PathLike) -> bytes:
-    """What a file or an object holds; FileNotFoundError, or see `Bucket`."""
+    """The content of a file or an object; for errors see `Bucket`."""
     if not is_remote(path):
         return Path(path).read_bytes()
     bucket, key = bucket_of(path)
@@ -62,77 +70,69 @@ def content(path: PathLike) -> bytes:
 
 
 class Entry(NamedTuple):
-    """An object, as a listing tells of it."""
+    """An object in a listing."""
 
     name: str
     size: int
     """Bytes."""
     version: int
-    """63 bits made of its ETag, else of when it was written; 0 if the store tells neither."""
-
-
-class Part(NamedTuple):
-    """What to read of which object."""
-
-    key: str
-    start: int | None = None
-    """None: the whole object."""
-    length: int | None = None
-    """Bytes; None: to its end."""
-    version: int | None = None
-    """That the object must have, None for any."""
+    """63 bits of a hash of its ETag, else of its modification time; 0 if the store has neither."""
 
 
 class Bucket:
-    """One bucket or server. All methods raise alike:
+    """One bucket or server. All methods raise:
 
-    FileNotFoundError: The object is not there.
-    SourceGoneError: The bucket is not there, may not be read, or did not answer for `patience()` seconds.
-        Once it has been given up, one failure is enough, so that many readers do not wait in turn.
-    OSError: The object is not as it was when it was indexed, or cannot be read for a reason of its own.
+    FileNotFoundError: The object does not exist.
+    SourceGoneError: The bucket does not exist, denies access, or did not answer until obstore gave up. From
+        then on one failure is enough, so that many readers do not wait in turn, until a request succeeds.
+    OSError: The object is not as it was when it was indexed, or its name cannot be used.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._bound = patience()
-        self._store = open_store(url, self._bound)
-        self._given_up = -float("inf")  # when, by the monotonic clock
+        self._seconds = _retry_seconds()
+        self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
+        self._gone = False
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """All objects below a folder ("" for the whole bucket), named relative to it and sorted by name.
 
         Raises:
-            ValueError: An object has a name that cannot be asked for ("a//b", "..", control characters).
+            ValueError: An object has a name that cannot be used ("a//b", "..", control characters).
         """
-        import obstore
-
+        if self.url.startswith("http"):
+            raise SourceGoneError(f"{self.url} is a web server, which cannot be listed; name its files.")
         folder = prefix.strip("/")
-        found: list[Entry] = []
-        last: str | None = None
+        start = len(folder) + 1 if folder else 0
 
-        def go_on() -> None:
-            nonlocal last
-            for chunk in obstore.list(self._store, folder or None, offset=last, chunk_size=1000):
-                for meta in chunk:
-                    last = str(meta["path"])
-                    found.append(
-                        Entry(last[len(folder) + 1 if folder else 0 :], meta["size"], _version(meta))
-                    )
+        def every(store: Any) -> list[Entry]:
+            found: list[Entry] = []
+            last, failures = None, 0
+            while True:
+                before = last
+                try:
+                    for chunk in store.list(folder or None, offset=last, chunk_size=_PAGE):
+                        for meta in chunk:
+                            last = str(meta["path"])
+                            found.append(Entry(last[start:], meta["size"], _version(meta)))
+                    return sorted(found)
+                except Exception as error:  # obstore does not repeat a page whose body broke off
+                    failures = failures + 1 if last == before else 1
+                    if failures == _LISTINGS or "list response body" not in str(error):
+                        raise
 
         try:
-            self._ask(go_on, "", lambda: last)
+            return self._ask(every)
         except SourceGoneError:
             raise
         except OSError as error:
             raise ValueError(f"{self.url}/{folder} cannot be listed: {error}; rename that object.") from error
-        return sorted(found)
 
     def glob(self, pattern: str) -> list[Entry]:
-        """The objects whose whole keys match; a wildcard stands for no slash. Named by their keys, sorted."""
+        """The objects whose whole keys match; a wildcard matches no slash. Named by their keys, sorted."""
         parts = pattern.split("/")
         fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-        folder = "/".join(parts[:fixed])
-        rest = parts[fixed:]
+        folder, rest = "/".join(parts[:fixed]), parts[fixed:]
         return [
             one._replace(name=f"{folder}/{one.name}" if folder else one.name)
             for one in self.entries(folder)
@@ -141,92 +141,83 @@ class Bucket:
 
     def stat(self, key: str) -> Entry:
         """An object by its key."""
-        import obstore
-
         try:
-            meta = self._ask(lambda: obstore.head(self._store, key), key)
+            meta = self._ask(lambda store: store.head(key), key)
         except FileNotFoundError:
-            self.read(key, 0, 1)  # only the answer to this one tells a missing object from a missing bucket
+            self.read(key, 0, 1)  # only this answer has a body, which says whether the bucket is missing
             raise
         return Entry(key, meta["size"], _version(meta))
 
-    def read(
-        self, key: str, start: int | None = None, length: int | None = None, version: int | None = None
-    ) -> bytes:
-        """An object or a part of it; fewer bytes than asked for where it ends before.
+    def read(self, key: str, start: int = 0, length: int | None = None, version: int = 0) -> bytes:
+        """`length` bytes of an object (None: all) from `start` on, fewer where it ends before.
 
-        Args: See `Part`.
+        Args:
+            version: That the object must have; 0 for any.
         """
-        import obstore
-
-        options: dict[str, Any] = {}
-        if start is not None:
-            options["range"] = {"offset": start} if length is None else (start, start + length)
-
-        def get() -> Any:
-            answer = obstore.get(self._store, key, options=options)  # type: ignore[arg-type]
-            if version is not None and _version(answer.meta) != version:
-                raise changed()
-            return answer.bytes()
-
         if length == 0:
             return b""
-        found: Any = self._ask(get, key).to_bytes()
-        return found  # type: ignore[no-any-return]
+        options = {} if length is None else {"range": (start, start + length)}
 
-    def read_parts(self, parts: Sequence[Part]) -> list[bytes]:
-        """Many parts of many objects at a time, in the order asked for; the first failure ends them all."""
-        if len(parts) == 1:
-            return [self.read(*parts[0])]
-        waiting = [_threads().submit(self.read, *part) for part in parts]
+        def get(store: Any) -> tuple[int, bytes]:
+            answer = store.get(key, options=options)
+            same = not version or _version(answer.meta) == version
+            return same, bytes(answer.bytes()) if same else b""
+
+        same, found = self._ask(get, key)
+        if not same:
+            raise OSError("it has changed since it was indexed; index the images again")
+        return found
+
+    def read_parts(self, parts: Iterable[tuple[str, int, int | None, int]]) -> list[bytes]:
+        """Many parts at a time, in order, each the arguments of `read`; a failure cancels the rest."""
+        return list(_threads().map(lambda part: self.read(*part), parts))
+
+    def _ask(self, ask: Callable[[Any], T], key: str = "") -> T:
         try:
-            return [one.result() for one in waiting]
-        finally:
-            for one in waiting:
-                one.cancel()
-            wait(waiting)  # what is under way ends by itself, and nothing goes on behind the caller's back
+            answer = ask(self._impatient if self._gone else self._patient)
+        except Exception as error:  # of obstore, whose own classes share no useful base
+            meant = self._meaning(error, key)
+            self._gone = isinstance(meant, SourceGoneError)
+            raise meant from None
+        self._gone = False
+        return answer
 
-    def _ask(self, ask: Callable[[], T], key: str, progress: Callable[[], object] = lambda: None) -> T:
-        """The answer, asked for again until the bound is over; it begins anew with any progress."""
-        if _forked:
-            raise SourceGoneError(
-                f"{self.url} cannot be read, for this process was forked from one that reads object stores; "
-                "spawn it instead."
+    def _meaning(self, error: Exception, key: str) -> OSError:
+        """What an error of obstore means to the reader of an object."""
+        told = str(error).strip()
+        cause = told.partition("\n")[0].rpartition(" - ")[2].partition(": <")[0].rstrip(":")
+        cause = cause.removeprefix("Server returned non-2xx status code: ")
+        if "NoSuchBucket" in told:
+            return SourceGoneError(f"There is no bucket {self.url}; check its name.")
+        if isinstance(error, FileNotFoundError):
+            return FileNotFoundError(errno.ENOENT, "no such object", f"{self.url}/{key}")
+        if type(error).__name__ in ("InvalidPathError", "ValueError"):
+            return OSError(f"its name cannot be used ({cause})")
+        if "416 Range" in cause:
+            return OSError("it is shorter than it was when it was indexed")
+        if re.search(r"code: (?!408|416|429)[34]|redirect|169\.254\.169\.254|metadata\.google", told):
+            return SourceGoneError(
+                f"{self.url} may not be read ({cause}); check its name, the credentials and AWS_REGION."
             )
-        from obstore.exceptions import BaseError
-
-        began, pause, reached = time.monotonic(), _FIRST_WAIT, progress()
-        while True:
-            try:
-                answer = ask()
-            except (BaseError, FileNotFoundError, ValueError) as error:
-                now = time.monotonic()
-                if (meant := judged(error, self.url, key)) is not None:
-                    raise meant from None
-                if progress() != reached:
-                    began, pause, reached = now, _FIRST_WAIT, progress()
-                if now + pause > began + self._bound or began < self._given_up + self._bound:
-                    self._given_up = now
-                    raise SourceGoneError(
-                        f"{self.url} did not answer for {self._bound:g} s ({cause(error)}); "
-                        "check the network and the endpoint."
-                    ) from None
-                time.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, _LONGEST_WAIT)
-            else:
-                self._given_up = -float("inf")
-                return answer
+        waited = f"{self.url} did not answer for {self._seconds:g} s"
+        return SourceGoneError(f"{waited} ({cause}); check the network and the endpoint.")
 
 
 def bucket_of(url: PathLike) -> tuple[Bucket, str]:
     """The bucket of a URL, one per process, and the key in it.
 
     Raises:
-        SourceGoneError: There are no credentials for it.
+        SourceGoneError: It has no credentials, or this process was forked from one that uses obstore.
         ValueError: obstore is not installed, or the settings are wrong.
     """
+    global _process
     scheme, _, rest = as_url(url).partition("://")
     name, _, key = rest.partition("/")
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        # The threads of obstore stay with the parent; a request of the child would never return.
+        told = "cannot be read, because this process was forked from one that reads object stores"
+        raise SourceGoneError(f"{scheme}://{name} {told}; spawn it instead.")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
     with _OPENING:
         bucket = _opened(f"{scheme}://{name}", settings)
@@ -234,28 +225,19 @@ def bucket_of(url: PathLike) -> tuple[Bucket, str]:
 
 
 def keys_below(root: str, names: Sequence[str]) -> tuple[Bucket, list[str]]:
-    """The bucket of a URL, and the keys of objects named relative to it, as `below` names them."""
+    """The bucket of a URL, and the keys of objects that are named relative to it, as `below` names them."""
     bucket, folder = bucket_of(root)
     quoted = root.startswith("http")
     return bucket, [os.path.join(folder, unquote(name) if quoted else name) for name in names]
 
 
 _OPENING = threading.Lock()
-_forked = False
+_process: int | None = None
 
 
 @lru_cache(64)
 def _opened(url: str, settings: tuple[tuple[str, str], ...]) -> Bucket:
     return Bucket(url)
-
-
-def _after_fork() -> None:
-    """The threads of obstore stay with the parent; a request of the child would wait for them for ever."""
-    global _forked
-    _forked = _forked or _opened.cache_info().currsize > 0
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(1)
@@ -264,8 +246,49 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _version(meta: Mapping[str, Any]) -> int:
-    # A weak ETag is of the same content; a proxy may add or take away the mark.
-    told = (meta.get("e_tag") or "").removeprefix("W/").strip('"')
-    if not told and meta.get("last_modified"):
-        told = meta["last_modified"].isoformat()
+    # A weak ETag means the same content; a proxy may add or remove the mark.
+    told = (meta.get("e_tag") or "").removeprefix("W/").strip('"') or str(meta.get("last_modified") or "")
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big") >> 1 if told else 0
+
+
+def _retry_seconds() -> float:
+    told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
+    if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
+        raise ValueError(f"DALI_VIEWS_RETRY_SECONDS is a number of seconds, not {told!r}; fix or unset it.")
+    return float(told)
+
+
+def _open(url: str, seconds: float, retries: int) -> Any:
+    """obstore's store of a bucket ("s3://bucket", "gs://bucket") or a server ("https://host")."""
+    with needs("obstore"):
+        from obstore.store import from_url
+    silence = timedelta(seconds=min(_SILENCE, max(seconds / 4, 0.5)))  # so that there is a second attempt
+    client = {"connect_timeout": silence, "read_timeout": silence, "timeout": timedelta(seconds=_REQUEST)}
+    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)}
+    retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds), "backoff": backoff}
+    more = _credentials(url) if url.startswith("s3:") else {}
+    try:
+        return from_url(url, client_options={"allow_http": True, **client}, retry_config=retry, **more)
+    except Exception as error:  # obstore's own about a setting, a file of credentials, a name
+        told = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{url} cannot be opened ({told}); check the settings.") from error
+
+
+def _credentials(url: str) -> dict[str, Any]:
+    """boto3's, which knows profiles and single sign-on, where the environment has none."""
+    anonymous = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "on", "yes")
+    if anonymous or os.environ.get("AWS_ACCESS_KEY_ID"):
+        return {}
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    try:
+        provider = Boto3CredentialProvider()
+        provider()
+    except Exception as error:  # botocore's own about a missing profile or an expired sign-on
+        raise SourceGoneError(
+            f"No credentials for {url} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+            "AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public bucket."
+        ) from error
+    return {"credential_provider": provider}

@@ -24,8 +24,8 @@ from ..system.files import PathLike, atomic_write
 from .headers import MAX_PIXELS, Record
 from .listing import LeftOut
 from .names import pack_names, unpack_names
+from .objects import object_stamps
 from .remote import is_remote
-from .remote_scan import object_stamps
 
 Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 """What holds the images, and so what their `places` (N, 3) say:

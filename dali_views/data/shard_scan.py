@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from .headers import inspect
 from .listing import EXTENSIONS, LeftOut, number_labels
 from .names import pack_names
+from .objects import open_object
 from .remote import is_remote
-from .remote_file import RemoteFile
 from .scan import Scan
 from .source import GONE, reason
 from .window import Window, of_file
 
 _MOST_HEADER = 1 << 20  # bytes of a long name or of PAX records; more would be read into memory at once
 _MOST_LABEL = 1 << 20  # bytes of a label file
+_File: TypeAlias = io.RawIOBase | io.BufferedReader
 _LABEL_KEYS = ("label", "cls", "class_id")
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -163,11 +164,11 @@ def _paths(shards: list[str], found: list[Shard]) -> NDArray[np.uint8]:
     return paths
 
 
-def _open(path: str) -> tuple[io.RawIOBase, tuple[int, int]]:
+def _open(path: str) -> tuple[_File, tuple[int, int]]:
     """The shard as a file, and its stamp."""
     if is_remote(path):
-        remote = RemoteFile(path)
-        return remote, (remote.entry.size, remote.entry.version)
+        remote, entry = open_object(path)
+        return remote, (entry.size, entry.version)
     if not os.path.isfile(path):
         raise FileNotFoundError if not os.path.exists(path) else OSError("not a regular file")
     local = io.FileIO(path)
@@ -178,7 +179,7 @@ def _open(path: str) -> tuple[io.RawIOBase, tuple[int, int]]:
 class _Headers:
     """A shard as tarfile reads it, without the memory that a made-up header may ask for."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    def __init__(self, raw: _File) -> None:
         self.raw, self.seek, self.tell = raw, raw.seek, raw.tell
 
     def read(self, size: int = -1) -> bytes:
@@ -218,7 +219,13 @@ def _walk(file: _Headers, size: int, found: _Contents) -> None:
         found.left_out.append(("", told))
 
 
-def _add(raw: io.RawIOBase, member: tarfile.TarInfo, size: int, seen: set[str], found: _Contents) -> None:
+def _add(
+    raw: _File,
+    member: tarfile.TarInfo,
+    size: int,
+    seen: set[str],
+    found: _Contents,
+) -> None:
     name = os.path.normpath(member.name)
     ending = os.path.splitext(name)[1].lower()
     if member.isdir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .extras import needs
-from .objects import ObjectSource, RemoteRangeSource
+from .objects import ObjectSource
 from .ranges import RangeSource
 from .remote import is_remote
 from .scan import Scan
@@ -19,7 +19,7 @@ def open_source(index: Scan) -> Source:
     assert index.places is not None
     if index.holder == "objects":
         assert index.paths is not None
-        return ObjectSource(index.root, index.paths, index.places)
+        return ObjectSource(index.root, index.paths, None, index.places)
     assert index.file_stamps is not None
     if index.holder == "groups":
         with needs("pyarrow"):
@@ -27,5 +27,5 @@ def open_source(index: Scan) -> Source:
 
         return GroupSource(index.root, index.files, index.file_stamps, index.places, index.column)
     if is_remote(index.root):
-        return RemoteRangeSource(index.root, index.files, index.file_stamps, index.places)
+        return ObjectSource(index.root, index.files, index.file_stamps, index.places)
     return RangeSource(index.root, index.files, index.file_stamps, index.places)

@@ -44,7 +44,7 @@ def of_handle(handle: int) -> Callable[[memoryview, int], int]:
     return partial(_pread, handle)
 
 
-def of_file(file: io.RawIOBase) -> Callable[[memoryview, int], int]:
+def of_file(file: io.RawIOBase | io.BufferedReader) -> Callable[[memoryview, int], int]:
     """Reads of any file object, whose place they move."""
     return partial(_seek_and_read, file)
 
