@@ -19,12 +19,14 @@ import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.numpy
 import torch
 from conftest import REAL
 from PIL import Image
 from tars import add
 
 from dali_views import RegionTable, SampleIndex
+from dali_views.system.arrays import _checksum as checksum
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
@@ -78,10 +80,10 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         image.save(images / f"{number}.jpg")
     index = SampleIndex.from_folder(images, cache=folder / "cache", progress=False)
     boxed = index.with_boxes({"0.jpg": [[0.1, 0.1, 0.5, 0.6]], "2.jpg": [[0, 0, 1, 1], [0.2, 0, 1, 0.7]]})
-    boxed.save(folder / "boxed.npz")
+    boxed.save(folder / "boxed")
     shards = [_shard(images, kind) for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
     (folder / "a.tar").write_bytes(shards[0])
-    SampleIndex.from_shards(folder / "a.tar", cache=False, progress=False).save(folder / "shards.npz")
+    SampleIndex.from_shards(folder / "a.tar", cache=False, progress=False).save(folder / "shards")
     tables = [RegionTable(3), RegionTable(3, regions=2, fingerprint=index.fingerprint)]
     for number, table in enumerate(tables):
         table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
@@ -113,8 +115,8 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         "list": [b"0.jpg 0\n1.jpg 1\n2.jpg 5\n", b"# words\n0.jpg\tcat\n./1.jpg\tdog\n2.jpg\n"],
         "coco": [json.dumps(coco).encode(), json.dumps(coco | {"annotations": []}, indent=1).encode()],
         "index": [
-            (folder / "boxed.npz").read_bytes(),
-            (folder / "shards.npz").read_bytes(),
+            (folder / "boxed").read_bytes(),
+            (folder / "shards").read_bytes(),
             *(f.read_bytes() for f in (folder / "cache").iterdir()),
         ],
         "regions": [(folder / f"regions{number}.npz").read_bytes() for number in range(2)],
@@ -177,7 +179,9 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def damaged(kind: str, valid: list[bytes], draw: random.Random) -> bytes:
     """One of the valid files of a kind, damaged in one or two ways."""
     data = draw.choice(valid)
-    if kind in ("index", "regions", "checkpoint"):
+    if kind == "index":
+        ways = [*_BYTES, _tensors, _tensors, _tensors]
+    elif kind in ("regions", "checkpoint"):
         ways = [*_BYTES, _members, _members, _members]
     else:
         ways = [*_BYTES, _WAYS.get(kind, _text)] * 2
@@ -319,6 +323,23 @@ def _members(data: bytes, draw: random.Random) -> bytes:
         for name, content in members.items():
             file.writestr(name, content)
     return out.getvalue()
+
+
+def _tensors(data: bytes, draw: random.Random) -> bytes:
+    """One array or the facts of a file changed, and stored again with a checksum that is right."""
+    try:
+        tensors = safetensors.numpy.load(data)
+        name = draw.choice([*tensors, *["facts"] * len(tensors)])
+        if draw.random() < 0.2:
+            name, other = draw.choice([*tensors]), tensors.pop(name)
+            tensors[name] = other
+        elif name == "facts":
+            tensors[name] = np.frombuffer(_text(tensors[name].tobytes(), draw), np.uint8)
+        else:
+            tensors[name] = np.ascontiguousarray(draw.choice(_ARRAYS)(tensors[name], draw))
+        return safetensors.numpy.save(tensors, {"crc32": checksum(tensors)})
+    except Exception:  # damaged before, or of a type that cannot be stored
+        return data
 
 
 def _inside(data: bytes, draw: random.Random) -> bytes:

@@ -520,10 +520,10 @@ def test_the_cache_folder_follows_the_environment(
     monkeypatch.delenv("DALI_VIEWS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     SampleIndex.from_folder(twins[0])
-    assert len(list((tmp_path / "xdg" / "dali_views").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "xdg" / "dali_views").glob("*.safetensors"))) == 1
     monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "own"))
     SampleIndex.from_folder(twins[0])
-    assert len(list((tmp_path / "own").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "own").glob("*.safetensors"))) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(twins: tuple[Path, bytes], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from test_shards import rows_of
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, bad_list
 from dali_views.data import group_source, table_look, table_scan
 from dali_views.data.group_source import GroupCache, GroupSource
+from dali_views.system.arrays import load_arrays, save_arrays
 from dali_views.tools import cli
 from trainers import config as cfg
 from trainers import data
@@ -533,10 +534,12 @@ def _facts(**changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def _altered(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    with np.load(file) as stored:
-        arrays = {name: stored[name].copy() for name in stored}
-    change(arrays)
-    np.savez(file, **arrays)
+    with load_arrays(file, "index") as (arrays, facts):
+        stored = {name: array.copy() for name, array in arrays.items()}
+    stored["meta"] = np.frombuffer(fuzz.json.dumps(facts).encode(), np.uint8)
+    change(stored)
+    facts = fuzz.json.loads(stored.pop("meta").tobytes())
+    save_arrays(file, stored, facts)
     return file
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
+from tars import pack_folder
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.data.names import pack_names
+from dali_views.system.arrays import load_arrays, save_arrays
 from dali_views.tools.pack.folder import pack
 from trainers.config.file import ConfigError, load, parse
 
@@ -41,10 +43,164 @@ def images(tmp_path: Path) -> Path:
 def stored(images: Path, tmp_path: Path) -> Path:
     """A saved index with boxes."""
     index = SampleIndex.from_folder(images, cache=False)
-    index.with_boxes({"0000.jpg": [[0, 0, 1, 1], [0, 0, 0.5, 1]], "0002.jpg": [[0, 0.2, 1, 1]]}).save(
-        tmp_path / "index.npz"
-    )
-    return tmp_path / "index.npz"
+    boxed = index.with_boxes({"0000.jpg": [[0, 0, 1, 1], [0, 0, 0.5, 1]], "0002.jpg": [[0, 0.2, 1, 1]]})
+    boxed.save(tmp_path / "index.safetensors")
+    return tmp_path / "index.safetensors"
+
+
+def altered(path: Path, changes: dict[str, Any]) -> None:
+    """Other arrays and facts, or none, in a file whose checksum is right."""
+    with load_arrays(path, "file") as (arrays, facts):
+        for name, value in changes.items():
+            part = arrays if isinstance(value, np.ndarray) or name in arrays else facts
+            part[name] = value
+            if value is None:
+                del part[name]
+        save_arrays(path, arrays, facts)
+
+
+# -- files of arrays ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [pickle.dump, lambda what, file: np.savez(file, labels=what)])
+def test_what_would_be_executed_is_refused(tmp_path: Path, save: Callable[..., None]) -> None:
+    with (tmp_path / "index").open("wb") as file:
+        save(np.array([Trap(tmp_path / "sprung")], dtype=object), file)
+    for kind in (SampleIndex, RegionTable):
+        with pytest.raises(ValueError, match="is not a readable"):
+            kind.load(tmp_path / "index")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"labels": {"dtype": "I32", "shape": [100000000000000], "data_offsets": [0, 400000000000000]}}',
+        '{"labels": {"dtype": "I32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
+        '{"labels": {"dtype": "I32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"labels": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}',
+        '{"labels": ' + "[" * 100_000,
+        '{"facts": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}',
+        "",
+    ],
+)
+@pytest.mark.parametrize("length", [None, 2**63 - 1])
+def test_a_header_that_claims_what_is_not_there_is_refused(
+    tmp_path: Path, header: str, length: int | None
+) -> None:
+    size = (length or len(header)).to_bytes(8, "little")
+    (tmp_path / "index").write_bytes(size + header.encode())
+    with pytest.raises(ValueError, match="is not a readable index"):
+        SampleIndex.load(tmp_path / "index")
+
+
+# -- an index that contradicts itself -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": np.array([0, 1, 2], np.int32)}, "labels have no class"),
+        ({"box_labels": np.array([0, -2, 0], np.int32)}, "box_labels have no class"),
+        ({"labels": np.array([-1, -1], np.int32)}, r"is int32 of shape \("),
+        ({"labels": np.full(3, -1.0)}, "labels is float64"),
+        ({"sizes": np.array([[1, 1], [1, 0], [1, 1]], np.int32)}, "sizes are no sizes"),
+        ({"sizes": np.full((3, 2), 2**31 - 1, np.int32)}, "sizes are no sizes"),
+        ({"sizes": np.full((3, 3), 9, np.int32)}, r"sizes is int32 of shape \(3, 3\)"),
+        ({"box_start": np.array([0, 2, 2, 9])}, "box_start does not divide"),
+        ({"box_start": np.array([0, 4, 2, 3])}, "box_start does not divide"),
+        ({"box_start": np.array([0, 3])}, "box_start does not divide"),
+        ({"boxes": np.full((3, 4), np.nan, np.float32)}, "boxes are no rectangles"),
+        ({"boxes": np.array([[0, 0, 1, 2]] * 3, np.float32)}, "boxes are no rectangles"),
+        ({"paths": pack_names([b"a.jpg", b"b/../../c.jpg", b"d.jpg"])}, "leaves the root"),
+        ({"paths": pack_names([b"a.jpg", b"/etc/c.jpg", b"d.jpg"])}, "leaves the root"),
+        ({"paths": pack_names([b"a.jpg", b"b\0c.jpg", b"d.jpg"])}, "NUL inside"),
+        ({"paths": pack_names([b"a.jpg", b"", b"d.jpg"])}, "a path is empty"),
+        ({"arrays": np.zeros((3, 2, 2, 3), np.uint8)}, "no images"),
+        ({"sizes": None}, "sizes"),
+        ({"labels": None}, "labels"),
+        ({"paths": None}, "no images"),
+        ({"boxes": None}, "boxes"),
+        ({"box_start": None}, "box_start"),
+        ({"box_labels": None}, "box_labels"),
+        ({"root": "images"}, "no absolute path"),
+        ({"root": "/a\0b"}, "no absolute path"),
+        ({"root": 5}, "expected str"),
+        ({"classes": "cats"}, "no list"),
+        ({"classes": ["\ud800"]}, "surrogates"),
+        ({"left_out": [["a", "b", "c"]]}, "arguments"),
+        ({"fingerprint": "../x"}, "not hexadecimal"),
+        ({"holder": "ranges"}, "a part of what"),
+        ({"format": 0}, "this version reads"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(
+    stored: Path, changes: dict[str, Any], words: str
+) -> None:
+    altered(stored, changes)
+    with pytest.raises(ValueError, match=f"is not a readable index .*{words}"):
+        SampleIndex.load(stored)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"files": ["../a.tar"]}, "leaves the root"),
+        ({"files": ["/etc/passwd"]}, "leaves the root"),
+        ({"files": ["a\0b"]}, "NUL inside"),
+        ({"files": [""]}, "a path is empty"),
+        ({"files": [1]}, "expected str"),
+        ({"files": "a"}, "no list"),
+        ({"files": []}, "file_stamps is int64"),
+        ({"files": ["a.tar", "b.tar"]}, "file_stamps is int64"),
+        ({"file_stamps": np.array([[10, 0]])}, "leads out of its file"),
+        ({"file_stamps": None}, "a part of what"),
+        ({"places": np.array([[0, 0]] * 3)}, "places is int64 of shape"),
+        ({"places": np.array([[0, 0, 9]] * 2)}, "does not fit the rest"),
+        ({"places": np.array([[0, 0, 0]] * 3)}, "leads out of its file"),
+        ({"places": np.array([[1, 0, 9]] * 3)}, "lies in no file"),
+        ({"places": np.array([[-1, 0, 9]] * 3)}, "lies nowhere"),
+        ({"places": np.array([[0, 0, 2**62]] * 3)}, "leads out of its file"),
+        ({"places": np.array([[0, 2**63 - 1, 9]] * 3)}, "leads out of its file"),
+        ({"places": None}, "a part of what"),
+        ({"column": "image"}, "a part of what"),
+    ],
+)
+def test_an_index_of_shards_that_contradicts_itself_is_refused(
+    images: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    SampleIndex.from_shards(pack_folder(images, tmp_path / "shards", 1)).save(tmp_path / "index")
+    altered(tmp_path / "index", changes)
+    with pytest.raises(ValueError, match=f"is not a readable index .*{words}"):
+        SampleIndex.load(tmp_path / "index")
+
+
+def test_a_name_with_two_dots_inside_is_a_name(tmp_path: Path) -> None:
+    noise_images(tmp_path / "images", 1)
+    (tmp_path / "images" / "0000.jpg").rename(tmp_path / "images" / "a..b.jpg")
+    SampleIndex.from_folder(tmp_path / "images", cache=False).save(tmp_path / "index")
+    assert SampleIndex.load(tmp_path / "index").path(0).endswith("a..b.jpg")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": np.full((3, 2), -5, np.int32)},
+        {"stamp_folders": pack_names([b"a\0b", b""]), "stamp_times": np.zeros(2, np.int64)},
+        {"stamp_files": None},
+        {"root": "/elsewhere"},
+    ],
+)
+def test_a_kept_scan_that_is_wrong_is_made_anew(images: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    first = SampleIndex.from_folder(images, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    altered(file, change)
+    again = SampleIndex.from_folder(images, cache=tmp_path / "cache")
+    assert (again.sizes == first.sizes).all()
+    assert (again.root, again.fingerprint) == (first.root, first.fingerprint)
+
+
+# -- region tables --------------------------------------------------------------------------------
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -63,183 +219,6 @@ def array(values: Any) -> bytes:
     out = io.BytesIO()
     np.save(out, values, allow_pickle=True)
     return out.getvalue()
-
-
-def header(text: str) -> bytes:
-    """An array that has a header alone."""
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
-
-
-# -- archives of arrays ---------------------------------------------------------------------------
-
-
-def test_an_object_in_an_index_is_not_unpickled(stored: Path, tmp_path: Path) -> None:
-    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
-    write(stored, members(stored) | {"labels.npy": array(trap)})
-    with pytest.raises(ValueError, match=r"labels\.npy is no array of numbers or texts"):
-        SampleIndex.load(stored)
-    with pytest.raises(FileExistsError if (tmp_path / "sprung").exists() else TypeError):
-        pickle.loads(pickle.dumps(trap)) + 0  # the trap is one
-    assert (tmp_path / "sprung").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{'descr': '<i4', 'fortran_order': False, 'shape': (100000000000000,), }\n", "another size"),
-        ("{'descr': '<U400000000', 'fortran_order': False, 'shape': (), }\n", "another size"),
-        ("{'descr': '|S0', 'fortran_order': False, 'shape': (100000000000000,), }\n", "no array"),
-        (f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({'-' * 9000}1,), }}\n", "no array"),
-        ("{'descr': '<i4', 'fortran_order': False, 'shape': (3\n", "no array"),
-        ("", "no array"),
-    ],
-)
-def test_an_array_that_claims_what_it_does_not_have_is_refused_unread(
-    stored: Path, text: str, words: str
-) -> None:
-    write(stored, members(stored) | {"labels.npy": header(text)})
-    with pytest.raises(ValueError, match=words):
-        SampleIndex.load(stored)
-
-
-def test_a_compressed_archive_is_refused_whatever_it_would_unfold_to(stored: Path) -> None:
-    write(stored, members(stored) | {"labels.npy": array(np.zeros(10**7))}, zipfile.ZIP_DEFLATED)
-    assert stored.stat().st_size < 10**5
-    with pytest.raises(ValueError, match="a member is compressed"):
-        SampleIndex.load(stored)
-
-
-def test_members_that_share_their_bytes_are_refused(stored: Path) -> None:
-    with zipfile.ZipFile(stored, "w") as archive:
-        archive.writestr("labels.npy", array(np.zeros(10**5)))
-        first = archive.infolist()[0]
-        archive.filelist += [first] * 2
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("labels.npy", b"")
-    with pytest.raises(ValueError, match="a member is in it twice"):
-        SampleIndex.load(stored)
-
-
-def test_a_flipped_bit_in_an_index_is_refused_or_harmless(stored: Path) -> None:
-    whole, data = SampleIndex.load(stored), stored.read_bytes()
-    refused = 0
-    for place in range(0, len(data), 11):
-        stored.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        try:
-            index = SampleIndex.load(stored)
-        except ValueError:
-            refused += 1
-        else:
-            assert index.summary() == whole.summary()
-            assert np.array_equal(index.boxes, whole.boxes)
-            assert index.fingerprint == whole.fingerprint
-    assert refused > len(data) // 11 // 2
-
-
-# -- an index that contradicts itself -------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"labels": np.array([0, 1, 2], np.int32)}, "labels have no class"),
-        ({"box_labels": np.array([0, -2, 0], np.int32)}, "box_labels have no class"),
-        ({"labels": np.array([-1, -1], np.int32)}, r"labels is int32 of shape \(2,\)|sizes is int32"),
-        ({"labels": np.full(3, -1.0)}, "labels is float64"),
-        ({"labels": np.full(3, -1, ">i4")}, "labels is >i4"),
-        ({"sizes": np.array([[1, 1], [1, 0], [1, 1]], np.int32)}, "sizes are no sizes"),
-        ({"sizes": np.full((3, 2), 2**31 - 1, np.int32)}, "sizes are no sizes"),
-        ({"sizes": np.full((3, 3), 9, np.int32)}, r"sizes is int32 of shape \(3, 3\)"),
-        ({"box_start": np.array([0, 2, 2, 9])}, "box_start does not divide"),
-        ({"box_start": np.array([0, 4, 2, 3])}, "box_start does not divide"),
-        ({"box_start": np.array([0, 3])}, "box_start does not divide"),
-        ({"boxes": np.full((3, 4), np.nan, np.float32)}, "boxes are no rectangles"),
-        ({"boxes": np.array([[0, 0, 1, 2]] * 3, np.float32)}, "boxes are no rectangles"),
-        ({"paths": pack_names([b"a.jpg", b"b/../../c.jpg", b"d.jpg"])}, "leaves the root"),
-        ({"paths": pack_names([b"a.jpg", b"/etc/c.jpg", b"d.jpg"])}, "leaves the root"),
-        ({"paths": pack_names([b"a.jpg", b"b\0c.jpg", b"d.jpg"])}, "NUL inside"),
-        ({"paths": pack_names([b"a.jpg", b"", b"d.jpg"])}, "a path is empty"),
-        ({"arrays": np.zeros((3, 2, 2, 3), np.uint8)}, "no images"),
-        ({"classes": np.zeros(3)}, "classes"),
-    ],
-)
-def test_an_index_with_wrong_arrays_is_refused(stored: Path, changes: dict[str, Any], words: str) -> None:
-    write(stored, members(stored) | {f"{name}.npy": array(values) for name, values in changes.items()})
-    with pytest.raises(ValueError, match=words):
-        SampleIndex.load(stored)
-
-
-@pytest.mark.parametrize("name", ["meta", "sizes", "labels", "paths", "box_start", "boxes", "box_labels"])
-def test_an_index_without_one_of_its_arrays_is_refused(stored: Path, name: str) -> None:
-    content = members(stored)
-    del content[f"{name}.npy"]
-    write(stored, content)
-    with pytest.raises(ValueError, match="not a readable index"):
-        SampleIndex.load(stored)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"root": "images"}, "no absolute path"),
-        ({"root": "/a\0b"}, "no absolute path"),
-        ({"root": 5}, "expected str"),
-        ({"classes": "cats"}, "no lists"),
-        ({"classes": ["\ud800"]}, "surrogates"),
-        ({"left_out": [["a", "b", "c"]]}, "no lists"),
-        ({"fingerprint": "../x"}, "no hexadecimal"),
-        ({"format": 0}, "this version reads"),
-    ],
-)
-def test_an_index_with_wrong_facts_is_refused(stored: Path, change: dict[str, Any], words: str) -> None:
-    content = members(stored)
-    facts = json.loads(np.load(io.BytesIO(content["meta.npy"])).tobytes())
-    write(stored, content | {"meta.npy": array(np.frombuffer(json.dumps(facts | change).encode(), np.uint8))})
-    with pytest.raises(ValueError, match=words):
-        SampleIndex.load(stored)
-
-
-def test_a_name_with_two_dots_inside_is_a_name(tmp_path: Path) -> None:
-    noise_images(tmp_path / "images", 1)
-    (tmp_path / "images" / "0000.jpg").rename(tmp_path / "images" / "a..b.jpg")
-    SampleIndex.from_folder(tmp_path / "images", cache=False).save(tmp_path / "index.npz")
-    assert SampleIndex.load(tmp_path / "index.npz").path(0).endswith("a..b.jpg")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sizes.npy": array(np.full((3, 2), -5, np.int32))},
-        {
-            "stamp_folders.npy": array(np.array([b"a\0b", b""])),
-            "stamp_times.npy": array(np.zeros(2, np.int64)),
-        },
-        {"stamp_left.npy": array(np.zeros((5, 2), np.int64))},
-    ],
-)
-def test_a_kept_scan_that_is_wrong_is_made_anew(
-    images: Path, tmp_path: Path, change: dict[str, bytes]
-) -> None:
-    first = SampleIndex.from_folder(images, cache=tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
-    write(file, members(file) | change)
-    again = SampleIndex.from_folder(images, cache=tmp_path / "cache")
-    assert (again.sizes == first.sizes).all()
-    assert again.fingerprint == first.fingerprint
-
-
-def test_the_kept_scan_of_another_folder_is_not_believed(images: Path, tmp_path: Path) -> None:
-    other = noise_images(tmp_path / "other", 2, seed=1)
-    SampleIndex.from_folder(images, cache=tmp_path / "one")
-    SampleIndex.from_folder(other, cache=tmp_path / "two")
-    (kept,), (foreign,) = ((tmp_path / name).iterdir() for name in ("one", "two"))
-    kept.write_bytes(foreign.read_bytes())
-    index = SampleIndex.from_folder(images, cache=tmp_path / "one")
-    assert index.root == str(images)
-    assert len(index) == 3
-
-
-# -- region tables --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
         left_out=left_out,
         stamp_files=table[:, 2:],
         stamp_left=np.array([records[i][2:4] for i in bad], np.int64).reshape(-1, 2),
-        stamp_folders=np.array(list(listing.folders), np.bytes_),
+        stamp_folders=pack_names(list(listing.folders)),
         stamp_times=np.array(list(listing.folders.values()), np.int64),
         holder="objects" if remote else "",
         places=np.column_stack([np.zeros(len(good), np.int64), table[:, [3, 2]]]) if remote else None,

@@ -529,7 +529,7 @@ class SampleIndex(Scan):
     # -- storing it -------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
-        """Writes the index to one file (NumPy's .npz, uncompressed), in one step.
+        """Writes the index to one file (safetensors), in one step.
 
         Raises:
             TypeError: This is an index of a source of one's own, which no file can hold.

@@ -12,7 +12,8 @@ __all__ = ["may_be_name", "pack_names", "unpack_names"]
 
 def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:
     """(N, L) bytes of N names, padded with NULs to the longest."""
-    return np.array(names, dtype=np.bytes_).view(np.uint8).reshape(len(names), -1)
+    packed = np.array(names, dtype=np.bytes_)
+    return packed.view(np.uint8).reshape(len(names), packed.itemsize)
 
 
 def unpack_names(paths: NDArray[np.uint8]) -> list[bytes]:

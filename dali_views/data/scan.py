@@ -1,8 +1,4 @@
-"""Scan: which images a data set holds, where each lies, how large it is; and the file that keeps this.
-
-The file is one .npz of the arrays, uncompressed, with all else as JSON in the array `meta`. What is read is
-checked first, so that a file which is whole but wrong is refused here and not by an IndexError hours later.
-"""
+"""Scan: which images a data set holds, where each lies, how large it is; and the file that keeps this."""
 
 from __future__ import annotations
 
@@ -11,16 +7,17 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.archive import open_npz
-from ..system.files import PathLike, atomic_write
+from ..system.arrays import Arrays, load_arrays, save_arrays
+from ..system.files import PathLike
 from .headers import MAX_PIXELS, Record
 from .listing import LeftOut
 from .names import pack_names, unpack_names
@@ -38,18 +35,10 @@ Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 The root of ranges and objects may be a URL.
 """
 
-PLACED: Mapping[str, Mapping[str, bool]] = {
-    "": {"files": False, "places": False, "column": False},
-    "ranges": {"paths": True, "files": True, "places": True, "column": False},
-    "groups": {"paths": True, "files": True, "places": True, "column": True},
-    "objects": {"paths": True, "files": False, "places": True, "column": False},
-}
-"""What is stored for each holder."""
-
 CHECKED_FILES = 20_000
 """At most this many files are compared by size and mtime before a kept scan is used."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""
 
 _CHECKED = 1 << 16  # rows that are checked at a time
@@ -57,22 +46,29 @@ _CHECKED = 1 << 16  # rows that are checked at a time
 T = TypeVar("T", bound="Scan")
 
 # Type and shape of every array that an index or a kept scan has. A letter stands for the same number
-# everywhere: N images, M boxes, S files that hold many images, K files that the scan refused, F folders; None
-# for any number.
-_ARRAYS: dict[str, tuple[Any, tuple[str | int | None, ...]]] = {
-    "paths": (np.uint8, ("N", None)),
-    "arrays": (np.uint8, ("N", None, None, 3)),
-    "sizes": (np.int32, ("N", 2)),
-    "labels": (np.int32, ("N",)),
-    "places": (np.int64, ("N", 3)),
-    "file_stamps": (np.int64, ("S", 2)),
-    "box_start": (np.int64, (None,)),
-    "boxes": (np.float32, ("M", 4)),
-    "box_labels": (np.int32, ("M",)),
-    "stamp_files": (np.int64, ("N", 2)),
-    "stamp_left": (np.int64, ("K", 2)),
-    "stamp_folders": (np.bytes_, ("F",)),
-    "stamp_times": (np.int64, ("F",)),
+# everywhere: N images, M boxes, S files that hold many images, K files that the scan refused, F folders.
+_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "paths": ("uint8", ("N", "L")),
+    "arrays": ("uint8", ("N", "H", "W", 3)),
+    "sizes": ("int32", ("N", 2)),
+    "labels": ("int32", ("N",)),
+    "places": ("int64", ("N", 3)),
+    "file_stamps": ("int64", ("S", 2)),
+    "box_start": ("int64", ("N + 1",)),
+    "boxes": ("float32", ("M", 4)),
+    "box_labels": ("int32", ("M",)),
+    "stamp_files": ("int64", ("N", 2)),
+    "stamp_left": ("int64", ("K", 2)),
+    "stamp_folders": ("uint8", ("F", "longest folder")),
+    "stamp_times": ("int64", ("F",)),
+}
+_BY_ROW = ("sizes", "labels", "paths", "places")
+# Whether an index with this holder has places, files and a column.
+_PLACED = {
+    "": (False, False, False),
+    "ranges": (True, True, False),
+    "groups": (True, True, True),
+    "objects": (True, False, False),
 }
 
 
@@ -114,24 +110,20 @@ class Scan:
         return all(stamp_of(path) == stamp for path, stamp in zip(paths, stamps, strict=True))
 
 
-def _no_stamps() -> NDArray[np.int64]:
-    return np.zeros((0, 2), np.int64)
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FileScan(Scan):
     """The scan of a listing: images that are files or objects of their own, and what these looked like.
 
     A stamp is (bytes, mtime_ns) of a file, (bytes, version) of an object, (-1, -1) where there is none.
     """
 
-    stamp_files: NDArray[np.int64] = field(default_factory=_no_stamps)
+    stamp_files: NDArray[np.int64]
     """(N, 2) stamps of the images."""
-    stamp_left: NDArray[np.int64] = field(default_factory=_no_stamps)
+    stamp_left: NDArray[np.int64]
     """(K, 2) stamps of the files that the scan refused, which are the first K of `left_out`."""
-    stamp_folders: NDArray[np.bytes_] = field(default_factory=lambda: np.zeros(0, np.bytes_))
-    """(F,) folders that were read, relative to the root."""
-    stamp_times: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    stamp_folders: NDArray[np.uint8]
+    """(F, L) folders that were read, relative to the root, NUL-padded."""
+    stamp_times: NDArray[np.int64]
     """(F,) their mtime_ns; adding, removing or renaming a file changes it."""
 
     def records(self) -> dict[bytes, Record]:
@@ -146,7 +138,7 @@ class FileScan(Scan):
         """Whether folders and files still look the same; of more than `CHECKED_FILES`, an even sample."""
         assert self.paths is not None
         base = os.path.join(os.fsencode(self.root), b"")
-        folders = zip(self.stamp_folders.tolist(), self.stamp_times.tolist(), strict=True)
+        folders = zip(unpack_names(self.stamp_folders), self.stamp_times.tolist(), strict=True)
         if any(stamp_of(base + name)[1] != time for name, time in folders):
             return False
         count = len(self.paths)
@@ -166,156 +158,115 @@ def stamp_of(path: bytes | str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def write_index(path: PathLike, index: Any) -> None:
-    """Writes the fields of a dataclass of NumPy arrays and JSON-able facts, in one step."""
-    values = {name: getattr(index, name) for name in _stored(index)}
+def write_index(path: PathLike, scan: Scan) -> None:
+    """Writes a scan or an index in one step; several processes may write the same file."""
+    values = {name: getattr(scan, name) for name in _stored(scan)}
     if not len(values.get("boxes", [0])):
         del values["box_start"]  # of N + 1 zeros
-    arrays: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     facts = {name: value for name, value in values.items() if name not in arrays and value is not None}
-    text = json.dumps({"format": FORMAT, **facts}).encode()
-    with atomic_write(path, shared=True) as file:
-        np.savez(file, meta=np.frombuffer(text, np.uint8), **arrays)
+    save_arrays(path, arrays, {"format": FORMAT, **facts}, shared=True)
 
 
 def read_index(path: PathLike, kind: type[T]) -> T:
     """Makes a `kind` of the fields that it has and the file stores; a `SampleIndex` reads a kept scan, too.
 
-    The arrays of a large file are mapped, not read: processes on one machine share their pages.
-
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, something else, of another format version, or contradicts itself.
     """
-    make: Any = kind
-    known = set(_stored(make))
-    with open_npz(path, "index") as stored:
-        told: Mapping[str, Any] = json.loads(stored.pop("meta").tobytes())
-        if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}, this version reads {FORMAT}")
-        there = stored.keys() & known
-        # In a fixed order, so that of what does not fit together always the same is named.
-        arrays = {name: stored[name] for name in [*_ARRAYS, *sorted(known - _ARRAYS.keys())] if name in there}
-        facts = {name: told[name] for name in told.keys() & known - _ARRAYS.keys()}
-        _check_facts(facts)
-        _check_arrays(arrays, len(facts["classes"]), len(facts["left_out"]))
-        _check_places(arrays, facts)
-        left_out = [LeftOut(*pair) for pair in facts["left_out"]]
-        for one in fields(make):
-            needed = one.default is MISSING and one.default_factory is MISSING
-            if needed and one.name not in {"paths", *facts, *arrays}:
-                raise ValueError(f"it has no {one.name}")
-    index: T = make(**{"paths": None, **facts, **arrays, "left_out": left_out})
-    return index
+    with load_arrays(path, "index") as (arrays, facts):
+        if facts.get("format") != FORMAT:
+            raise ValueError(f"format {facts.get('format')}, this version reads {FORMAT}")
+        _check(arrays, facts)
+        stored = {
+            "paths": None,
+            **facts,
+            **arrays,
+            "left_out": [LeftOut(*pair) for pair in facts["left_out"]],
+        }
+        found = {name: stored[name] for name in _stored(kind) if name in stored}
+        signature(kind).bind(**found)  # a TypeError for what is not there
+    return kind(**found)
 
 
-def _stored(index: Any) -> list[str]:
-    """The fields of a dataclass or of one's instance, less those that are marked as not stored."""
-    return [one.name for one in fields(index) if one.metadata.get("stored", True)]
+def _stored(kind: Any) -> list[str]:
+    return [one.name for one in fields(kind) if one.metadata.get("stored", True)]
 
 
-def _check_facts(facts: Mapping[str, Any]) -> None:
-    root, classes, left_out = (facts[name] for name in ("root", "classes", "left_out"))
-    if not isinstance(classes, list) or any(len(pair) != 2 for pair in left_out):
-        raise ValueError("classes or left_out are no lists")
-    # What is no text cannot be joined, and what could not be part of a file name not be encoded.
-    os.fsencode("".join([root, *classes, *(text for pair in left_out for text in pair)]))
-    if "\0" in root or not (os.path.isabs(root or "/") or (is_remote(root) and facts.get("holder"))):
-        raise ValueError(f"root {root!r} is no absolute path")
-    if not isinstance(facts.get("column", ""), str):
-        raise ValueError("the column is no text")
-    if not re.fullmatch("[0-9a-f]*", facts.get("fingerprint", "")):
-        raise ValueError("the fingerprint is no hexadecimal text")
-
-
-def _check_arrays(arrays: Mapping[str, NDArray[Any]], classes: int, left_out: int) -> None:
-    """Types, shapes and ranges, each against the others."""
-    counts: dict[str, int] = {}
+def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
+    """Types, shapes, ranges: a file that is whole but wrong would end a run hours later or leave its root."""
+    root, classes, files = facts["root"], facts["classes"], facts.get("files", [])
+    holder, column = facts.get("holder", ""), facts.get("column", "")
+    _require(
+        all(isinstance(facts.get(name, []), list) for name in ("classes", "files", "left_out")), "no list"
+    )
+    # A TypeError for what is no text, a UnicodeError for what cannot be in a file name.
+    os.fsencode("".join([root, column, *classes, *files, *chain.from_iterable(facts["left_out"])]))
+    absolute = os.path.isabs(root or "/") or (is_remote(root) and holder != "")
+    _require(absolute and "\0" not in root, f"root {root!r} is no absolute path")
+    _require(re.fullmatch("[0-9a-f]*", facts.get("fingerprint", "")), "the fingerprint is not hexadecimal")
+    counts: dict[Any, int] = {2: 2, 3: 3, 4: 4, "S": len(files)}
     for name, array in arrays.items():
         kind, shape = _ARRAYS[name]
-        sides = zip(shape, array.shape, strict=True)  # a ValueError for another number of axes
-        wrong = any(
-            side != (counts.setdefault(want, side) if isinstance(want, str) else want or side)
-            for want, side in sides
+        fits = array.dtype == kind and array.ndim == len(shape)
+        fits = fits and all(
+            counts.setdefault(side, n) == n for side, n in zip(shape, array.shape, strict=True)
         )
-        if wrong or array.dtype.type is not kind or not array.dtype.isnative:
-            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
-    sizes, paths, images = arrays["sizes"], arrays.get("paths"), arrays.get("arrays")
-    if not len(sizes) or (paths is None) == (images is None):
-        raise ValueError("it has no images")
-    if paths is not None:
-        _check_paths(paths)
-    for part in _parts(sizes):
-        largest = np.prod(part, axis=1, dtype=np.int64).max()
-        if part.min() < 1 or (largest > MAX_PIXELS if images is None else (part != images.shape[1:3]).any()):
-            raise ValueError("sizes are no sizes of images")
-    _check_boxes(arrays, len(sizes))
-    for name in arrays.keys() & {"labels", "box_labels"}:
-        if any(part.min() < -1 or part.max() >= classes for part in _parts(arrays[name])):
-            raise ValueError(f"{name} have no class")
-    if counts.get("K", 0) > left_out:
-        raise ValueError("more files have the stamp of a refused one than were refused")
-
-
-def _check_boxes(arrays: Mapping[str, NDArray[Any]], count: int) -> None:
-    boxes = arrays.get("boxes", np.zeros((0, 4), np.float32))
-    start = arrays.get("box_start")
-    if start is None:
-        divided = not len(boxes)
-    else:
-        divided = len(start) == count + 1 and start[0] == 0 and start[-1] == len(boxes)
-        divided = divided and not (start[1:] < start[:-1]).any()
-    if not divided:
-        raise ValueError("box_start does not divide the boxes among the images")
-    if not ((boxes >= 0) & (boxes <= 1)).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-        raise ValueError("boxes are no rectangles in their images")
-    if len(arrays.get("box_labels", np.zeros(0))) != len(boxes):
-        raise ValueError("box_labels are not as many as boxes")
-
-
-def _check_places(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    """What the holder of the images needs is there, and nothing else; it lies below the root."""
-    holder, files, stamps = facts.get("holder", ""), facts.get("files", []), arrays.get("file_stamps")
-    needed = PLACED.get(holder)
-    if needed is None:
-        raise ValueError(f"this version knows no holder {holder!r}")
-    has = {
-        "paths": "paths" in arrays,
-        "files": bool(files),
-        "places": "places" in arrays,
-        "column": bool(facts.get("column")),
-    }
-    if any(has[what] != wanted for what, wanted in needed.items()) or (stamps is None) == has["files"]:
-        raise ValueError("it has a part of what an index of containers has")
-    if not isinstance(files, list) or len(files) != (0 if stamps is None else len(stamps)) or not all(files):
-        raise ValueError("files are no list of names with a stamp each")
+        _require(fits, f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
+    count = len(arrays["sizes"])
+    _require(count and ("paths" in arrays) != ("arrays" in arrays), "it has no images")
+    placed = ("places" in arrays, "file_stamps" in arrays, column != "")
+    _require(_PLACED.get(holder) == placed, "it has a part of what an index of containers has")
+    for start in range(0, count, _CHECKED):
+        part = {name: arrays[name][start : start + _CHECKED] for name in _BY_ROW if name in arrays}
+        _check_rows(part, arrays, facts)
     if files:
-        _check_paths(pack_names([os.fsencode(name) for name in files]))
-    for part in _parts(arrays.get("places", np.zeros((0, 3), np.int64))):
-        if part.min() < 0 or (len(files) and part[:, 0].max() >= len(files)):
-            raise ValueError("an image lies in no file")
-        if holder == "ranges":
-            ends, offset, size = arrays["file_stamps"][part[:, 0], 0], part[:, 1], part[:, 2]
-            if size.min() < 1 or (offset > ends - size).any():
-                raise ValueError("an image leads out of its file")
+        _check_names(pack_names([os.fsencode(name) for name in files]))
+    if "box_start" in arrays or counts.get("M"):
+        boxes, labels, bounds = arrays["boxes"], arrays["box_labels"], arrays["box_start"]
+        fits = len(bounds) == count + 1 and bounds[0] == 0 and bounds[-1] == len(boxes)
+        _require(
+            fits and (np.diff(bounds) >= 0).all(), "box_start does not divide the boxes among the images"
+        )
+        inside = ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
+        _require(inside, "boxes are no rectangles in their images")
+        _require((labels >= -1).all() and (labels < len(classes)).all(), "box_labels have no class")
 
 
-def _parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The rows, some at a time, so that checking takes no memory of their number."""
-    return (array[start : start + _CHECKED] for start in range(0, len(array), _CHECKED))
+def _check_rows(part: Arrays, arrays: Arrays, facts: dict[str, Any]) -> None:
+    """Some rows at a time, so that the check takes no memory of their number."""
+    sizes, labels = part["sizes"], part["labels"]
+    pixels = np.prod(sizes, axis=1, dtype=np.int64)
+    same = "arrays" not in arrays or (sizes == arrays["arrays"].shape[1:3]).all()
+    _require((sizes >= 1).all() and (pixels <= MAX_PIXELS).all() and same, "sizes are no sizes of images")
+    _require((labels >= -1).all() and (labels < len(facts["classes"])).all(), "labels have no class")
+    if "paths" in part:
+        _check_names(part["paths"])
+    if "places" in part:
+        file, offset, size = part["places"].T
+        _require((part["places"] >= 0).all(), "an image lies nowhere")
+        if "file_stamps" in arrays:
+            _require((file < len(facts["files"])).all(), "an image lies in no file")
+        if facts["holder"] == "ranges":
+            ends = arrays["file_stamps"][file, 0]
+            _require((size >= 1).all() and (offset <= ends - size).all(), "an image leads out of its file")
 
 
-def _check_paths(paths: NDArray[np.uint8]) -> None:
+def _check_names(paths: NDArray[np.uint8]) -> None:
     """Names below the root, each padded with NULs at its end."""
-    for part in _parts(paths):
-        filled, longest = part.ravel() != 0, part.shape[1]
-        after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
-        if not filled[::longest].all() or (after_nul % longest).any():
-            raise ValueError("a path is empty or has a NUL inside")
-        # Few data sets have two dots anywhere; only then are many names worth parting.
-        climbs = b".." in part.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(part))
-        if climbs or (part[:, 0] == ord("/")).any():
-            raise ValueError("a path leaves the root")
+    filled, longest = paths.ravel() != 0, paths.shape[1]
+    after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
+    whole = filled[::longest].all() and not (after_nul % longest).any()
+    _require(whole, "a path is empty or has a NUL inside")
+    # Few data sets have two dots anywhere; only then are many names worth splitting.
+    climbs = b".." in paths.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(paths))
+    _require(not climbs and (paths[:, 0] != ord("/")).all(), "a path leaves the root")
+
+
+def _require(fits: object, words: str) -> None:
+    if not fits:
+        raise ValueError(words)
 
 
 class ScanCache(Generic[T]):
@@ -342,7 +293,7 @@ class ScanCache(Generic[T]):
             folder = Path(cache)
         digest = hashlib.sha256(json.dumps([root, options]).encode()).hexdigest()[:16]
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
-        self.file = folder / f"{name or 'root'}-{digest}.npz"
+        self.file = folder / f"{name or 'root'}-{digest}.safetensors"
         try:
             kept: Any = read_index(self.file, kind)
         except (OSError, ValueError):
