@@ -1,62 +1,21 @@
-"""The typed configuration tree of a training run; `config_file` reads it from YAML and writes it."""
+"""The typed configuration of a run; `file` reads it from YAML and writes it."""
 
 from __future__ import annotations
 
 from pydantic import model_validator
 
-from .evaluations import FineTune, Probe
 from .guides import (
-    BoxGuide,
-    ContrastiveCrop,
-    Guide,
-    Localised,
-    NoGuide,
-    OnlineCrop,
-    Saliency,
-    SemanticPairs,
-    SimCCrop,
-    TrueBoxes,
-)
-from .inputs import Data, Model, Run, Views
-from .maps import Localise, MapKind, Maps
-from .methods import BYOL, DINO, SCFS, Method, MoCo, SimCLR, SimSiam
-from .optims import LARS, SGD, AdamW, Optim
-from .section import Section
+    BoxGuide, ContrastiveCrop, Guide, Localised, NoGuide, OnlineCrop, Saliency, SemanticPairs, SimCCrop, TrueBoxes
+)  # fmt: skip
+from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, Method, MoCo, Optim, SimCLR, SimSiam
+from .sections import Data, FineTune, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
-    "BYOL",
-    "DINO",
-    "LARS",
-    "SCFS",
-    "SGD",
-    "AdamW",
-    "BoxGuide",
-    "Config",
-    "ContrastiveCrop",
-    "Data",
-    "FineTune",
-    "Guide",
-    "Localise",
-    "Localised",
-    "MapKind",
-    "Maps",
-    "Method",
-    "MoCo",
-    "Model",
-    "NoGuide",
-    "OnlineCrop",
-    "Optim",
-    "Probe",
-    "Run",
-    "Saliency",
-    "Section",
-    "SemanticPairs",
-    "SimCCrop",
-    "SimCLR",
-    "SimSiam",
-    "TrueBoxes",
+    "BYOL", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Config", "ContrastiveCrop", "Data", "FineTune",
+    "Guide", "Localise", "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop",
+    "Optim", "Probe", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes",
     "Views",
-]
+]  # fmt: skip
 
 
 class Config(Section):
@@ -77,7 +36,7 @@ class Config(Section):
     optim: Optim = SGD()
     """The optimiser and its schedule, chosen by `name`."""
     localise: Localise = Localise()
-    """How evaluations ask the encoder where the object is."""
+    """How evaluations find the object in the encoder's maps."""
     probe: Probe = Probe()
     """How a linear classifier is trained on the frozen encoder afterwards."""
     finetune: FineTune = FineTune()
@@ -105,10 +64,10 @@ class Config(Section):
 
     @property
     def box_guide(self) -> BoxGuide:
-        """The guide that writes boxes, be it by itself or beside semantic pairs."""
+        """The guide that writes boxes, alone or beside semantic pairs."""
         return self.guide.boxes if isinstance(self.guide, SemanticPairs) else self.guide
 
     @property
     def regions(self) -> int:
-        """How many regions of an image the region table has room for."""
+        """How many regions per image the region table has room for."""
         return self.box_guide.regions if isinstance(self.box_guide, Saliency) else 1

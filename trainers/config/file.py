@@ -1,16 +1,18 @@
 """Configuration files: YAML in, a checked and frozen `Config` out, or one sentence that names the wrong key.
 
     config = load("configs/demo.yaml", ["optim.lr=0.1", "method.name=moco"])
+    config = load(["configs/cifar10/simclr.yaml", "configs/data/stl10.yaml"])
 
-A file may be a short diff: `base: other.yaml` names the file it changes, relative to itself. Unknown or
-ill-typed keys are errors that name the key. Where a section is chosen by `name` (`method`, `guide`,
-`optim`), a new name starts the section afresh: keys of the old choice do not leak into the new one. A
-section without a name keeps the default choice.
+A file may be a short diff: `base: other.yaml` names the file it changes, relative to itself; `base: [a.yaml,
+b.yaml]` names several, merged in this order. Where `name` chooses a section (`method`, `guide`, `optim`),
+a new name starts the section afresh: keys of the old choice do not leak into the new one. A section without a
+name keeps the default choice.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import re
@@ -18,69 +20,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
 
 from .. import config as cfg
 from . import Config, Section
 
 __all__ = ["ConfigError", "differences", "dump", "load", "override", "parse"]
 
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names the dotted key."""
-
-
 _BROUGHT = Path(__file__).resolve().parents[1] / "configs"
 _LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
 _DEEPEST = 20  # sections and lists inside each other
 
-# How others name what is meant: a letter's likeness would suggest min_lr for learning_rate.
+# Names in other projects: a letter's likeness would suggest min_lr for learning_rate.
 _ELSEWHERE = {
     "learning_rate": "lr", "base_lr": "lr", "batch_size": "batch", "wd": "weight_decay", "arch": "backbone",
     "workers": "threads", "num_workers": "threads", "max_epochs": "epochs", "output_dir": "out",
     "data_dir": "path", "root_dir": "path", "img_size": "size", "image_size": "size", "temp": "temperature",
     "num_crops": "locals",
 }  # fmt: skip
-
-_CHOICES: dict[str, tuple[type[Section], ...]] = {
+_CHOICES: dict[str, dict[str, type[Section]]] = {
     # Annotated[A | B, ...] holds the union, and the union its members.
-    section: get_args(get_args(choice)[0])
+    section: {each.model_fields["name"].default: each for each in get_args(get_args(choice)[0])}
     for section, choice in (("method", cfg.Method), ("guide", cfg.Guide), ("optim", cfg.Optim))
 }
+_DEFAULTS = {section: Config.model_fields[section].default.name for section in _CHOICES}
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and its bases, apply overrides and check the result.
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the dotted key."""
+
+
+def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Read YAML files and their bases, apply overrides and check the result.
 
     Args:
-        path: YAML file; its optional top-level key `base` names another file, relative to it. A file below
-            configs/ that does not exist is the one of that name that the package brings, if there is one.
-        overrides: "section.key=value" strings; the value is read as YAML, the last one wins.
+        files: a YAML file, several merged in order, or names joined by "+". A file below configs/ that does
+            not exist is the one of that name in the package, if there is one. `run.out`, if absent, is made
+            of the names: runs/cifar10/simclr-stl10.
+        overrides: "section.key=value"; the value is read as YAML, the last one wins.
 
     Raises:
-        FileNotFoundError: the file or one of its bases does not exist.
+        FileNotFoundError: a file or one of its bases does not exist.
         ConfigError: a key is unknown, missing or ill-typed, or two parts do not fit.
     """
-    return _check(_merge(_read(_found(Path(path)), ()), _parse_overrides(overrides)), str(path))
-
-
-def _found(path: Path) -> Path:
-    """The file, or that of the package's own configs/: around an installed package there is no checkout."""
-    brought = _BROUGHT.joinpath(*path.parts[1:])
-    ours = path.parts[:1] == ("configs",) and not os.path.isfile(path) and os.path.isfile(brought)
-    return brought if ours else path
-
-
-def _check(data: dict[str, Any], source: str) -> Config:
-    for section in _CHOICES:
-        if isinstance(data.get(section), dict):
-            data[section] = {"name": _default_name(section), **data[section]}
-    try:
-        # The JSON route is strict yet takes a list for a tuple; default=str turns YAML dates into text.
-        return Config.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{_explain(error, data)} (in {source})") from None
+    given = [files] if isinstance(files, str | Path) else files
+    paths = [Path(name) for file in given for name in str(file).replace(".yaml+", ".yaml\n").split("\n")]
+    tree: dict[str, Any] = {}
+    for path in paths:
+        tree = _merge(tree, _read(_found(path), ()))
+    tree = _merge(tree, _parse_overrides(overrides))
+    if isinstance(run := tree.setdefault("run", {}), dict):
+        first = paths[0].parts[paths[0].parts.index("configs") + 1 :] if "configs" in paths[0].parts else ()
+        name = Path(*first or (paths[0].name,)).with_suffix("")
+        run.setdefault("out", "-".join([f"runs/{name}", *(path.stem for path in paths[1:])]))
+    return _check(tree, "+".join(map(str, paths)))
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -90,10 +86,18 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def parse(text: str) -> Config:
     """The configuration that `dump` wrote, checked as by `load`."""
-    source = "the stored configuration"
     if not isinstance(text, str):
-        raise ConfigError(f"{source} is no text but a {type(text).__name__}")
-    return _check(_sections(text, source), source)
+        raise ConfigError(f"the stored configuration is no text but a {type(text).__name__}")
+    return _check(_sections(text, "the stored configuration"), "the stored configuration")
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as YAML text, defaults included; `load` of it gives an equal Config."""
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 2**20
+    yaml.dump(config.model_dump(mode="json"), text)
+    return text.getvalue()
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -109,189 +113,157 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def dump(config: Config) -> str:
-    """The whole configuration as YAML text, defaults included; `load` of it gives an equal Config."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-    """YAML 1.2 scalars: 1e-4 is a number, only true and false are bools; and a key stands once.
-
-    There are no aliases and no tags: a few aliases of each other stand for more values than memory holds, and
-    tags make other things than text and numbers.
-    """
-
-    depth = 0
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
-        first: [rule for rule in rules if rule[0].rpartition(":")[2] in ("null", "merge")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call, unused-ignore]
-        place = str(event.start_mark).strip()
-        if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise ConfigError(f"anchors, aliases and tags are not read: {place}; write the value itself")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise ConfigError(f"sections are nested more than {_DEEPEST} deep: {place}; remove some")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"a key is no word: {str(key_node.start_mark).strip()}; mend it")
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigError(f"key {key!r} stands twice: {str(key_node.start_mark).strip()}; remove one")
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]{1,18}", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-
-
-def _parse(text: str, source: str) -> Any:
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{source} has more than {_LONGEST} characters, which is no configuration")
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
-    # The others are Python's, about digits or an escaped character that cannot be.
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _sections(text: str, source: str) -> dict[str, Any]:
-    data = _parse(text, source)
-    if not isinstance(data, dict | None):
-        raise ConfigError(f"{source} should hold sections such as `run:`, not a {type(data).__name__}")
-    return data or {}
+def _found(path: Path) -> Path:
+    """The file, or the package's own below configs/: an installed package has no checkout around it."""
+    packaged = _BROUGHT.joinpath(*path.parts[1:])
+    ours = path.parts[:1] == ("configs",) and not os.path.isfile(path) and os.path.isfile(packaged)
+    return packaged if ours else path
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        asked = f", named as base in {seen[-1]}" if seen else ""
-        raise FileNotFoundError(f"there is no configuration file {path}{asked}; check the path")
+        where = f", named as base in {seen[-1]}" if seen else ""
+        raise FileNotFoundError(f"there is no configuration file {path}{where}; check the path")
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base ({' -> '.join(p.name for p in seen)}); break the circle")
     with open(path, encoding="utf-8") as file:
         try:
-            text = file.read(_LONGEST + 1)
+            tree = _sections(file.read(_LONGEST + 1), str(path))
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not text in UTF-8: {error}") from None
-    data = _sections(text, str(path))
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise ConfigError(f"base should be a file name, not {base!r} (in {path})")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), data)
+    bases = tree.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"base should be a file name or a list of them, not {bases!r} (in {path})")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, tree)
+
+
+def _sections(text: str, source: str) -> dict[str, Any]:
+    tree = _parse(text, source)
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{source} should hold sections such as `run:`, not a {type(tree).__name__}")
+    return tree or {}
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML 1.2 without aliases, which may stand for more values than memory holds, and without tags."""
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{source} has more than {_LONGEST} characters, which is no configuration")
+    depth, yaml = 0, YAML(typ="safe", pure=True)
+    try:
+        for event in yaml.parse(io.StringIO(text)):
+            place = f"{source}, line {event.start_mark.line + 1}"
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
+                raise ConfigError(f"{place}: anchors, aliases and tags are not read; write the value itself")
+            depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
+            depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
+            if depth > _DEEPEST:
+                raise ConfigError(f"{place}: sections are nested more than {_DEEPEST} deep; remove some")
+        return YAML(typ="safe", pure=True).load(text)
+    except ConfigError:
+        raise
+    # The others are Python's, about digits or an escaped character that cannot be.
+    except (YAMLError, ValueError, OverflowError) as error:
+        told = getattr(error, "problem", None) or error
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise ConfigError(f"{source}{line} is not valid YAML: {' '.join(str(told).split()):.300}") from None
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
+        *sections, last = key.strip().split(".")
+        if not equals or not all([*sections, last]):
             raise ConfigError(f"override {text!r} should look like section.key=value")
         level = tree
-        for part in parts[:-1]:
-            following = level.setdefault(part, {})
-            if not isinstance(following, dict):
-                raise ConfigError(f"override {text!r} contradicts an earlier one that sets {part} as a whole")
-            level = following
-        level[parts[-1]] = _parse(value, f"override {text!r}")
+        for section in sections:
+            level = level.setdefault(section, {})
+            if not isinstance(level, dict):
+                raise ConfigError(
+                    f"override {text!r} contradicts an earlier one that sets {section} as a whole"
+                )
+        level[last] = _parse(value, f"override {text!r}")
     return tree
 
 
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for section, new in change.items():
-        old = merged.get(section)
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            merged[section] = new
-        else:
-            default = _default_name(section) if section in _CHOICES else None
-            now = old.get("name", default)
-            afresh = section in _CHOICES and new.get("name", now) != now
-            merged[section] = new if afresh else _merge_keys(old, new)
-    return merged
-
-
-def _merge_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """A section changed key by key; a guide within a guide, too, unless it gets another name."""
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` changed key by key; what is chosen by `name` starts afresh with a new name."""
     merged = {**old, **new}
     for key, value in new.items():
         before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            same = value.get("name", before.get("name")) == before.get("name")
-            merged[key] = {**before, **value} if same else value
+        if isinstance(before, dict) and isinstance(value, dict):
+            name = before.get("name", _DEFAULTS.get(key))
+            afresh = key in (*_CHOICES, "boxes") and value.get("name", name) != name
+            merged[key] = value if afresh else _merge(before, value)
     return merged
 
 
-def _explain(error: ValidationError, data: Mapping[str, Any]) -> str:
+def _check(tree: dict[str, Any], source: str) -> Config:
+    for section in _CHOICES:
+        if isinstance(tree.get(section), dict):
+            tree[section] = {"name": _DEFAULTS[section], **tree[section]}
+    if isinstance(tree.get("guide"), dict) and isinstance(tree.get("run"), dict):
+        tree["guide"] = _in_epochs(tree["guide"], tree["run"].get("epochs", 100))
+    try:
+        # The JSON route is strict yet takes a list for a tuple; default=str turns YAML dates into text.
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except TypeError:
+        raise ConfigError(f"a key is a list or a section instead of a word (in {source})") from None
+    except ValidationError as error:
+        raise ConfigError(f"{_explain(error, tree)} (in {source})") from None
+
+
+def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
+    """A guide whose `warmup` and `interval`, if they are shares of the run such as 20%, are in epochs."""
+    changed = dict(guide)
+    for key, value in guide.items():
+        if isinstance(value, dict):
+            changed[key] = _in_epochs(value, epochs)
+        elif key in ("warmup", "interval") and re.fullmatch(r"\d+%", str(value)) and type(epochs) is int:
+            changed[key] = max(1, epochs * int(value[:-1]) // 100)
+    return changed
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
     """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
-    details = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    first = details[0]
-    if first["type"] == "json_invalid":
-        return "a text holds what is no Unicode"
-    place = [str(part) for part in first["loc"]]
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    kind, place = first["type"], [str(part) for part in first["loc"]]
     if place and place[0] in _CHOICES and len(place) > 1:
         del place[1]  # pydantic inserts the chosen name
     key = ".".join(place)
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        valid = _valid_keys(data)
-        siblings = [k for k in valid if k.split(".")[:-1] == place[:-1]]
-        ours = _ELSEWHERE.get(place[-1])
-        near = [k for k in [*siblings, *valid] if k.split(".")[-1] == ours]
-        near = near or difflib.get_close_matches(key, siblings, n=1)
-        near = near or [k for k in valid if k.split(".")[-1] == place[-1]]
-        return f"{key} is not a known key; " + (
-            f"did you mean {near[0]}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"
-        )
-    if kind == "union_tag_invalid":
-        return f"{key}.name should be {_names(key)}, not {first['ctx']['tag']!r}"
-    if kind == "missing":
-        return f"{key} is missing; give it in the file or as an override"
-    if kind == "value_error":
-        return str(first["ctx"]["error"])
-    expected = first["msg"].removeprefix("Input ")
-    if kind in ("model_type", "model_attributes_type"):
-        expected = "should be a section with keys"
-    return f"{key} {expected}, not {first['input']!r:.200}"
+    match kind:
+        case "json_invalid":
+            return "a text holds what is no Unicode"
+        case "extra_forbidden":
+            return f"{key} is not a known key; {_nearest(key, tree)}"
+        case "union_tag_invalid":
+            *names, last = _CHOICES[place[0]]
+            return f"{key}.name should be {', '.join(names)} or {last}, not {first['ctx']['tag']!r}"
+        case "missing":
+            return f"{key} is missing; give it in the file or as an override"
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case "model_type" | "model_attributes_type":
+            return f"{key} should be a section with keys, not {first['input']!r:.200}"
+    return f"{key} {first['msg'].removeprefix('Input ')}, not {first['input']!r:.200}"
 
 
-def _default_name(section: str) -> str:
-    return str(Config.model_fields[section].default.name)
-
-
-def _names(section: str) -> str:
-    *names, last = (str(choice.model_fields["name"].default) for choice in _CHOICES[section])
-    return f"{', '.join(names)} or {last}"
-
-
-def _valid_keys(data: Mapping[str, Any]) -> list[str]:
-    keys = []
+def _nearest(key: str, tree: Mapping[str, Any]) -> str:
+    """What was probably meant by an unknown key, else the keys that are valid beside it."""
+    valid = []
     for section, field in Config.model_fields.items():
-        keys.append(section)
-        given = data.get(section)
-        chosen: list[Any] = [field.annotation]
-        if section in _CHOICES:  # of which a wrong name chooses none
-            name = given["name"] if isinstance(given, dict) else _default_name(section)
-            chosen = [c for c in _CHOICES[section] if c.model_fields["name"].default == name]
-        keys += [f"{section}.{key}" for choice in chosen for key in choice.model_fields]
-    return keys
+        chosen: Any = field.annotation
+        if section in _CHOICES:  # a wrong name chooses none
+            given = tree.get(section)
+            chosen = _CHOICES[section].get(given["name"] if isinstance(given, dict) else _DEFAULTS[section])
+        valid += [section, *(f"{section}.{name}" for name in getattr(chosen, "model_fields", ()))]
+    above, _, word = key.rpartition(".")
+    siblings = [each for each in valid if each.rpartition(".")[0] == above]
+    near = [each for each in [*siblings, *valid] if each.rpartition(".")[2] == _ELSEWHERE.get(word)]
+    near = near or difflib.get_close_matches(key, siblings, n=1)
+    near = near or [each for each in valid if each.rpartition(".")[2] == word]
+    return f"did you mean {near[0]}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .maps import MapKind, Maps
-from .section import Count, CountOrZero, Section, Share
+from .sections import Count, CountOrZero, MapKind, Maps, Section, Share
 
 
 class NoGuide(Section):

@@ -1,4 +1,4 @@
-"""The losses with their networks."""
+"""What is trained: the losses with their networks, and the optimisers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .section import Count, CountOrZero, NotNegative, Positive, Section, Share
-
-Momentum = Share
+from .sections import Count, CountOrZero, NotNegative, Positive, Section, Share, ShareBelowOne
 
 
 class _MethodBase(Section):
@@ -40,7 +38,7 @@ class MoCo(_MethodBase):
     """Batch norm after the projector's hidden layer."""
     queue: Count = 65536
     """Keys of earlier batches that serve as negatives."""
-    momentum: Momentum = 0.999
+    momentum: Share = 0.999
     """Share of the key encoder kept at each step."""
     symmetric: bool = False
     """Each view is query and key in turn and the two losses are added (twice the cost per step)."""
@@ -57,9 +55,9 @@ class BYOL(_MethodBase):
     """Width of the hidden layer of projector and predictor."""
     output_dim: Count = 256
     """Width of the embedding in which the loss compares."""
-    momentum: Momentum = 0.99
+    momentum: Share = 0.99
     """Share of the target network kept at the first step: 0.99 for up to 300 epochs, 0.996 for 1000."""
-    final_momentum: Momentum = 1.0
+    final_momentum: Share = 1.0
     """The same at the last step; between them half a cosine. ContrastiveCrop's BYOL has 0.996 for both."""
 
 
@@ -95,11 +93,11 @@ class DINO(_MethodBase):
     """The same for the teacher in the first epoch."""
     warmup_teacher_epochs: CountOrZero = 0
     """Epochs over which the teacher's temperature goes linearly from the first to the second."""
-    centre_momentum: Momentum = 0.9
+    centre_momentum: Share = 0.9
     """Share of the centre kept at each step; 1 leaves it at 0, which is no centring."""
-    momentum: Momentum = 0.996
+    momentum: Share = 0.996
     """Share of the teacher kept at the first step; the authors advise 0.9995 for batches of 256."""
-    final_momentum: Momentum = 1.0
+    final_momentum: Share = 1.0
     """The same at the last step; between them half a cosine."""
     freeze_last_layer: NotNegative = 1.0
     """Epochs in which the prototypes do not learn."""
@@ -124,3 +122,75 @@ class SCFS(DINO):
 
 
 Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS, Field(discriminator="name")]
+
+
+class _OptimBase(Section):
+    batch: Count = 256
+    """Images per step over all processes."""
+    lr_scaling: bool = True
+    """Multiply `lr` and `min_lr` by batch / 256."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs of linear growth of the learning rate from 0 to its peak."""
+    min_lr: NotNegative = 0.0
+    """Learning rate at the end of the cosine, in the unit of `lr`."""
+    decay_norms: bool = False
+    """Decay also biases and 1-D weights, as the code of MoCo, SimSiam and ContrastiveCrop does."""
+    clip: Positive | None = None
+    """Greatest length of each parameter's gradient, longer ones are shortened to it (DINO: 3)."""
+    final_weight_decay: NotNegative | None = None
+    """Weight decay at the end, reached by half a cosine (DINO for ViTs: 0.4); absent: constant."""
+    lr: Positive
+    """Peak learning rate, per 256 images if `lr_scaling`."""
+    weight_decay: NotNegative
+    """Decay rate of the weights."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the top of the schedule, after scaling."""
+        return self.lr * self.batch / 256 if self.lr_scaling else self.lr
+
+    @property
+    def floor_lr(self) -> float:
+        """Learning rate at the end of the schedule, after scaling."""
+        return self.min_lr * self.batch / 256 if self.lr_scaling else self.min_lr
+
+
+class SGD(_OptimBase):
+    """Stochastic gradient descent with momentum; the defaults are MoCo v2's."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Positive = 0.03
+    """Peak learning rate, per 256 images if `lr_scaling`."""
+    weight_decay: NotNegative = 1e-4
+    """Added to the gradient, times the weight."""
+    momentum: ShareBelowOne = 0.9
+    """Share of the last step's velocity that is kept."""
+
+
+class LARS(_OptimBase):
+    """Layer-wise adaptive rates, arXiv 1708.03888; the defaults are SimCLR's."""
+
+    name: Literal["lars"] = "lars"
+    lr: Positive = 0.3
+    """Peak learning rate, per 256 images if `lr_scaling`."""
+    weight_decay: NotNegative = 1e-6
+    """Added to the gradient, times the weight."""
+    momentum: ShareBelowOne = 0.9
+    """Share of the last step's velocity that is kept."""
+    trust: Positive = 0.001
+    """Trust coefficient eta: length of a layer's step relative to the length of its weights, times lr."""
+
+
+class AdamW(_OptimBase):
+    """Adam with decoupled weight decay; the defaults are DINO's for ViTs."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Positive = 5e-4
+    """Peak learning rate, per 256 images if `lr_scaling`."""
+    weight_decay: NotNegative = 0.04
+    """Share of the weight removed per step, times the learning rate."""
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    """Decay rates of the running first and second moments."""
+
+
+Optim = Annotated[SGD | LARS | AdamW, Field(discriminator="name")]

@@ -1,12 +1,28 @@
-"""What goes in: run, data, views and encoder."""
+"""The sections that every run has: run, data, views, model, and how to evaluate."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .section import Count, CountOrZero, Positive, Section, Share, ShareBelowOne
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+MapKind: TypeAlias = Literal["activation", "principal", "gradient"]
+
+_ARCHIVES = ("cifar10", "cifar100", "stl10")
+_ONE_KIND = {"instances": "coco", "classes": "folder", "root": "list", "image": "table", "label": "table"}
+_NOT_OF_ARCHIVES = ("boxes", "eval_train", "eval_val", "val_share", "cache_dir")
+
+
+class Section(BaseModel):
+    """Rules of all sections: no unknown keys, no silent conversion, no change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Run(Section):
@@ -40,10 +56,6 @@ class Run(Section):
     """A larger share of unreadable images ends the run with their list."""
     wandb: str | None = None
     """Project in Weights & Biases that gets the curves and pictures, too; needs the package wandb."""
-
-
-_ONE_KIND = {"instances": "coco", "classes": "folder", "root": "list", "image": "table", "label": "table"}
-_NOT_OF_ARCHIVES = ("boxes", "eval_train", "eval_val", "val_share", "cache_dir")
 
 
 class Data(Section):
@@ -91,7 +103,7 @@ class Data(Section):
                 raise ValueError(
                     f"data.{key} is only read for data.kind {kind}, not {self.kind}; set it to null"
                 )
-        if self.kind in ("cifar10", "cifar100", "stl10"):
+        if self.kind in _ARCHIVES:
             if self.leave_out is not None:
                 raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
             for key in _NOT_OF_ARCHIVES:
@@ -150,3 +162,61 @@ class Model(Section):
     """small: 3x3 stride-1 first convolution without max-pool, for images up to 64 pixels (ResNets only)."""
     zero_init_residual: bool = False
     """Start the last batch norm of every residual block at 0, as SimSiam does (ResNets only)."""
+
+
+class Maps(Section):
+    """Where maps come from, whoever uses them."""
+
+    layer: str | None = None
+    """Dotted name of the module whose output is the map; absent: the backbone's last spatial one."""
+    size: Count | None = None
+    """Pixels to which the whole image is squashed before it is localised; absent: the size of the views."""
+
+
+class Localise(Maps):
+    """How evaluations ask the encoder where the object is; the same whatever guides the crops."""
+
+    map: Literal["activation", "principal"] = "activation"
+    """activation: how strongly each position responds (ContrastiveCrop, arXiv 2202.03278); principal: the
+    first principal component of an image's positions (ours)."""
+
+
+class Probe(Section):
+    """A linear classifier on the frozen encoder. What is absent is taken from the recipe."""
+
+    recipe: Literal["auto", "moco", "simclr", "byol", "simsiam", "dino", "small"] = "auto"
+    """Whose published recipe is followed; auto: that of the method, `small` for views up to 96 pixels."""
+    epochs: Count | None = None
+    """Passes over the labelled images."""
+    batch: Count | None = None
+    """Images per step over all processes."""
+    lr: Positive | None = None
+    """Peak learning rate per 256 images: it is multiplied by batch / 256."""
+    weight_decay: NotNegative | None = None
+    """Decay rate of the classifier's weights."""
+    augment: bool = True
+    """Random crops and flips, as published. False: features of the plain central view are computed once
+    and kept, which is quick and costs accuracy."""
+
+
+class FineTune(Section):
+    """Encoder and classifier trained together on a share of the labels; absent: as published."""
+
+    labels: float | str = 0.01
+    """Share of every class's images that keep their label, or a text file of image names, one a line."""
+    epochs: Count | None = None
+    """Passes over the labelled images."""
+    batch: Count | None = None
+    """Images per step over all processes."""
+    lr: Positive | None = None
+    """Peak learning rate of the encoder per 256 images: it is multiplied by batch / 256."""
+    head_lr: Positive | None = None
+    """The same for the classifier."""
+    weight_decay: NotNegative | None = None
+    """Decay rate of the weights."""
+
+    @model_validator(mode="after")
+    def _labels_are_a_share_or_a_file(self) -> FineTune:
+        if not isinstance(self.labels, str) and not 0 < self.labels <= 1:
+            raise ValueError(f"finetune.labels should be a share in (0, 1] or a file, not {self.labels}")
+        return self
