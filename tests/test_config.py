@@ -70,7 +70,7 @@ def test_off_is_a_word_and_not_a_bool(tmp_path: Path) -> None:
         ("optm.lr=1", "did you mean optim"),
         (
             "method.name=mocco",
-            "method.name should be simclr, moco, byol, simsiam, dino or scfs, not 'mocco'",
+            "method.name should be 'simclr', 'moco', 'byol', 'simsiam', 'dino', 'scfs', not 'mocco'",
         ),
         ("run.epochs=ten", "run.epochs should be a valid integer, not 'ten'"),
         ("run.epochs=true", "run.epochs should be a valid integer, not True"),
@@ -109,25 +109,59 @@ def test_a_wrong_value_is_refused_with_its_key(tmp_path: Path, override: str, wo
 
 
 def test_a_missing_key_is_named_and_a_missing_name_is_the_default(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run\.out is missing"):
-        load(write(tmp_path, "run: {}\ndata: {kind: folder, path: a}"))
+    with pytest.raises(ConfigError, match=r"data\.path is missing"):
+        load(write(tmp_path, "run: {out: a}\ndata: {kind: folder}"))
     config = load(write(tmp_path, MINIMAL + "method: {temperature: 0.3}"), ["optim.lr=0.1"])
     assert config.method == MoCo(temperature=0.3)
     assert config.optim == SGD(lr=0.1)
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'path' stands twice"):
+    with pytest.raises(ConfigError, match='line 5: found duplicate key "path"'):
         load(write(tmp_path, "run: {out: a}\ndata:\n  kind: folder\n  path: a\n  path: b\n"))
+
+
+def test_several_files_are_merged_in_order_and_name_the_run(tmp_path: Path) -> None:
+    (tmp_path / "configs" / "small").mkdir(parents=True)
+    one = write(tmp_path / "configs" / "small", "data: {kind: folder, path: a}\noptim: {lr: 0.5}", "one.yaml")
+    two = write(tmp_path / "configs", "optim: {lr: 0.2, batch: 64}\n", "two.yaml")
+    for files in ([one, two], f"{one}+{two}"):
+        config = load(files, ["optim.batch=32"])
+        assert config.optim == SGD(lr=0.2, batch=32)
+        assert config.run.out == "runs/small/one-two"
+    assert load(one).run.out == "runs/small/one"
+    assert load([one, write(tmp_path, "run: {out: mine}")]).run.out == "mine"
+    with pytest.raises(ConfigError, match="give at least one file"):
+        load([])
+
+
+def test_a_guides_intervals_may_be_shares_of_the_run(tmp_path: Path) -> None:
+    guide = "{name: contrastive_crop, warmup: 20%, interval: 10%}"
+    path = write(tmp_path, f"{MINIMAL}views: {{crop: inside}}\nguide: {guide}\n")
+    for epochs, warmup, interval in ((500, 100, 50), (8, 1, 1)):
+        found = load(path, [f"run.epochs={epochs}"]).guide
+        assert (found.warmup, found.interval) == (warmup, interval)  # type: ignore[union-attr]
+    path = write(tmp_path, f"{MINIMAL}views: {{crop: inside, partner: true}}\nguide: {{name: semantic_pairs, "
+                 f"control: label, boxes: {guide}}}\n")  # fmt: skip
+    assert load(path).box_guide.interval == 10  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"guide.warmup should be a valid integer, not 'a%'"):
+        load(path, ["guide={name: saliency, warmup: a%}", "views.partner=false"])
 
 
 def test_a_base_is_relative_to_its_file_and_is_changed_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     write(tmp_path, MINIMAL + "optim: {name: sgd, lr: 0.5, momentum: 0.8}\n", "base.yaml")
-    child = write(tmp_path / "deep", "base: ../base.yaml\noptim: {lr: 0.1}\n")
-    config = load(child, ["run.epochs=7"])
-    assert config.optim == SGD(lr=0.1, momentum=0.8)
-    assert config.run == Run(out="runs/a", epochs=7)
+    write(tmp_path / "deep", "optim: {momentum: 0.7, batch: 8}", "other.yaml")
+    for base, optim in (
+        ("../base.yaml", SGD(lr=0.1, momentum=0.8)),
+        ("[../base.yaml, other.yaml]", SGD(lr=0.1, momentum=0.7, batch=8)),
+        ("[other.yaml, ../base.yaml]", SGD(lr=0.1, momentum=0.8, batch=8)),
+    ):
+        config = load(write(tmp_path / "deep", f"base: {base}\noptim: {{lr: 0.1}}\n"), ["run.epochs=7"])
+        assert config.optim == optim
+        assert config.run == Run(out="runs/a", epochs=7)
+    with pytest.raises(ConfigError, match="should be a file name or a list of them, not 3"):
+        load(write(tmp_path, "base: 3"))
 
 
 def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path) -> None:

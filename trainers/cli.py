@@ -23,12 +23,13 @@ _CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
 
 # As it was called; torchrun and a checkout take the module.
 _PROGRAM = "dali-trainers" if Path(sys.argv[0]).name == "dali-trainers" else "python -m trainers"
-_RUN = "pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos data.eval_val=null run.out=runs/a"
+_FILES = "configs/imagenet/moco_v2.yaml configs/guide/contrastive_crop.yaml"
+_RUN = f"pretrain {_FILES} data.path=photos data.eval_val=null run.out=runs/a"
 EXAMPLES = f"""
 {_PROGRAM} {_RUN}
 {_PROGRAM} {_RUN} --resume
 {_PROGRAM} knn runs/a -k 20 200
-torchrun --standalone --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
+torchrun --standalone --nproc-per-node 8 -m trainers pretrain {_FILES}
 """
 _EXAMPLES = {
     "pretrain": f"{_RUN}\n{_RUN} --resume",
@@ -37,7 +38,7 @@ _EXAMPLES = {
     "finetune": "finetune runs/a finetune.labels=0.01",
     "localise": "localise runs/a data.boxes=boxes.txt\n"
     "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k",
-    "compare": "compare A.yaml B.yaml --seeds 3 --out runs/compare",
+    "compare": "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare",
     "report": "report runs/a",
     "export": "export runs/a encoder.safetensors --format timm",
     "demo": "demo runs/demo\ndemo runs/quick run.epochs=4",
@@ -92,7 +93,9 @@ def _parser() -> Parser:
         return added
 
     train = add("pretrain", "train an encoder as a configuration says", commands.pretrain)
-    train.add_argument("config", type=Path, help="YAML file; configs/... are brought along")
+    train.add_argument(
+        "config", nargs="+", help="YAML files, merged in order; configs/... are in the package"
+    )
     knn = add("knn", "weighted kNN of a checkpoint's frozen features", commands.knn)
     knn.add_argument("-k", type=int, nargs="+", default=[200], help="neighbours (200)")
     knn.add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
@@ -114,7 +117,8 @@ def _parser() -> Parser:
         stopped.add_argument("--resume", action="store_true", help="continue what was begun, if it was")
     show = add("demo", "pretrain on generated scenes, with and without guidance", commands.demo)
     show.add_argument("out", type=Path, help="folder for scenes, runs and pictures")
-    for configured in (train, knn, find, probe, tune, show):
+    train.set_defaults(overrides=[])
+    for configured in (knn, find, probe, tune, show):
         configured.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
     page = add("report", "report.html of a run anew, from what is in its folder", commands.report)
     page.add_argument("run", type=Path, help="run folder, or its last.pt")
@@ -123,7 +127,9 @@ def _parser() -> Parser:
     out.add_argument("out", type=Path, help="safetensors file to write")
     out.add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
     many = add("compare", "several configurations on one budget, in one table", commands.compare)
-    many.add_argument("words", nargs="+", metavar="CONFIG", help="YAML files, and key=value for all of them")
+    many.add_argument(
+        "words", nargs="+", metavar="CONFIG", help="YAML files (+ joins those of one), and key=value for all"
+    )
     many.add_argument("--seeds", type=int, default=3, help="runs of each (3)")
     many.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     many.add_argument("--linear", action="store_true", help="a linear probe of each, too")

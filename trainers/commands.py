@@ -40,7 +40,9 @@ from .report.report import table as scores_table
 
 def pretrain(args: argparse.Namespace) -> Answer:
     """Train as a configuration says."""
-    config = config_file.load(args.config, args.overrides)
+    files = [word for word in args.config if "=" not in word]
+    changes = [word for word in args.config if "=" in word]
+    config = config_file.load(files, [*changes, *args.overrides])
     result = train(config, resume=args.resume)
     state = "finished" if result.finished else "stopped and saved; continue with --resume"
     text = f"{config.run.out}: {state} after {result.step} steps"

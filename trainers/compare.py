@@ -1,6 +1,6 @@
 """Several configurations on one budget, with the same seeds: one table, so that a claim is one command.
 
-python -m trainers compare configs/cifar10/simclr.yaml configs/cifar10/simclr_ccrop.yaml --seeds 3 --out OUT
+python -m trainers compare A.yaml A.yaml+configs/guide/contrastive_crop.yaml --seeds 3 --out OUT
 
 Every run lies in OUT/NAME/seed-N, like any other run. Given again, the command continues what was interrupted
 and repeats nothing. OUT/compare.csv has the raw numbers, a line per run, and OUT/compare.md the table.

@@ -1,8 +1,8 @@
 """The training loop, to be read from top to bottom.
 
-python -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos ...
-python -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml data.path=photos ... --resume
-torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2_ccrop.yaml
+python -m trainers pretrain configs/imagenet/moco_v2.yaml configs/guide/contrastive_crop.yaml data.path=photos
+python -m trainers pretrain configs/imagenet/moco_v2.yaml configs/guide/contrastive_crop.yaml --resume
+torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2.yaml
 """
 
 from __future__ import annotations

@@ -1,20 +1,35 @@
-"""The typed configuration of a run; `file` reads it from YAML and writes it."""
+"""The typed configuration of a run, and what is wrong with one; `file` reads it from YAML and writes it."""
 
 from __future__ import annotations
 
-from pydantic import model_validator
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import ValidationError, model_validator
 
 from .guides import (
-    BoxGuide, ContrastiveCrop, Guide, Localised, NoGuide, OnlineCrop, Saliency, SemanticPairs, SimCCrop, TrueBoxes
-)  # fmt: skip
+    BoxGuide,
+    ContrastiveCrop,
+    Guide,
+    Localised,
+    NoGuide,
+    OnlineCrop,
+    Saliency,
+    SemanticPairs,
+    SimCCrop,
+    TrueBoxes,
+)
 from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, Method, MoCo, Optim, SimCLR, SimSiam
 from .sections import Data, FineTune, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
-    "BYOL", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Config", "ContrastiveCrop", "Data", "FineTune",
-    "Guide", "Localise", "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop",
-    "Optim", "Probe", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes",
-    "Views",
+    "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Config", "ConfigError",
+    "ContrastiveCrop", "Data", "FineTune", "Guide", "Localise", "Localised", "MapKind", "Maps", "Method",
+    "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Probe", "Run", "Saliency", "Section",
+    "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes", "Views", "check",
 ]  # fmt: skip
 
 
@@ -71,3 +86,88 @@ class Config(Section):
     def regions(self) -> int:
         """How many regions per image the region table has room for."""
         return self.box_guide.regions if isinstance(self.box_guide, Saliency) else 1
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the dotted key."""
+
+
+# Names in other projects: a letter's likeness would suggest min_lr for learning_rate.
+_ELSEWHERE = {
+    "learning_rate": "lr", "base_lr": "lr", "batch_size": "batch", "wd": "weight_decay", "arch": "backbone",
+    "workers": "threads", "num_workers": "threads", "max_epochs": "epochs", "output_dir": "out",
+    "data_dir": "path", "root_dir": "path", "img_size": "size", "image_size": "size", "temp": "temperature",
+    "num_crops": "locals",
+}  # fmt: skip
+_CHOICES: dict[str, dict[str, type[Section]]] = {
+    # Annotated[A | B, ...] holds the union, and the union its members.
+    section: {each.model_fields["name"].default: each for each in get_args(get_args(choice)[0])}
+    for section, choice in (("method", Method), ("guide", Guide), ("optim", Optim))
+}
+DEFAULTS: dict[str, str] = {section: Config.model_fields[section].default.name for section in _CHOICES}
+"""The `name` that a section without one has."""
+
+
+def check(tree: dict[str, Any], source: str) -> Config:
+    """The configuration of plain values; a ConfigError names what is wrong, and the source."""
+    for section in _CHOICES:
+        if isinstance(tree.get(section), dict):
+            tree[section] = {"name": DEFAULTS[section], **tree[section]}
+    if isinstance(tree.get("guide"), dict) and isinstance(tree.get("run"), dict):
+        tree["guide"] = _in_epochs(tree["guide"], tree["run"].get("epochs", 100))
+    try:
+        # The JSON route is strict yet takes a list for a tuple; default=str turns YAML dates into text.
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except TypeError:
+        raise ConfigError(f"a key is a list or a section instead of a word (in {source})") from None
+    except ValidationError as error:
+        raise ConfigError(f"{_explain(error, tree)} (in {source})") from None
+
+
+def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
+    """A guide whose `warmup` and `interval`, if they are shares of the run such as 20%, are in epochs."""
+    changed = dict(guide)
+    for key, value in guide.items():
+        if isinstance(value, dict):
+            changed[key] = _in_epochs(value, epochs)
+        elif key in ("warmup", "interval") and re.fullmatch(r"\d+%", str(value)) and type(epochs) is int:
+            changed[key] = max(1, epochs * int(value[:-1]) // 100)
+    return changed
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
+    """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
+    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    kind, place = first["type"], [str(part) for part in first["loc"]]
+    if place and place[0] in _CHOICES:
+        del place[1:2]  # pydantic inserts the chosen name
+    key, value = ".".join(place), f"{first['input']!r:.200}"
+    match kind:
+        case "json_invalid":
+            return "a text holds what is no Unicode"
+        case "extra_forbidden":
+            return f"{key} is not a known key; {_nearest(key, tree)}"
+        case "union_tag_invalid":
+            return f"{key}.name should be {first['ctx']['expected_tags']}, not {first['ctx']['tag']!r}"
+        case "missing":
+            return f"{key} is missing; give it in the file or as an override"
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case "model_type" | "model_attributes_type":
+            return f"{key} should be a section with keys, not {value}"
+    return f"{key} {first['msg'].removeprefix('Input ')}, not {value}"
+
+
+def _nearest(key: str, tree: Mapping[str, Any]) -> str:
+    """What was probably meant by an unknown key, else the keys that are valid beside it."""
+    chosen = {name: tree[name]["name"] if name in tree else default for name, default in DEFAULTS.items()}
+    sections = {
+        name: _CHOICES[name].get(chosen[name]) if name in _CHOICES else field.annotation
+        for name, field in Config.model_fields.items()
+    }
+    keys = [f"{name}.{each}" for name in sections for each in getattr(sections[name], "model_fields", ())]
+    above, _, last = key.rpartition(".")
+    beside = [each for each in [*sections, *keys] if each.rpartition(".")[0] == above]
+    same = [each for each in [*beside, *keys] if each.rpartition(".")[2] == _ELSEWHERE.get(last, last)]
+    near = same or difflib.get_close_matches(key, beside, n=1)
+    return f"did you mean {near[0]}?" if near else f"valid here: {', '.join(beside) or 'nothing'}"

@@ -11,46 +11,23 @@ name keeps the default choice.
 
 from __future__ import annotations
 
-import difflib
 import io
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import MappingEndEvent, MappingStartEvent, SequenceEndEvent, SequenceStartEvent
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
-from .. import config as cfg
-from . import Config, Section
+from . import DEFAULTS, Config, ConfigError, check
 
 __all__ = ["ConfigError", "differences", "dump", "load", "override", "parse"]
 
 _BROUGHT = Path(__file__).resolve().parents[1] / "configs"
 _LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
 _DEEPEST = 20  # sections and lists inside each other
-
-# Names in other projects: a letter's likeness would suggest min_lr for learning_rate.
-_ELSEWHERE = {
-    "learning_rate": "lr", "base_lr": "lr", "batch_size": "batch", "wd": "weight_decay", "arch": "backbone",
-    "workers": "threads", "num_workers": "threads", "max_epochs": "epochs", "output_dir": "out",
-    "data_dir": "path", "root_dir": "path", "img_size": "size", "image_size": "size", "temp": "temperature",
-    "num_crops": "locals",
-}  # fmt: skip
-_CHOICES: dict[str, dict[str, type[Section]]] = {
-    # Annotated[A | B, ...] holds the union, and the union its members.
-    section: {each.model_fields["name"].default: each for each in get_args(get_args(choice)[0])}
-    for section, choice in (("method", cfg.Method), ("guide", cfg.Guide), ("optim", cfg.Optim))
-}
-_DEFAULTS = {section: Config.model_fields[section].default.name for section in _CHOICES}
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names the dotted key."""
 
 
 def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -68,6 +45,8 @@ def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
     """
     given = [files] if isinstance(files, str | Path) else files
     paths = [Path(name) for file in given for name in str(file).replace(".yaml+", ".yaml\n").split("\n")]
+    if not paths:
+        raise ConfigError("there is no configuration; give at least one file")
     tree: dict[str, Any] = {}
     for path in paths:
         tree = _merge(tree, _read(_found(path), ()))
@@ -76,41 +55,38 @@ def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
         first = paths[0].parts[paths[0].parts.index("configs") + 1 :] if "configs" in paths[0].parts else ()
         name = Path(*first or (paths[0].name,)).with_suffix("")
         run.setdefault("out", "-".join([f"runs/{name}", *(path.stem for path in paths[1:])]))
-    return _check(tree, "+".join(map(str, paths)))
+    return check(tree, "+".join(map(str, paths)))
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with some values changed, checked as by `load`."""
-    return _check(_merge(config.model_dump(mode="json"), _parse_overrides(overrides)), "the overrides")
+    return check(_merge(config.model_dump(mode="json"), _parse_overrides(overrides)), "the overrides")
 
 
 def parse(text: str) -> Config:
     """The configuration that `dump` wrote, checked as by `load`."""
     if not isinstance(text, str):
         raise ConfigError(f"the stored configuration is no text but a {type(text).__name__}")
-    return _check(_sections(text, "the stored configuration"), "the stored configuration")
+    return check(_sections(text, "the stored configuration"), "the stored configuration")
 
 
 def dump(config: Config) -> str:
     """The whole configuration as YAML text, defaults included; `load` of it gives an equal Config."""
-    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.width = 2**20
+    yaml, text = _yaml(), io.StringIO()
     yaml.dump(config.model_dump(mode="json"), text)
     return text.getvalue()
 
 
 def differences(one: Config, other: Config) -> list[str]:
     """Dotted keys in which two configurations differ."""
-    flat = [_flatten(config.model_dump(mode="json")) for config in (one, other)]
+    flat = [_flat(config.model_dump(mode="json")) for config in (one, other)]
     return sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {name: each for k in value for name, each in _flat(value[k], f"{key}.{k}".lstrip(".")).items()}
 
 
 def _found(path: Path) -> Path:
@@ -142,34 +118,38 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _sections(text: str, source: str) -> dict[str, Any]:
-    tree = _parse(text, source)
-    if not isinstance(tree, dict | None):
+    tree = _parse(text, source) or {}
+    if not isinstance(tree, dict):
         raise ConfigError(f"{source} should hold sections such as `run:`, not a {type(tree).__name__}")
-    return tree or {}
+    return tree
+
+
+def _yaml() -> Any:
+    yaml = YAML(typ="safe", pure=True)  # YAML 1.2: 1e-4 is a number, off is a word; a key stands once
+    yaml.sort_base_mapping_type_on_output, yaml.width = False, 2**20  # type: ignore[assignment]
+    return yaml
 
 
 def _parse(text: str, source: str) -> Any:
-    """YAML 1.2 without aliases, which may stand for more values than memory holds, and without tags."""
+    """YAML without aliases, which may stand for more values than memory holds, and without tags."""
     if len(text) > _LONGEST:
         raise ConfigError(f"{source} has more than {_LONGEST} characters, which is no configuration")
-    depth, yaml = 0, YAML(typ="safe", pure=True)
+    depth = 0
     try:
-        for event in yaml.parse(io.StringIO(text)):
-            place = f"{source}, line {event.start_mark.line + 1}"
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise ConfigError(f"{place}: anchors, aliases and tags are not read; write the value itself")
-            depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
-            depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
-            if depth > _DEEPEST:
-                raise ConfigError(f"{place}: sections are nested more than {_DEEPEST} deep; remove some")
-        return YAML(typ="safe", pure=True).load(text)
-    except ConfigError:
-        raise
+        for event in _yaml().parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if getattr(event, "anchor", None) or getattr(event, "tag", None) or depth > _DEEPEST:
+                raise MarkedYAMLError(
+                    problem=f"anchors, aliases, tags and more than {_DEEPEST} nested sections are not read",
+                    problem_mark=event.start_mark,
+                )
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{source} is not valid YAML{line}: {error.problem:.300}") from None
     # The others are Python's, about digits or an escaped character that cannot be.
     except (YAMLError, ValueError, OverflowError) as error:
-        told = getattr(error, "problem", None) or error
-        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise ConfigError(f"{source}{line} is not valid YAML: {' '.join(str(told).split()):.300}") from None
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split()):.300}") from None
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -196,74 +176,7 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in new.items():
         before = old.get(key)
         if isinstance(before, dict) and isinstance(value, dict):
-            name = before.get("name", _DEFAULTS.get(key))
-            afresh = key in (*_CHOICES, "boxes") and value.get("name", name) != name
+            name = before.get("name", DEFAULTS.get(key))
+            afresh = key in (*DEFAULTS, "boxes") and value.get("name", name) != name
             merged[key] = value if afresh else _merge(before, value)
     return merged
-
-
-def _check(tree: dict[str, Any], source: str) -> Config:
-    for section in _CHOICES:
-        if isinstance(tree.get(section), dict):
-            tree[section] = {"name": _DEFAULTS[section], **tree[section]}
-    if isinstance(tree.get("guide"), dict) and isinstance(tree.get("run"), dict):
-        tree["guide"] = _in_epochs(tree["guide"], tree["run"].get("epochs", 100))
-    try:
-        # The JSON route is strict yet takes a list for a tuple; default=str turns YAML dates into text.
-        return Config.model_validate_json(json.dumps(tree, default=str))
-    except TypeError:
-        raise ConfigError(f"a key is a list or a section instead of a word (in {source})") from None
-    except ValidationError as error:
-        raise ConfigError(f"{_explain(error, tree)} (in {source})") from None
-
-
-def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
-    """A guide whose `warmup` and `interval`, if they are shares of the run such as 20%, are in epochs."""
-    changed = dict(guide)
-    for key, value in guide.items():
-        if isinstance(value, dict):
-            changed[key] = _in_epochs(value, epochs)
-        elif key in ("warmup", "interval") and re.fullmatch(r"\d+%", str(value)) and type(epochs) is int:
-            changed[key] = max(1, epochs * int(value[:-1]) // 100)
-    return changed
-
-
-def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
-    """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
-    first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
-    kind, place = first["type"], [str(part) for part in first["loc"]]
-    if place and place[0] in _CHOICES and len(place) > 1:
-        del place[1]  # pydantic inserts the chosen name
-    key = ".".join(place)
-    match kind:
-        case "json_invalid":
-            return "a text holds what is no Unicode"
-        case "extra_forbidden":
-            return f"{key} is not a known key; {_nearest(key, tree)}"
-        case "union_tag_invalid":
-            *names, last = _CHOICES[place[0]]
-            return f"{key}.name should be {', '.join(names)} or {last}, not {first['ctx']['tag']!r}"
-        case "missing":
-            return f"{key} is missing; give it in the file or as an override"
-        case "value_error":
-            return str(first["ctx"]["error"])
-        case "model_type" | "model_attributes_type":
-            return f"{key} should be a section with keys, not {first['input']!r:.200}"
-    return f"{key} {first['msg'].removeprefix('Input ')}, not {first['input']!r:.200}"
-
-
-def _nearest(key: str, tree: Mapping[str, Any]) -> str:
-    """What was probably meant by an unknown key, else the keys that are valid beside it."""
-    valid = []
-    for section, field in Config.model_fields.items():
-        chosen: Any = field.annotation
-        if section in _CHOICES:  # a wrong name chooses none
-            given = tree.get(section)
-            chosen = _CHOICES[section].get(given["name"] if isinstance(given, dict) else _DEFAULTS[section])
-        valid += [section, *(f"{section}.{name}" for name in getattr(chosen, "model_fields", ()))]
-    above, _, word = key.rpartition(".")
-    siblings = [each for each in valid if each.rpartition(".")[0] == above]
-    near = [each for each in [*siblings, *valid] if each.rpartition(".")[2] == _ELSEWHERE.get(word)]
-    near = near or difflib.get_close_matches(key, siblings, n=1)
-    near = near or [each for each in valid if each.rpartition(".")[2] == word]
-    return f"did you mean {near[0]}?" if near else f"valid here: {', '.join(siblings) or 'nothing'}"

@@ -43,8 +43,8 @@ class MoCo(_MethodBase):
     symmetric: bool = False
     """Each view is query and key in turn and the two losses are added (twice the cost per step)."""
     split_bn: CountOrZero = 0
-    """Compute batch norm in this many groups per process, as if on so many GPUs; 0: off. Wanted on one
-    GPU (8 in the authors' CIFAR demo), where shuffling over processes does nothing. Divides the batch."""
+    """Compute batch norm in this many groups per process, as if on so many GPUs; 0: off. For one GPU (8 in
+    the authors' CIFAR demo), where shuffling over processes does nothing. Divides the batch."""
 
 
 class BYOL(_MethodBase):
@@ -139,10 +139,10 @@ class _OptimBase(Section):
     """Greatest length of each parameter's gradient, longer ones are shortened to it (DINO: 3)."""
     final_weight_decay: NotNegative | None = None
     """Weight decay at the end, reached by half a cosine (DINO for ViTs: 0.4); absent: constant."""
-    lr: Positive
+    lr: Positive = 0.03
     """Peak learning rate, per 256 images if `lr_scaling`."""
-    weight_decay: NotNegative
-    """Decay rate of the weights."""
+    weight_decay: NotNegative = 1e-4
+    """Added to the gradient, times the weight."""
 
     @property
     def peak_lr(self) -> float:
@@ -159,10 +159,6 @@ class SGD(_OptimBase):
     """Stochastic gradient descent with momentum; the defaults are MoCo v2's."""
 
     name: Literal["sgd"] = "sgd"
-    lr: Positive = 0.03
-    """Peak learning rate, per 256 images if `lr_scaling`."""
-    weight_decay: NotNegative = 1e-4
-    """Added to the gradient, times the weight."""
     momentum: ShareBelowOne = 0.9
     """Share of the last step's velocity that is kept."""
 

@@ -14,9 +14,8 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 MapKind: TypeAlias = Literal["activation", "principal", "gradient"]
 
-_ARCHIVES = ("cifar10", "cifar100", "stl10")
 _ONE_KIND = {"instances": "coco", "classes": "folder", "root": "list", "image": "table", "label": "table"}
-_NOT_OF_ARCHIVES = ("boxes", "eval_train", "eval_val", "val_share", "cache_dir")
+_NOT_OF_ARCHIVES = ("leave_out", "boxes", "eval_train", "eval_val", "val_share", "cache_dir")
 
 
 class Section(BaseModel):
@@ -62,21 +61,19 @@ class Data(Section):
     """Which images there are."""
 
     kind: Literal["folder", "list", "coco", "shards", "table", "lmdb", "cifar10", "cifar100", "stl10"]
-    """folder: one subfolder per class (or none); list: text file of paths; coco: image folder with
-    `instances`; shards: WebDataset's tar shards; table: Parquet or Arrow files, as Hugging Face's; lmdb: an
-    LMDB environment of encoded images; cifar10, cifar100, stl10: torchvision's archives (STL-10:
-    train and unlabelled images)."""
+    """folder: one subfolder per class (or none); list: text file of paths; coco: folder with `instances`;
+    shards: WebDataset's tar shards; table: Parquet or Arrow files; lmdb: encoded images; cifar10, cifar100,
+    stl10: torchvision's archives (STL-10: train and unlabelled images)."""
     path: str
     """Image folder, list file, shards (one, a glob, braces as in "train-{000000..000146}.tar", a text file of
-    them), each also as a URL ("s3://bucket/train", "gs://..."); tables (named as shards are, or a folder of
-    them), LMDB environment or, for CIFAR and STL, the folder that holds the archive."""
+    them), each also as a URL ("s3://bucket/train", "gs://..."); tables (as shards, or a folder of them), LMDB
+    environment or the folder of an archive."""
     classes: str | None = None
     """Text file that names the class folders to use, one a line (ImageNet-100); only for kind folder."""
     instances: str | None = None
     """COCO instances JSON with true boxes; only for kind coco."""
     boxes: str | None = None
-    """Text file with true boxes, used to score localisation, never to train. Neither this nor the keys of
-    cache and evaluation below are for CIFAR and STL-10, which have parts of their own."""
+    """Text file with true boxes, used to score localisation, never to train; not for CIFAR and STL-10."""
     root: str | None = None
     """Folder that the paths of a list start from; absent: that of the list. Only for kind list."""
     image: str | None = None
@@ -103,16 +100,13 @@ class Data(Section):
                 raise ValueError(
                     f"data.{key} is only read for data.kind {kind}, not {self.kind}; set it to null"
                 )
-        if self.kind in _ARCHIVES:
-            if self.leave_out is not None:
-                raise ValueError(f"data.leave_out names files, which {self.kind} does not have; remove it")
-            for key in _NOT_OF_ARCHIVES:
-                default = type(self).model_fields[key].default
-                if getattr(self, key) != default:
-                    raise ValueError(
-                        f"data.{key} is not read for data.kind {self.kind}, whose parts are fixed and "
-                        f"have no boxes; set it to {'null' if default is None else default}"
-                    )
+        for key in _NOT_OF_ARCHIVES:
+            default = type(self).model_fields[key].default
+            if self.kind in ("cifar10", "cifar100", "stl10") and getattr(self, key) != default:
+                raise ValueError(
+                    f"data.{key} is not read for data.kind {self.kind}, which has fixed parts and "
+                    f"neither files nor boxes; set it to {'null' if default is None else default}"
+                )
         return self
 
 
@@ -174,46 +168,41 @@ class Maps(Section):
 
 
 class Localise(Maps):
-    """How evaluations ask the encoder where the object is; the same whatever guides the crops."""
+    """How evaluations find the object in the encoder's maps, whatever guides the crops."""
 
     map: Literal["activation", "principal"] = "activation"
-    """activation: how strongly each position responds (ContrastiveCrop, arXiv 2202.03278); principal: the
-    first principal component of an image's positions (ours)."""
+    """activation: how strongly each position responds (arXiv 2202.03278); principal: the first principal
+    component of an image's positions (ours)."""
 
 
-class Probe(Section):
-    """A linear classifier on the frozen encoder. What is absent is taken from the recipe."""
+class _Training(Section):
+    epochs: Count | None = None
+    """Passes over the labelled images; absent, as the keys below: as published."""
+    batch: Count | None = None
+    """Images per step over all processes."""
+    lr: Positive | None = None
+    """Peak learning rate per 256 images (the encoder's, if it is trained), multiplied by batch / 256."""
+    weight_decay: NotNegative | None = None
+    """Decay rate of the weights."""
+
+
+class Probe(_Training):
+    """A linear classifier on the frozen encoder."""
 
     recipe: Literal["auto", "moco", "simclr", "byol", "simsiam", "dino", "small"] = "auto"
     """Whose published recipe is followed; auto: that of the method, `small` for views up to 96 pixels."""
-    epochs: Count | None = None
-    """Passes over the labelled images."""
-    batch: Count | None = None
-    """Images per step over all processes."""
-    lr: Positive | None = None
-    """Peak learning rate per 256 images: it is multiplied by batch / 256."""
-    weight_decay: NotNegative | None = None
-    """Decay rate of the classifier's weights."""
     augment: bool = True
-    """Random crops and flips, as published. False: features of the plain central view are computed once
-    and kept, which is quick and costs accuracy."""
+    """Random crops and flips, as published; false: features of the plain central view are computed once and
+    kept, which is quick and costs accuracy."""
 
 
-class FineTune(Section):
-    """Encoder and classifier trained together on a share of the labels; absent: as published."""
+class FineTune(_Training):
+    """Encoder and classifier trained together on a share of the labels."""
 
     labels: float | str = 0.01
     """Share of every class's images that keep their label, or a text file of image names, one a line."""
-    epochs: Count | None = None
-    """Passes over the labelled images."""
-    batch: Count | None = None
-    """Images per step over all processes."""
-    lr: Positive | None = None
-    """Peak learning rate of the encoder per 256 images: it is multiplied by batch / 256."""
     head_lr: Positive | None = None
-    """The same for the classifier."""
-    weight_decay: NotNegative | None = None
-    """Decay rate of the weights."""
+    """Peak learning rate of the classifier per 256 images."""
 
     @model_validator(mode="after")
     def _labels_are_a_share_or_a_file(self) -> FineTune:
