@@ -416,16 +416,16 @@ def test_the_fingerprint_depends_on_paths_and_sizes_but_not_on_the_root(tree: Pa
 
 def test_save_and_load_give_the_same_index(tmp_path: Path) -> None:
     index = SampleIndex.from_coco(*_coco(tmp_path), cache=False)
-    index.save(tmp_path / "index.npz")
-    again = SampleIndex.load(tmp_path / "index.npz")
+    index.save(tmp_path / "index.safetensors")
+    again = SampleIndex.load(tmp_path / "index.safetensors")
     for name in ("paths", "sizes", "labels", "box_start", "boxes", "box_labels"):
         np.testing.assert_array_equal(getattr(again, name), getattr(index, name))
     for name in ("root", "classes", "left_out", "fingerprint", "arrays"):
         assert getattr(again, name) == getattr(index, name)
     assert [p.name for p in tmp_path.glob(".*")] == []
-    (tmp_path / "index.npz").write_bytes(b"PK nonsense")
+    (tmp_path / "index.safetensors").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match="damaged"):
-        SampleIndex.load(tmp_path / "index.npz")
+        SampleIndex.load(tmp_path / "index.safetensors")
     with pytest.raises(FileNotFoundError, match="none"):
         SampleIndex.load(tmp_path / "none.npz")
 

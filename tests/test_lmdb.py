@@ -106,8 +106,8 @@ def test_an_environment_gives_the_batches_of_its_folder_also_when_resumed_and_st
     classes, values, tmp_path, device
 ):
     folder = SampleIndex.from_folder(classes, cache=False, progress=False)
-    from_lmdb(write(tmp_path / "a.lmdb", values)).save(tmp_path / "index.npz")
-    stored = SampleIndex.load(tmp_path / "index.npz")
+    from_lmdb(write(tmp_path / "a.lmdb", values)).save(tmp_path / "index.safetensors")
+    stored = SampleIndex.load(tmp_path / "index.safetensors")
     # The same names in the same order: the same data set.
     assert (stored.fingerprint, stored.classes) == (folder.fingerprint, folder.classes)
     expected = [digest(batch) for batch in ViewLoader(folder, [FULL, FULL], 8, device=device, seed=3)]
@@ -155,8 +155,8 @@ def test_keys_that_can_be_no_names_have_others_that_tell_them(values, tmp_path):
         name = b"hex:" + key.hex().encode() if key in keys[:9] else key
         assert (name_of(key), found[name]) == (name, image)
     assert index.labels.tolist() == [-1] * len(keys)
-    index.save(tmp_path / "index.npz")
-    assert held(SampleIndex.load(tmp_path / "index.npz")) == found
+    index.save(tmp_path / "index.safetensors")
+    assert held(SampleIndex.load(tmp_path / "index.safetensors")) == found
 
 
 def test_the_first_folder_is_the_class_if_all_have_one(values, tmp_path):

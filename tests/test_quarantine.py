@@ -209,7 +209,7 @@ def damage_a_png(file: Path) -> None:
 
 def read_on_one_rank(rank: int, meeting: str) -> int:
     distributed.init("cpu")
-    index = SampleIndex.load(f"{meeting}/index.npz")
+    index = SampleIndex.load(f"{meeting}/index.safetensors")
     loader = ViewLoader(index, VIEWS, 25, device="cpu", threads=1)
     found: dict[str, object] = {}
     for epoch in range(2):
@@ -233,7 +233,7 @@ def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
     meeting.mkdir()
     folder = Path(shutil.copytree(many, tmp_path / "images"))
     index = SampleIndex.from_folder(folder, cache=False, progress=False)
-    index.save(meeting / "index.npz")
+    index.save(meeting / "index.safetensors")
     bad = break_in_seven_ways(folder)
     processes = start(2, meeting, read_on_one_rank, lambda rank: (rank, str(meeting)))
     assert finish(processes) == [0, 0], (meeting / "0.log").read_text()

@@ -294,7 +294,7 @@ def test_samples_are_followed_by_the_seed_and_outlast_their_images(tmp_path):
 
 def test_a_resumed_history_has_nothing_of_the_steps_to_come(undisturbed, tmp_path):
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
-    index = SampleIndex.load(run / "index.npz")
+    index = SampleIndex.load(run / "index.safetensors")
     RunHistory(run, index, 0, 9)
     assert len(run_pictures.passes(run)) == 2
     assert (run / "history" / "localised.json").exists()

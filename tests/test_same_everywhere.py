@@ -153,8 +153,8 @@ def test_the_batches_are_those_of_the_folder_also_when_resumed(place, folder, ex
     index = place(folder, tmp_path)
     same(index, folder, expected)
     if place is not as_source:
-        index.save(tmp_path / "index.npz")
-        loaded = SampleIndex.load(tmp_path / "index.npz")
+        index.save(tmp_path / "index.safetensors")
+        loaded = SampleIndex.load(tmp_path / "index.safetensors")
         assert [loaded.encoded(row) for row in (0, len(loaded) - 1)] == [
             folder.encoded(row) for row in (0, len(folder) - 1)
         ]

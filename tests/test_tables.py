@@ -119,8 +119,8 @@ def test_a_table_gives_the_batches_of_its_folder_also_when_resumed_and_stored(
     folder = from_folder(classes)
     for part in range(3):
         write(tmp_path / f"{part}.parquet", table.slice(14 * part, 14), how)
-    from_table(tmp_path).save(tmp_path / "index.npz")
-    stored = SampleIndex.load(tmp_path / "index.npz")
+    from_table(tmp_path).save(tmp_path / "index.safetensors")
+    stored = SampleIndex.load(tmp_path / "index.safetensors")
     assert (stored.classes, stored.fingerprint) == (folder.classes, from_table(tmp_path).fingerprint)
     views = [FULL, View(size=16, source="partner")]
     batches: list[Any] = []
@@ -561,9 +561,9 @@ def _altered(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     ],
 )
 def test_an_index_of_groups_that_contradicts_itself_is_refused(table, tmp_path, change):
-    from_table(write(tmp_path / "a.parquet", table, "parquet")).save(tmp_path / "index.npz")
+    from_table(write(tmp_path / "a.parquet", table, "parquet")).save(tmp_path / "index.safetensors")
     with pytest.raises(ValueError, match=r"index\.npz"):
-        SampleIndex.load(_altered(tmp_path / "index.npz", change))
+        SampleIndex.load(_altered(tmp_path / "index.safetensors", change))
 
 
 @pytest.mark.parametrize("how", ["parquet", "file zstd"])
@@ -579,8 +579,8 @@ def test_an_index_of_groups_that_contradicts_itself_is_refused(table, tmp_path, 
     ],
 )
 def test_a_place_that_its_table_does_not_have_is_an_unreadable_image(table, images, tmp_path, how, change):
-    from_table(write(tmp_path / "a.parquet", table, how)).save(tmp_path / "index.npz")
-    index = SampleIndex.load(_altered(tmp_path / "index.npz", change))
+    from_table(write(tmp_path / "a.parquet", table, how)).save(tmp_path / "index.safetensors")
+    index = SampleIndex.load(_altered(tmp_path / "index.safetensors", change))
     with pytest.raises(OSError, match=r"has no|damaged"):
         index.encoded(3)
     if index.column == "image.bytes":
@@ -623,8 +623,11 @@ def test_a_table_beside_images_does_not_make_a_folder_a_set_of_tables(classes, t
 
 
 def test_without_pyarrow_one_sentence_says_what_to_install(table, tmp_path):
-    from_table(write(tmp_path / "a.parquet", table, "parquet")).save(tmp_path / "index.npz")
-    for line in (f"from_table({str(tmp_path / 'a.parquet')!r})", f"load({str(tmp_path / 'index.npz')!r})"):
+    from_table(write(tmp_path / "a.parquet", table, "parquet")).save(tmp_path / "index.safetensors")
+    for line in (
+        f"from_table({str(tmp_path / 'a.parquet')!r})",
+        f"load({str(tmp_path / 'index.safetensors')!r})",
+    ):
         code = f"import sys; sys.modules['pyarrow'] = None; import dali_views as d; d.SampleIndex.{line}"
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
         assert told.splitlines()[-1].startswith(

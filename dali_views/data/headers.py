@@ -8,18 +8,21 @@ DALI's own decoder, format by format: grey, CMYK (Adobe), palette, alpha and 16-
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import stat
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any, TypeAlias, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .scan_workers import in_workers
 from .source import GONE
 
 MAX_PIXELS = 178_956_970
@@ -35,6 +38,7 @@ Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
 
 _SMALL = 1 << 30  # bytes of containers that threads scan before worker processes have started
+_JOBS = 64  # that one worker process does
 _THREADS = 4  # more wait for the interpreter, not for the disk
 _REQUESTS = 16  # containers in an object store that are scanned at a time
 
@@ -206,7 +210,7 @@ def scan(
     processes: int | None = None,
     progress: bool = True,
 ) -> list[Record]:
-    """Looks at many files in parallel.
+    """Looks at many files in parallel; one record per name, in the order of `names`.
 
     Args:
         root: Folder that the names are relative to.
@@ -215,25 +219,22 @@ def scan(
         processes: Worker processes; 0 means threads in this process. By default threads below
             `THREADS_BELOW` files and one process per core from there on.
         progress: Shows a bar on a terminal.
-
-    Returns:
-        One record per name, in the order of `names`.
     """
     known = known or {}
     if processes is None:
         processes = 0 if len(names) < THREADS_BELOW else cores()
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    jobs = ([(os.path.join(root, n), known.get(n)) for n in chunk] for chunk in chunks)
+    jobs = [[(os.path.join(root, name), known.get(name)) for name in chunk] for chunk in chunks]
     records: list[Record] = []
-    with (
-        in_workers(_inspect_files, min(processes, len(chunks))) as run,
-        ThreadPoolExecutor(processes or min(8, 2 * cores())) as threads,
-        scan_bar(len(names), " files", progress) as bar,
-    ):
-        for part in threads.map(run, jobs):
+    with scan_bar(len(names), " files", progress) as bar:
+        for part in in_parallel(_inspect_files, jobs, processes, min(8, 2 * cores())):
             records += part
             bar.update(len(part))
     return records
+
+
+def _inspect_files(job: list[tuple[bytes, Record | None]]) -> list[Record]:
+    return [inspect_file(*task) for task in job]
 
 
 def look_through(
@@ -245,29 +246,25 @@ def look_through(
     progress: bool,
     requests: bool = False,
 ) -> list[R]:
-    """What a function tells of each file, in their order, several at a time.
+    """What a function says about each container file, in their order, several at a time.
 
     Args:
         look: Of the top level of a module; it does not raise.
-        jobs: What it takes, one for each file.
+        jobs: One for each file.
         size: Bytes of all files.
         processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and one
             process per core from there on.
         kind: What the files are called.
         progress: Shows a bar on a terminal.
-        requests: The files are in a store, whose answers threads await.
+        requests: The files are in an object store, whose answers threads await.
     """
     if requests:
         processes = 0
     elif processes is None:
-        processes = 0 if size < _SMALL else min(cores(), len(jobs))
+        processes = 0 if size < _SMALL else cores()
     found = []
-    with (
-        in_workers(look, processes) as look_at,
-        ThreadPoolExecutor(_REQUESTS if requests else processes or _THREADS) as threads,
-        scan_bar(len(jobs), f" {kind}", progress) as bar,
-    ):
-        for one in threads.map(look_at, jobs):
+    with scan_bar(len(jobs), f" {kind}", progress) as bar:
+        for one in in_parallel(look, jobs, processes, _REQUESTS if requests else _THREADS):
             found.append(one)
             bar.update()
     return found
@@ -278,6 +275,49 @@ def size_of(paths: Sequence[str]) -> int:
     return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
+def in_parallel(look: Callable[[J], R], jobs: Sequence[J], processes: int, threads: int) -> Iterator[R]:
+    """What a function returns for each job, in their order; in worker processes, or with 0 in threads.
+
+    Raises:
+        RuntimeError: A worker process died.
+    """
+    if not processes:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(look, jobs)
+        return
+    each = min(_JOBS, -(-len(jobs) // processes))
+    chunks = [jobs[start : start + each] for start in range(0, len(jobs), each)]
+    with ThreadPoolExecutor(processes) as pool:
+        for part in pool.map(partial(_in_process, look), chunks):
+            yield from part
+
+
+def _in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
+    # multiprocessing's fork is not safe after threads or CUDA have started, its spawn runs the user's script
+    # again, and joblib imports modules from the current folder, which may be the data set. Here the path is
+    # set before anything is imported.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, input=pickle.dumps((look, jobs)), stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        told = f"{jobs[0]!r}"[:200]
+        raise RuntimeError(
+            f"A scan process died ({done.returncode}) at work on {told} or one of {len(jobs) - 1} more; "
+            "pass processes=0 to scan in this process."
+        )
+    found: list[R] = pickle.loads(done.stdout)
+    return found
+
+
+def _serve() -> None:
+    """The work of a scan process: its input is a function and jobs, its output what this returns."""
+    answer, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
+    warnings.simplefilter("ignore")
+    look, jobs = pickle.load(sys.stdin.buffer)
+    answer.write(pickle.dumps([look(job) for job in jobs]))
+    answer.flush()
+
+
 def cores() -> int:
     """How many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -285,17 +325,10 @@ def cores() -> int:
 
 @contextmanager
 def scan_bar(total: int, unit: str, progress: bool) -> Iterator[Any]:
-    """tqdm's bar; under it, nobody hears Pillow warn of odd EXIF and of large images, which we judge."""
+    """tqdm's bar; inside, Pillow does not warn about odd EXIF or large images: `inspect` judges these."""
     with (
         tqdm(total=total, desc="scan", unit=unit, delay=1, disable=None if progress else True) as bar,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         yield bar
-
-
-_Job: TypeAlias = list[tuple[bytes, "Record | None"]]
-
-
-def _inspect_files(job: _Job) -> list[Record]:
-    return [inspect_file(*task) for task in job]

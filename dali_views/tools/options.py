@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.index import SampleIndex
-from ..data.open_images import open_images
 from ..plan import recipes
+from .open_images import open_images
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ...data.open_images import open_images
 from ...data.remote import absolute
 from ...plan import recipes
 from .. import options
 from ..command_line import Answer
+from ..open_images import open_images
 
 EXAMPLES = """
 dali-views bench photos

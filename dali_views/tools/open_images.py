@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..data.index import SampleIndex
+from ..data.lmdb_scan import names_lmdb
+from ..data.shard_list import is_list, names_shards, names_tables
 from ..system.files import PathLike
-from .index import SampleIndex
-from .lmdb_scan import names_lmdb
-from .shard_list import is_list, names_shards, names_tables
 
 _SHARDS, _TABLES, _LMDB, _LIST, _FOLDER = "tar shards", "tables", "an LMDB environment", "a list", "a folder"
 
