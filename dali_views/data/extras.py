@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_EXTRAS = {"pyarrow": "tables", "lmdb": "tables", "obstore": "cloud"}
+
 
 @contextmanager
 def needs(package: str) -> Iterator[None]:
@@ -18,6 +20,5 @@ def needs(package: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ValueError(
-            f"These images are read with {package}, which is not installed; pip install {package}."
-        ) from error
+        told = f"These images are read with {package}, which is not installed; pip install {package}"
+        raise ValueError(f"{told}, or the extra {_EXTRAS[package]!r} of dali-views.") from error

@@ -21,7 +21,7 @@ from .build import scan_coco, scan_folder, scan_list, scan_shards
 from .cached import CachedSource
 from .extras import needs
 from .listing import LeftOut, check_labels
-from .lmdb_scan import scan_lmdb
+from .lmdb_store import scan_lmdb
 from .names import pack_names, unpack_names
 from .remote import as_url, below, is_remote
 from .scan import Scan, read_index, write_index
@@ -277,7 +277,8 @@ class SampleIndex(Scan):
 
         Raises:
             FileNotFoundError: There is no such environment.
-            ValueError: It is no LMDB environment, lies in a store, or holds no usable image.
+            ValueError: It is no LMDB environment, lies in a store, is damaged, or holds no usable image;
+                lmdb is not installed (the extra `tables`).
         """
         return cls._of(scan_lmdb(path, cache, progress))
 

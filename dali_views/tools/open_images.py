@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.index import SampleIndex
-from ..data.lmdb_scan import names_lmdb
+from ..data.lmdb_store import names_lmdb
 from ..data.shard_list import is_list, names_shards, names_tables
 from ..system.files import PathLike
 
