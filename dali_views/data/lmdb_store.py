@@ -15,12 +15,11 @@ import numpy as np
 
 from ..system.files import PathLike
 from .extras import needs
-from .headers import inspect, scan_bar
+from .headers import in_parallel, inspect, scan_bar
 from .listing import LeftOut
 from .names import may_be_name, pack_names
 from .remote import as_url, is_remote
 from .scan import Scan, ScanCache, stamp_of
-from .scan_workers import in_workers
 from .window import Window, of_handle
 
 _META_KEY = re.compile(rb"__\w+__")
@@ -48,8 +47,7 @@ def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Scan:
     with needs("lmdb"):
         import lmdb  # noqa: F401
     try:
-        with in_workers(_scan, 1) as scan_apart:
-            scanned = scan_apart((file, progress))
+        (scanned,) = in_parallel(_scan, [(file, progress)], processes=1, threads=1)
     except RuntimeError:
         scanned = "it is damaged, so that LMDB's library failed"
     if isinstance(scanned, str):
