@@ -31,7 +31,7 @@ import numpy as np
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.data.scan import FileScan, read_index
-from dali_views.graph import build as pipeline
+from dali_views.graph.decode import Alone
 from dali_views.regions import Snapshot
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
@@ -72,7 +72,7 @@ def judge(kind: str, file: Path) -> str:
             SampleIndex.from_folder(file.parent, cache=False, progress=False)
         except ValueError:
             return "left out"
-        return "undecodable" if pipeline.Alone("cpu", None).refusal(file.read_bytes()) else "image"
+        return "undecodable" if Alone("cpu", None).refusal(file.read_bytes()) else "image"
     try:
         return _LOADERS[kind](file, images)
     except (ValueError, FileNotFoundError) as error:

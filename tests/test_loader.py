@@ -307,8 +307,9 @@ def test_a_loader_loaded_with_its_table_holds_no_second_one(small_index):
     loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=fresh)
     for part, state in zip((fresh, loader), saved, strict=True):
         part.load_state_dict(state)
-    assert np.shares_memory(loader._frozen.boxes, fresh.boxes)
-    assert np.array_equal(loader._frozen.boxes, table.boxes)
+    frozen = loader._epoch.snapshot
+    assert np.shares_memory(frozen.boxes, fresh.boxes)
+    assert np.array_equal(frozen.boxes, table.boxes)
 
 
 def test_an_abandoned_loop_leaves_nothing_behind(small_index):

@@ -150,10 +150,10 @@ def test_without_shuffling_the_order_is_the_indexs():
     assert order.rows(positions, 7, 0, 0, shuffle=False).tolist() == [3, 0, 6]
 
 
-def test_seven_samples_are_shared_out_as_the_module_says():
-    slices = [[order.rank_slice(p, 7, 4, rank, 2).tolist() for p in (0, 4)] for rank in (0, 1)]
-    assert slices == [[[0, 1], [4, 5]], [[2, 3], [6]]]
-    assert [order.steps(7, 4, drop_last) for drop_last in (False, True)] == [2, 1]
+def test_fourteen_samples_are_divided_as_the_module_draws():
+    slices = [[order.rank_slice(p, 14, 8, rank, 4).tolist() for rank in range(4)] for p in (0, 8)]
+    assert slices == [[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10], [11, 12], [13]]]
+    assert [order.steps(14, 8, drop_last) for drop_last in (False, True)] == [2, 1]
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 40, 41])

@@ -13,6 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from dali_views import View, recipes
 from dali_views.plan import draw as plan
 from dali_views.plan import rng
+from dali_views.plan.epoch import pick_region
 
 N = 20_000  # crops drawn by the plan, at a few microseconds
 REFERENCES = 6_000  # crops of torchvision and of the transcription, one at a time
@@ -188,18 +189,9 @@ def full_plan(index, views, seed=0, epoch=0, boxes=None):
     sizes = np.stack([100 + index % 300, 80 + (index * 7) % 400], axis=1).astype(np.int32)
     if boxes is None:
         boxes = np.tile(np.array([0.2, 0.1, 0.7, 0.9], np.float32), (len(index), 1))
-    guidance = plan.Guidance(boxes, np.ones(len(index), np.float32), np.ones(len(index), np.bool_))
-    return plan.draw(
-        views,
-        index,
-        seed=seed,
-        epoch=epoch,
-        sizes=sizes,
-        guidance=guidance,
-        partner=index,
-        partner_sizes=sizes,
-        partner_guidance=guidance,
-    )
+    n = len(index)
+    samples = plan.Samples(index, sizes, boxes, np.ones(n, np.float32), np.ones(n, np.bool_))
+    return plan.draw(views, samples, samples, seed=seed, epoch=epoch)
 
 
 def arrays_of(drawn):
@@ -263,11 +255,10 @@ def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
     boxes = np.zeros((n, 3, 4), np.float32)
     boxes[:] = np.array([[0, 0, 0.1, 0.1], [0, 0, 0.2, 0.2], [0, 0, 0.3, 0.3]], np.float32)
     weights = np.tile(np.array([1.0, 0.0, 3.0], np.float32), (n, 1))
-    picked = plan.pick_region(boxes, weights, np.ones(n, np.bool_), plan.region_keys(0, 0, np.arange(n)))
-    share = (picked.boxes[:, 2] > 0.25).mean()
-    assert abs(share - 0.75) < 0.02
-    assert not np.isclose(picked.boxes[:, 2], 0.2).any()
-    assert np.array_equal(picked.weights, np.where(picked.boxes[:, 2] > 0.25, 3.0, 1.0))
+    picked, chosen = pick_region(boxes, weights, rng.keys(0, 0, np.arange(n)))
+    assert abs((picked[:, 2] > 0.25).mean() - 0.75) < 0.02
+    assert not np.isclose(picked[:, 2], 0.2).any()
+    assert np.array_equal(chosen, np.where(picked[:, 2] > 0.25, 3.0, 1.0))
 
 
 def test_the_regions_of_one_sample_guide_all_its_views_alike():

@@ -24,9 +24,9 @@ from PIL import Image
 from runs import write_config
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, recipes
-from dali_views.graph import build as pipeline
-from dali_views.loader.quarantine import Substitutes
+from dali_views.graph import decode
 from dali_views.plan import order
+from dali_views.plan.epoch import Epoch
 from dali_views.tools import cli
 from dali_views.tools.scenes import make_scenes
 from trainers.config import file as config_file
@@ -131,9 +131,11 @@ def epoch_as_expected(loader: ViewLoader, rows: list[int], bad: set[str]) -> Non
     assert len(rows) == len(planned)
     for row, place in zip(rows, planned.tolist(), strict=True):
         assert row == place or (place in is_bad and row not in is_bad)
-    # Known from the start, they are replaced by the same images as found out one by one.
+    # Known from the start, they are replaced by the same images as found one by one.
     fresh = replace(index, quarantine={index.path(row): "known" for row in is_bad})
-    assert rows == Substitutes(fresh, loader.seed, "cpu", None).replaced(planned).tolist()
+    informed = ViewLoader(fresh, VIEWS, len(index), device="cpu", seed=loader.seed)
+    informed.set_epoch(loader.epoch)
+    assert rows == informed.plan_at(0).index.tolist()
 
 
 def test_a_run_over_images_broken_in_seven_ways_loses_exactly_those_that_cannot_be_decoded(
@@ -434,7 +436,7 @@ def test_a_data_set_with_no_readable_image_ends_with_a_sentence(tmp_path):
     index = SampleIndex.from_folder(noise_images(tmp_path, 4), cache=False, progress=False)
     for file in tmp_path.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(BadImageError, match="Every image"):
+    with pytest.raises(BadImageError, match="4 of 4 images cannot be read; fix"):
         rows_of(ViewLoader(index, [View(size=8)], 2, device="cpu", max_bad_share=1))
 
 
@@ -457,13 +459,13 @@ def test_a_failure_that_has_passed_when_it_is_looked_into_costs_nothing(tmp_path
     content = file.read_bytes()
     file.unlink()
     loader = ViewLoader(index, VIEWS, 5, device="cpu")
-    search = loader._substitutes.search
+    search = loader._quarantine.search
 
     def after_the_network_is_back(rows: np.ndarray) -> dict[int, str]:
         file.write_bytes(content)
         return search(rows)
 
-    loader._substitutes.search = after_the_network_is_back  # type: ignore[method-assign]
+    loader._quarantine.search = after_the_network_is_back  # type: ignore[method-assign]
     assert sorted(rows_of(loader)) == list(range(30))
     assert not loader.index.quarantine
 
@@ -494,12 +496,12 @@ class Failing:
 )
 def test_what_fails_for_all_images_is_no_fault_of_those_of_the_batch(tmp_path, monkeypatch, words, told):
     index = bad_folder(tmp_path / "images")
-    monkeypatch.setattr(pipeline, "decoder", lambda *_: Failing(words))
+    monkeypatch.setattr(decode, "decoder", lambda *_: Failing(words))
     with pytest.raises(RuntimeError, match=told):
         rows_of(ViewLoader(index, VIEWS, 5, device="cpu"))
     assert names(index.quarantine) <= {GONE}  # which is not there, whatever the decoder says
     with pytest.raises(RuntimeError, match=told):
-        Substitutes(index, 0, "cpu", None).search(np.arange(5))
+        ViewLoader(index, VIEWS, 5, device="cpu")._quarantine.search(np.arange(5))
 
 
 def test_check_finds_beforehand_what_a_run_would_stumble_over_and_its_list_is_honoured(tmp_path, capsys):
@@ -565,11 +567,11 @@ def test_a_list_may_name_files_in_full_or_relatively_and_files_that_are_gone(tmp
 
 
 def test_substitutes_are_spread_over_the_data_set():
-    index = SampleIndex.from_arrays(np.zeros((1000, 4, 4, 3), np.uint8))
-    index = SampleIndex(
-        "", np.arange(1000, dtype="<u4").view(np.uint8).reshape(1000, 4) + 1, index.sizes, index.labels
-    )
-    index.quarantine.update({index.path(row): "known" for row in range(500)})
-    counts = Counter(Substitutes(index, 0, "cpu", None).replaced(np.arange(500)).tolist())
+    bad = np.arange(1000) < 500
+    epoch = Epoch(
+        [View(size=8)], np.full((1000, 2), 8, np.int32), seed=0, epoch=0, shuffle=False, global_batch=500,
+        rank=0, world=1, readable=lambda rows: ~bad[rows], snapshot=None,
+    )  # fmt: skip
+    counts = Counter(epoch.plan(0).index.tolist())
     assert min(counts) >= 500
     assert max(counts.values()) <= 8  # 500 draws of 500: the most frequent comes 5 or 6 times

@@ -1,1 +1,6 @@
-"""Loader: batches in exact order, resumable, with unreadable images replaced."""
+"""Loader: batches of views in exact order.
+
+loader       `ViewLoader`: epochs, resume, iteration
+batch        `Batch`: what it hands out; `Stats`: what an epoch cost
+quarantine   images that turned out to be unreadable
+"""

@@ -1,129 +1,128 @@
-"""Images that turn out to be unreadable while running: remembered with the reason, and replaced by rule."""
+"""Unreadable images: found when a batch fails, remembered with the reason, and left out from then on."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Mapping
-from itertools import islice
 
 import numpy as np
 
 from ..data.headers import inspect
 from ..data.index import SampleIndex
+from ..data.names import unpack_names
 from ..data.remote import is_remote
 from ..data.source import GONE, reason
-from ..graph import build as pipeline
-from ..plan import rng
+from ..graph.decode import Alone
 from ..plan.draw import I64, Bool
 
-__all__ = ["BadImageError", "Substitutes"]
+__all__ = ["BadImageError", "Quarantine", "undecodable"]
 
-_TOLD = 20  # files in an error
-_EXAMPLES = 3
-_DRAWS = 64  # of a substitute, before the next readable row is taken
+_NAMED = 20  # files in an error
+_CHUNK = 1 << 20  # names of an index that are compared at a time
 
 
 class BadImageError(OSError):
-    """An image cannot be read and may not be replaced, or too many cannot."""
+    """An image is unreadable and may not be replaced, or too many are."""
 
 
-class Substitutes:
-    """Who stands in for the rows of an index whose images are in quarantine.
+class Quarantine:
+    """The rows of an index whose images are unreadable.
+
+    `index.quarantine` has the reasons by path and is shared by the loaders of an index and of its subsets;
+    a loader works with this mask of its rows.
 
     Args:
-        seed: of the draw.
-        device: ``"gpu"`` or ``"cpu"``, whose decoder must be able to read an image; device_id: CUDA ordinal.
+        device: ``"gpu"`` or ``"cpu"``, whose decoder must read an image; device_id: CUDA ordinal.
+        strict: refuse rows in quarantine.
     """
 
-    met: set[int]
-    """Rows asked for so far that are in quarantine."""
+    count: int
+    """Number of rows in quarantine."""
 
-    def __init__(self, index: SampleIndex, seed: int, device: str, device_id: int | None) -> None:
-        self.met = set()
+    def __init__(self, index: SampleIndex, device: str, device_id: int | None, strict: bool) -> None:
         self._index = index
         self._files = index.quarantine
-        self._seed = seed
-        self._device = device
-        self._device_id = device_id
+        self._known: dict[str, str] = {}  # files as of the last refresh
+        self._bad = np.zeros(len(index), np.bool_)  # takes memory where it is written
+        self._device = device, device_id
+        self._strict = strict
+        self.count = 0
+
+    def refresh(self) -> None:
+        """Follow changes of `index.quarantine` by other loaders or by the user."""
+        if self._files == self._known or self._index.paths is None:
+            return
+        self._known = dict(self._files)
+        start = os.path.join(self._index.root, "")
+        wanted = {os.fsencode(path.removeprefix(start)) for path in self._known}
+        for first in range(0, len(self._bad) if wanted or self.count else 0, _CHUNK):
+            names = unpack_names(self._index.paths[first : first + _CHUNK])
+            self._bad[first : first + _CHUNK] = [name in wanted for name in names]
+        self.count = int(np.count_nonzero(self._bad))
 
     def readable(self, rows: I64) -> Bool:
-        """(B,) False for the rows that are in quarantine."""
-        if not self._files or self._index.arrays is not None:
-            return np.ones(len(rows), np.bool_)
-        good = np.array([self._index.path(row) not in self._files for row in rows.tolist()], np.bool_)
-        self.met.update(rows[~good].tolist())
-        return good
-
-    def replaced(self, rows: I64) -> I64:
-        """(B,) the rows, with each one in quarantine replaced by a sample drawn from (seed, row) alone.
-
-        The draw is repeated until it finds a readable one, so that it is the same whoever has found out
-        about which file.
+        """(B,) False for rows in quarantine.
 
         Raises:
-            BadImageError: no image of the index is readable.
+            BadImageError: with `strict`, if a row is in quarantine; without, if all N are.
         """
-        wanted = rows
-        for slot in range(_DRAWS + len(self._index)):
-            good = self.readable(rows)
-            if good.all():
-                return rows
-            if slot < _DRAWS:
-                drawn = rng.bits(rng.keys(self._seed, wanted), slot) % np.uint64(len(self._index))
-                substitute = drawn.astype(np.int64)
-            else:
-                substitute = (rows + 1) % len(self._index)
-            rows = np.where(good, rows, substitute)
-        told = [f"{path}: {reason}" for path, reason in islice(self._files.items(), _EXAMPLES)]
-        raise BadImageError(
-            "Every image of the data set turned out to be unreadable, for example:\n  " + "\n  ".join(told)
-        )
+        if len(self._files) != len(self._known):  # a full comparison is made when an epoch begins
+            self.refresh()
+        bad = self._bad[rows]
+        if bad.any():
+            if self._strict:
+                path = self._index.path(int(rows[bad][0]))
+                raise BadImageError(
+                    f'{path}: {self._files[path]}; fix the file, leave it out or set on_bad_image to "skip".'
+                )
+            if self.count == len(self._bad):
+                self.check_share(1.0)
+        return ~bad
 
     def search(self, rows: I64) -> dict[int, str]:
         """Decode each row's file alone; put those that fail into quarantine and return them with the reason.
 
         Raises:
-            BadImageError: the folder or the source of the index is gone, which is no fault of the images.
-            RuntimeError: nor is it if the memory of the GPU is full, or the decoder refuses a sound image.
+            BadImageError: the folder or the source of the index is gone, so no image is to blame.
+            RuntimeError: the memory of the GPU is full, or the decoder refuses a sound image, too.
         """
         if self._index.arrays is not None:
             return {}
-        found = undecodable(self._index, np.unique(rows), self._device, self._device_id)
+        found = undecodable(self._index, np.unique(rows), *self._device)
         self.add(found)
         return found
 
     def add(self, found: Mapping[int, str]) -> None:
         """Put rows into quarantine, with the reason."""
-        self._files.update({self._index.path(row): reason for row, reason in found.items()})
-        self.met.update(found)
+        self.refresh()
+        for row, why in found.items():
+            self._files[self._index.path(row)] = self._known[self._index.path(row)] = why
+            self.count += not self._bad[row]
+            self._bad[row] = True
 
     def reasons(self) -> dict[int, str]:
-        """The rows met so far that are in quarantine, with the reason."""
-        paths = {row: self._index.path(row) for row in sorted(self.met)}
-        return {row: self._files[path] for row, path in paths.items() if path in self._files}
-
-    def refuse(self, rows: I64) -> None:
-        """Raise a BadImageError if one of the rows (B,) is in quarantine."""
-        for row in rows[~self.readable(rows)].tolist():
-            path = self._index.path(row)
-            raise BadImageError(
-                f'{path}: {self._files[path]}; mend the file, leave it out or set on_bad_image to "skip".'
-            )
+        """The rows in quarantine, with the reason."""
+        self.refresh()
+        rows = np.flatnonzero(self._bad).tolist() if self.count else []
+        return {row: self._files[self._index.path(row)] for row in rows}
 
     def check_share(self, most: float) -> None:
-        """Raise a BadImageError with the list if more than the share `most` of the images was met."""
-        if len(self.met) > most * len(self._index) and len(self.reasons()) > most * len(self._index):
-            told = [f"{self._index.path(row)}: {reason}" for row, reason in self.reasons().items()]
-            more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
-            raise BadImageError(
-                f"{len(told)} of {len(self._index)} images cannot be read, more than max_bad_share {most:g}; "
-                "mend the files or raise it:\n  " + "\n  ".join(told[:_TOLD] + more)
-            )
+        """Raise a BadImageError with the list if more than the share `most` is unreadable, or all images."""
+        total, allowed = len(self._bad), most * len(self._bad)
+        if self.count <= allowed and self.count < total:
+            return
+        named = [f"{self._index.path(row)}: {why}" for row, why in self.reasons().items()]
+        more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
+        rule = f", more than max_bad_share {most:g}; raise it or" if self.count > allowed else ";"
+        raise BadImageError(
+            f"{self.count} of {total} images cannot be read{rule} fix the files:\n  "
+            + "\n  ".join(named[:_NAMED] + more)
+        )
 
 
 def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
-    """Those of the rows whose images the loader cannot decode, each tried alone, with the reason.
+    """Decode the rows' images one by one: those that the loader cannot decode, with the reason.
 
     Raises:
         BadImageError: the folder or the source of the index is gone.
@@ -131,7 +130,7 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
     """
     if index.root and not is_remote(index.root) and not os.path.isdir(index.root):
         raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")
-    alone = pipeline.Alone(device, device_id)
+    alone = Alone(device, device_id)
     found = {}
     for row in rows.tolist():
         try:
@@ -141,11 +140,11 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
         except Exception as error:
             found[row] = reason(error)
             continue
-        height, width, told = inspect(io.BytesIO(encoded), len(encoded))
+        height, width, wrong = inspect(io.BytesIO(encoded), len(encoded))
         known = tuple(index.sizes[row].tolist())
         if refused := alone.refusal(encoded):
-            # What the header scan has against it says more than the decoder.
-            found[row] = told or f"the decoder refuses it ({refused})"
-        elif not told and (height, width) != known:
+            # The header scan explains more than the decoder.
+            found[row] = wrong or f"the decoder refuses it ({refused})"
+        elif not wrong and (height, width) != known:
             found[row] = f"{height} x {width} pixels, and indexed as {known[0]} x {known[1]}; index again"
     return found

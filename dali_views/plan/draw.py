@@ -1,8 +1,22 @@
-"""The draw: for a batch of samples, every crop, flip and colour parameter of every view, in NumPy.
+"""The draw: every crop, flip and colour parameter of every view of a batch, in NumPy.
 
-A plan is a pure function of (seed, epoch, sample, view number, the sample's row in the region table):
-nothing else enters, so it does not matter who computes it, when, or beside which other samples. The
-DALI graph carries the plan out and draws nothing itself.
+A plan is a pure function of (seed, epoch, sample, view number, the sample's region). It does not depend on
+the process or the time that computes it, nor on the other samples of the batch. The DALI graph executes the
+plan and draws nothing itself.
+
+A `"contrastive"` crop (ContrastiveCrop, arXiv 2202.03278, section 3.3):
+
+    image
+    +---------------------------+     1. Height and width of the crop are drawn: area and ratio.
+    |                           |     2. Its centre (+) is drawn in the semantic box, per axis by
+    |    box                    |        Beta(alpha, alpha) between the box's two edges.
+    |    +-------------+        |     3. A crop that leaves the image is pushed back: the first
+    |    |     crop    |        |        and the last start that the box allows are clipped to
+    |    |     +.......|.....+  |        [0, room] before the draw, room = image - crop.
+    |    |     :     + |     :  |
+    |    +-----:-------+     :  |     An `"inside"` crop is RandomResizedCrop with the box in
+    |          +.............+  |     place of the image: the crop never leaves the box.
+    +---------------------------+
 """
 
 from __future__ import annotations
@@ -27,11 +41,10 @@ LUMA: F64 = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in PIL and torchvis
 _GREY: F64 = np.full((3, 3), 1.0 / 3.0)  # projection of RGB on its grey axis
 _QUARTER_TURN: F64 = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
 
-# Slots of a view's key. Each quantity has its own, so that adding one leaves all others as they were.
+# Slots of a view's key, one per quantity: a new quantity does not change the numbers of the others.
 _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(10)
 _Y, _Y2, _X, _X2 = range(32, 36)
 _SHAPE = 64  # and the two slots per try from there on: area, ratio
-_REGION_VIEW = -1  # the key of what is drawn once per sample: the region that guides all its views
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,22 @@ class ViewPlan:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """B samples that views are cut from, each with the region that guides its views."""
+
+    rows: I64
+    """(B,) rows in the SampleIndex."""
+    sizes: I32
+    """(B, 2) height and width in pixels."""
+    boxes: F32
+    """(B, 4) the semantic box."""
+    weights: F32
+    """(B,) its saliency weight."""
+    written: Bool
+    """(B,) False while the model has written no box: guided crops then fall back to random ones."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is done to B samples: the parameters of V views, and what the trainer is told about them."""
 
@@ -77,70 +106,26 @@ class Plan:
     views: list[ViewPlan]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """The region table's rows of one batch, one region picked per sample."""
-
-    boxes: F32
-    """(B, 4)"""
-    weights: F32
-    """(B,)"""
-    written: Bool
-    """(B,) False where the model has not spoken yet: guided crops then fall back to random ones."""
-
-
-def pick_region(boxes: F32, weights: F32, written: Bool, keys: rng.Keys) -> Guidance:
-    """Choose one of K regions per sample in proportion to its weight.
-
-    Args:
-        boxes: (B, K, 4); weights: (B, K), not negative, with a positive sum; written: (B,).
-        keys: (B,) one key per sample, the same for all its views, so that they share the region.
-    """
-    if boxes.shape[1] == 1:
-        return Guidance(boxes[:, 0], weights[:, 0], written)
-    cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
-    mark = rng.uniform(keys, 0) * cumulative[:, -1]
-    # A mark can round up to the total; the last region of positive weight takes it.
-    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0.0, axis=1)
-    choice = np.minimum((cumulative <= mark[:, None]).sum(axis=1), last)
-    rows = np.arange(len(boxes))
-    return Guidance(boxes[rows, choice], weights[rows, choice], written)
-
-
-def draw(
-    views: Sequence[View],
-    index: I64,
-    *,
-    seed: int,
-    epoch: int,
-    sizes: I32,
-    guidance: Guidance,
-    partner: I64,
-    partner_sizes: I32,
-    partner_guidance: Guidance,
-) -> Plan:
+def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: int, epoch: int) -> Plan:
     """Draw the plan of one batch.
 
     Args:
         views: the V views of a sample.
-        index: (B,) rows in the SampleIndex; they key the random numbers.
-        sizes: (B, 2) height and width in pixels; `partner_sizes` those of the partners.
-        guidance: the semantic box of each sample; `partner_guidance` its partner's, in the partner's image.
-        partner: (B,) rows of the partners.
+        samples: the B samples; their rows key the random numbers.
+        partners: what `source="partner"` views are cut from, with boxes in the partners' images.
     """
-    batch = len(index)
+    batch = len(samples.rows)
     crops = np.empty((batch, len(views), 4), np.float32)
     flipped = np.empty((batch, len(views)), np.bool_)
     plans: dict[int, ViewPlan] = {}
-    # Equal views are drawn in one go: numpy's cost per call, not per number, bounds a batch.
+    # Equal views are drawn together: a batch is bound by NumPy's cost per call, not per number.
     for view in dict.fromkeys(views):
         numbers = [v for v, other in enumerate(views) if other == view]
-        keys = rng.keys(seed, epoch, index[None, :], np.array(numbers)[:, None]).ravel()
-        other = view.source == "partner"
-        size = np.tile(partner_sizes if other else sizes, (len(numbers), 1)).astype(np.int64)
-        guide = partner_guidance if other else guidance
-        box = np.tile(guide.boxes, (len(numbers), 1)).astype(np.float64)
-        rectangle = crop_rectangles(view, keys, size, box, np.tile(guide.written, len(numbers)))
+        keys = rng.keys(seed, epoch, samples.rows[None, :], np.array(numbers)[:, None]).ravel()
+        cut = partners if view.source == "partner" else samples
+        size = np.tile(cut.sizes, (len(numbers), 1)).astype(np.int64)
+        box = np.tile(cut.boxes, (len(numbers), 1)).astype(np.float64)
+        rectangle = crop_rectangles(view, keys, size, box, np.tile(cut.written, len(numbers)))
         flip = rng.uniform(keys, _FLIP) < view.flip
         together = _view_plan(view, keys, rectangle, flip)
         fractions = (rectangle / np.tile(size, 2)).astype(np.float32)
@@ -150,22 +135,17 @@ def draw(
             flipped[:, number] = flip[rows]
             plans[number] = together.part(rows)
     return Plan(
-        index=index,
+        index=samples.rows,
         crops=crops,
         flipped=flipped,
-        boxes=guidance.boxes,
-        weights=guidance.weights,
-        partner=partner,
+        boxes=samples.boxes,
+        weights=samples.weights,
+        partner=partners.rows,
         views=[plans[number] for number in range(len(views))],
     )
 
 
-def region_keys(seed: int, epoch: int, index: I64) -> rng.Keys:
-    """(B,) keys for what is drawn once per sample and shared by its views."""
-    return rng.keys(seed, epoch, index, _REGION_VIEW)
-
-
-# Of a pixel: what a box of float32 may miss the pixel's edge by that it was meant for.
+# Rounding in pixels: a float32 fraction may miss the edge of the pixel that it was made from.
 _EDGE = 1e-4
 
 # --- crops ------------------------------------------------------------------------------------------
@@ -223,11 +203,12 @@ def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | N
 
 
 def _crop_shapes(view: View, keys: rng.Keys, size: I64) -> tuple[I64, Bool]:
-    """(B, 2) height and width of the first of ten tries that fits, else of the central crop; (B,) which."""
+    """(B, 2) height and width of the first of ten tries that fits, else of the central crop; (B,) whether
+    a try fitted."""
     crop, accepted = _tries(view, keys, size, 0, 1)
     pending = np.flatnonzero(~accepted)
     if len(pending):
-        # Most samples are done: the other nine tries are for the rest alone, all in one go.
+        # Few samples need the other nine tries, which are computed in one go.
         crop[pending], accepted[pending] = _tries(view, keys[pending], size[pending], 1, TRIES)
         pending = np.flatnonzero(~accepted)
         crop[pending] = _central_shape(view, size[pending])
@@ -266,7 +247,7 @@ def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPl
         keys: (B,) random keys; rectangle: (B, 4) pixels; flip: (B,).
     """
     start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
-    # A region of interest that runs backwards makes the resize mirror the view at no cost.
+    # The resize mirrors a view whose x range runs backwards, at no cost.
     start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]
 
     u = rng.uniform(keys, np.arange(_JITTER, _SOLARISE + 1)[:, None])
@@ -284,8 +265,8 @@ def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPl
     hue = np.where(jittered, view.hue * (2.0 * hue_u - 1.0), 0.0)
     # The last factor acts first.
     matrix = (brightness * contrast)[:, None, None] * (grayscale @ hue_matrix(hue) @ saturation)
-    # Contrast scales about the grey mean m of the brightened image, b m: it adds (1 - c) b m to each
-    # channel. What follows leaves greys alone, so the sum passes through it unchanged.
+    # Contrast c scales about the grey mean of the brightened image, b m: it adds (1 - c) b m to each
+    # channel. The operators after it do not change greys, so this sum passes through them.
     pivot = np.repeat((brightness * (1.0 - contrast))[:, None], 3, axis=1)
 
     blurred = blur < view.blur

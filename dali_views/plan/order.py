@@ -1,19 +1,19 @@
-"""Who sees which sample when: a pure function of (seed, epoch, length, global batch, rank, world).
+"""The order of an epoch: a pure function of (seed, epoch, length, global batch, rank, world).
 
-The epoch is one permutation of all samples. Step `s` takes the next global batch of it and every rank
-a contiguous slice of that, so the number of ranks changes who sees a sample but never at which step.
-Seven samples, global batch 4, two ranks (a to g already permuted):
+The epoch is one permutation of all samples. Each step takes the next global batch of it, and each rank a
+contiguous slice of that batch: the number of ranks changes which rank sees a sample, never the step.
+Positions in the permutation of 14 samples, global batch 8, four ranks:
 
-    step            0       1 (drop_last=False)   1 (drop_last=True)
-    rank 0        a b       e f                   -
-    rank 1        c d       g                     -
+    position   0  1 | 2  3 | 4  5 | 6  7 || 8  9 | 10 | 11 12 | 13
+    rank         0      1      2      3       0     1     2      3
+    step                    0             || 1, only with drop_last=False
 
-With `drop_last=False` the rest is shared out as evenly as can be. If it has fewer samples than there are
-ranks, the ranks left over take samples from the beginning of the epoch, so that every rank has the same
-number of steps; whoever collects results does so by `Batch.index`, where a repeat is harmless.
+With `drop_last=False` the rest is divided as evenly as possible. If the rest has fewer samples than there are
+ranks, the last ranks take samples from the beginning of the epoch: every rank has the same number of steps.
+Collect results by `Batch.index`, where a repeated sample does no harm.
 
-The permutation is stored nowhere: it is computed where it is asked for, so that the rows of a batch cost
-the same of a thousand samples as of a billion.
+The permutation is computed, not stored: the rows of a batch cost the same for a thousand samples and for a
+billion.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from . import rng
 
 Rows = NDArray[np.int64]
 
-_NO_SAMPLE = -1  # sets the keys of an epoch's order apart from those of its views
+_NO_SAMPLE = -1  # in place of a sample in the keys: the order's keys differ from those of views
 _LEAST_TURNS = 4
 _ERROR_BITS = 16
 
@@ -35,15 +35,15 @@ _ERROR_BITS = 16
 def rows(positions: Rows, length: int, seed: int, epoch: int, shuffle: bool = True) -> Rows:
     """The samples at positions (B,) of an epoch, shape (B,); both lie in [0, length).
 
-    The positions lie on a grid as nearly square as can be. A turn shifts each of its columns, then each
-    of its lines, round by a random amount, which is a Feistel network on two numbers. The grid may have
-    more places than there are samples: what lands on one of these goes on until it lands elsewhere. Both
-    after Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+    The positions lie on a grid that is nearly square. A turn rotates each column, then each line, by a random
+    amount: a Feistel network on two numbers. The grid may have more places than there are samples; a position
+    that lands on an extra place is turned again until it lands on a sample. Both steps follow Black and
+    Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
     """
     if not shuffle:
         return positions
     side = math.isqrt(length - 1) + 1
-    # Shifts in a circle of odd length are even permutations; with both odd, the others would not occur.
+    # Rotations of odd length are even permutations: with both sides odd, odd ones would not occur.
     height = max(2, side - side % 2)
     width = -(-length // height)
     keys = rng.keys(seed, epoch, _NO_SAMPLE, np.arange(2 * _turns(height, width))).reshape(-1, 2)
@@ -54,19 +54,18 @@ def rows(positions: Rows, length: int, seed: int, epoch: int, shuffle: bool = Tr
 
 
 def _turns(height: int, width: int) -> int:
-    """How many turns leave no trace of the grid.
+    """Number of turns after which the grid leaves no trace.
 
-    In a turn, two samples of one line or column remain so with a probability of 1 / height or 1 / width at
-    most; all turns together leave 2^-16 of it. Where several permutations are made, more than three turns
-    (six rounds) are advised for a grid of any size: Patarin, "Generic attacks on Feistel schemes", ASIACRYPT
-    2001.
+    A turn keeps two samples in one line or column with a probability of at most 1 / height or 1 / width; all
+    turns together keep 2^-16 of them. For several permutations on a grid of any size, more than three turns
+    (six rounds) are advised: Patarin, "Generic attacks on Feistel schemes", ASIACRYPT 2001.
     """
     bits = max(2, min(height, width)).bit_length() - 1
     return max(_LEAST_TURNS, -(-_ERROR_BITS // bits))
 
 
 def _turned(places: rng.Keys, height: int, width: int, keys: rng.Keys) -> rng.Keys:
-    """Where the places (B,) of the grid are after a turn for each pair of keys (turns, 2)."""
+    """Places (B,) of the grid after one turn per pair of keys (turns, 2)."""
     h, w = np.uint64(height), np.uint64(width)
     line, column = np.divmod(places, w)
     for down, along in keys:

@@ -1,8 +1,7 @@
 """The published sets of views, by the name of the method that made them standard.
 
-Each function returns the views of one sample in order. `crop`, `alpha` and, where given, `scale`
-replace how the crops are chosen and leave the photometric part as published, which is how
-ContrastiveCrop (arXiv 2202.03278, section 4) applies itself to a base method.
+Each function returns the views of one sample in order. `crop`, `alpha` and `scale` change how the crops are
+chosen and leave the photometric part as published, as ContrastiveCrop (arXiv 2202.03278, section 4) does.
 """
 
 from __future__ import annotations
@@ -79,8 +78,8 @@ def dino(
 ) -> list[View]:
     """Multi-crop: two global views, then `locals` small ones (DINO, arXiv 2104.14294, as for ResNet-50).
 
-    `crop` and `alpha` hold for the local views too (our choice); `blur` replaces the probability of all
-    (1 and 0.1, and 0.5 for the local ones).
+    `crop` and `alpha` also apply to the local views (our choice); `blur` replaces the probability of all
+    (1, 0.1, and 0.5 for the local views).
     """
     first, second = byol(size, crop=crop, alpha=alpha, scale=scale, blur=blur)
     local = replace(first, size=local_size, scale=local_scale, blur=0.5 if blur is None else blur)
@@ -93,15 +92,10 @@ def evaluation(size: int = 224, *, centre_share: float = 0.875) -> list[View]:
 
 
 def localisation(size: int = 224) -> list[View]:
-    """One plain view of the whole image, squashed: what ContrastiveCrop's localisation pass looks at."""
+    """One plain view of the whole image, squashed: the input of ContrastiveCrop's localisation."""
     return [View(size=size, crop="whole")]
 
 
 BY_NAME: dict[str, Callable[..., list[View]]] = {
-    "moco_v2": moco_v2,
-    "simclr": simclr,
-    "byol": byol,
-    "dino": dino,
-    "evaluation": evaluation,
-    "localisation": localisation,
+    recipe.__name__: recipe for recipe in (moco_v2, simclr, byol, dino, evaluation, localisation)
 }

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a value is a pure function of its key and slot, never of a call order.
 
-A generator with state would tie a view to the batch, rank or thread that happened to draw it. Here
-each (seed, epoch, sample, view) hashes to a 64-bit key, and slot `s` of that key is the `s`-th output
-of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) started there. Everything is vectorised over keys.
+A generator with state would make a view depend on the batch, rank or thread that draws it. Here each (seed,
+epoch, sample, view) hashes to a 64-bit key, and slot `s` of a key is the `s`-th output of SplitMix64 (Steele,
+Lea, Flood, OOPSLA 2014) started there. All functions are vectorised over keys.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _mix(z: Keys) -> Keys:
 def keys(*parts: ArrayLike) -> Keys:
     """Hash integer parts, broadcast against each other, to one key each.
 
-    `keys(seed, epoch, samples[None, :], views[:, None])` has shape (V, B). Parts are absorbed in
-    order, so swapping two of them gives unrelated keys. Negative integers are fine.
+    `keys(seed, epoch, samples[None, :], views[:, None])` has shape (V, B). The order of the parts matters;
+    negative integers are allowed.
     """
     shape = np.broadcast_shapes(*(np.shape(part) for part in parts))
     state = np.zeros(shape, np.uint64)
@@ -41,7 +41,7 @@ def keys(*parts: ArrayLike) -> Keys:
 def bits(key: Keys, slot: ArrayLike) -> Keys:
     """64 random bits for `slot` of each key (the two broadcast)."""
     counter = np.asarray(slot, np.uint64) + np.uint64(1)
-    with np.errstate(over="ignore"):  # wrapping round is the point; NumPy warns of it for scalars only
+    with np.errstate(over="ignore"):  # intended; NumPy warns for scalars only
         return _mix(key + counter * _GOLDEN)
 
 

@@ -83,21 +83,22 @@ def check(
             refuses a sound image, too.
     """
     # Not at the top: the other commands, and help, start without DALI and PyTorch.
-    from ..graph import build
+    from ..graph.build import default_threads
+    from ..graph.decode import decoder
     from ..loader.quarantine import undecodable
     from ..system.ranks import torch_device
 
     if index.form == "pixels":
         raise TypeError("The images of an index of arrays are decoded; there is nothing to check.")
     device_id = torch_device(device).index
-    threads = threads or build.default_threads()
+    threads = threads or default_threads()
     refused: dict[str, str] = {}
     graph: Any = None
     hidden = None if progress else True
     with tqdm(total=len(index), desc="check", unit=" images", delay=1, disable=hidden) as bar:
         for start in range(0, len(index), batch_size):
             rows = np.arange(start, min(start + batch_size, len(index)))
-            graph = graph or build.decoder(batch_size, threads, device, device_id, index.form)
+            graph = graph or decoder(batch_size, threads, device, device_id, index.form)
             try:
                 graph.run(images=index.inputs(rows))
             except Exception:  # DALI's RuntimeError, or the source's own

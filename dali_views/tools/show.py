@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.index import SampleIndex
-from ..loader.loader import IMAGENET_MEAN, IMAGENET_STD, Batch
+from ..loader.batch import Batch
+from ..loader.loader import IMAGENET_MEAN, IMAGENET_STD
 from .pack.image import as_stored
 
 BOX_COLOUR = "#ffffff"

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.index import SampleIndex
-from ..loader.loader import IMAGENET_MEAN, IMAGENET_STD, Batch
+from ..loader.batch import Batch
+from ..loader.loader import IMAGENET_MEAN, IMAGENET_STD
 from ..plan.views import View
 from ..regions.table import RegionTable
 from .show import BOX_COLOUR, CROP_COLOURS, denormalise, read_image

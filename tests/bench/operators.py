@@ -20,8 +20,8 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
 from dali_views import SampleIndex, ViewLoader, recipes
-from dali_views.graph import build as pipeline
 from dali_views.graph.colour_cpu import Photometric
+from dali_views.graph.decode import decode, read
 from dali_views.system.machine import machine
 
 BATCH = 64
@@ -75,13 +75,13 @@ def main() -> None:
     byte, float32, float16 = types.UINT8, types.FLOAT, types.FLOAT16
     # name: what the graph is given, and what it does with it
     operators: dict[str, tuple[list[Any], Callable[..., Any]]] = {
-        "read": ([paths], pipeline.read),
+        "read": ([paths], read),
         "read by mapping into memory": ([paths], fn.io.file.read),
-        "read and decode": ([paths], lambda path: pipeline.decoded(pipeline.read(path), "cpu", 0.0)),
+        "read and decode": ([paths], lambda path: decode(read(path), "cpu", 0.0)),
         "read and decode the crop only": (
             [paths, start, shape],
             lambda path, start, shape: fn.decoders.image_slice(
-                pipeline.read(path), start=start, shape=shape, axis_names="HW", adjust_orientation=False
+                read(path), start=start, shape=shape, axis_names="HW", adjust_orientation=False
             ),
         ),
         "resize, linear": ([decoded, drawn.start, drawn.end], resized(interp_type=linear)),
@@ -157,15 +157,13 @@ def _cost(graph: Pipeline, threads: int, runs: int = 6) -> float:
 
 
 def _decoded(paths: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
-    (images,) = _graph(
-        [paths], lambda path: pipeline.decoded(pipeline.read(path), "cpu", 0.0), args.threads
-    ).run()
+    (images,) = _graph([paths], lambda path: decode(read(path), "cpu", 0.0), args.threads).run()
     return [images.at(i) for i in range(BATCH)]
 
 
 def _views(paths: np.ndarray, start: np.ndarray, end: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     def cut(path: Any, start: Any, end: Any) -> Any:
-        image = pipeline.decoded(pipeline.read(path), "cpu", 0.0)
+        image = decode(read(path), "cpu", 0.0)
         return fn.resize(image, size=[args.size, args.size], roi_start=start, roi_end=end)
 
     (views,) = _graph([paths, start, end], cut, args.threads).run()

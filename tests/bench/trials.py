@@ -22,6 +22,7 @@ from nvidia.dali import Pipeline, fn, math, types
 
 from dali_views import SampleIndex, View, recipes
 from dali_views.graph import build as pipeline
+from dali_views.graph.decode import decode, read
 from dali_views.plan.draw import Plan
 from dali_views.system.machine import machine
 from dali_views.tools.bench import ours
@@ -134,7 +135,7 @@ def decoding(setup: Setup, act: Callable[..., Any]) -> Batches:
 
 
 def whole(path: Any, start: Any, shape: Any) -> Any:
-    return pipeline.decoded(pipeline.read(path), "cpu", 0.0), start, shape
+    return decode(read(path), "cpu", 0.0), start, shape
 
 
 def mapped(path: Any, start: Any, shape: Any) -> Any:
@@ -144,7 +145,7 @@ def mapped(path: Any, start: Any, shape: Any) -> Any:
 
 def around_the_views(path: Any, start: Any, shape: Any) -> Any:
     return fn.decoders.image_slice(
-        pipeline.read(path), start=start, shape=shape, axis_names="HW", adjust_orientation=False
+        read(path), start=start, shape=shape, axis_names="HW", adjust_orientation=False
     )
 
 
@@ -157,7 +158,7 @@ def viewing(setup: Setup, act: Callable[..., Any]) -> Batches:
         return [setup.index.path_rows(plan.index), *(getattr(plan.views[0], name) for name in names)]
 
     def graph(path: Any, start: Any, end: Any, *given: Any) -> Any:
-        image = pipeline.decoded(pipeline.read(path), "cpu", 0.0)
+        image = decode(read(path), "cpu", 0.0)
         image = fn.resize(image, size=[224, 224], roi_start=start, roi_end=end)
         return act(image, *given, threads=setup.workers)
 

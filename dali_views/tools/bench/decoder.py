@@ -15,7 +15,8 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from ...data.index import SampleIndex
-from ...graph import build as pipeline
+from ...graph.build import PREFETCH, Images
+from ...graph.decode import decode, read
 from .contender import Setup
 from .results import Row
 
@@ -49,7 +50,7 @@ def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False)
     """CRC-32 of the decoded pixels of every image."""
     order = iter(range(0, len(index), setup.batch_size))
 
-    def source() -> pipeline.Images:
+    def source() -> Images:
         start = next(order)  # its StopIteration ends the graph's epoch
         return index.inputs(np.arange(start, min(start + setup.batch_size, len(index))))
 
@@ -58,12 +59,12 @@ def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False)
         batch_size=setup.batch_size,
         num_threads=setup.workers,
         device_id=0 if gpu else None,
-        prefetch_queue_depth=pipeline.PREFETCH,
+        prefetch_queue_depth=PREFETCH,
         seed=0,
     )
     with graph:
         images = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
-        graph.set_outputs(pipeline.decoded(pipeline.read(images, index.form), setup.device, load))
+        graph.set_outputs(decode(read(images, index.form), setup.device, load))
     graph.build()
     work = _Work(gpu) if busy else None
     sums: list[int] = []

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
-from ...graph import build as pipeline
+from ...graph import decode
+from ...graph.build import PREFETCH
 from .contender import Batches, Contender, Setup
 
 _LOADS = (0.0, 0.5, 0.8, 1.0)
@@ -22,16 +23,14 @@ def contenders(setup: Setup) -> list[Contender]:
     On a GPU decoding also by other shares of the hardware decoder, for the best one differs between GPUs.
     """
     size = setup.views[0].size
-    decoded = partial(pipeline.decoded, device=setup.device, hw_decoder_load=setup.hw_decoder_load)
+    decoded = partial(decode.decode, device=setup.device, hw_decoder_load=setup.hw_decoder_load)
     stages: dict[str, Callable[[Any], Any]] = {
         READ: lambda encoded: encoded,
         DECODE: decoded,
         RESIZE: lambda encoded: fn.resize(decoded(encoded), size=[size, size]),
     }
     for load in _LOADS if setup.device == "gpu" else ():
-        stages[f"{DECODE}, hardware {load:.0%}"] = partial(
-            pipeline.decoded, device="gpu", hw_decoder_load=load
-        )
+        stages[f"{DECODE}, hardware {load:.0%}"] = partial(decode.decode, device="gpu", hw_decoder_load=load)
     where = {READ: "cpu"}
     return [
         Contender(name, "limit", where.get(name, setup.device), partial(_batches, setup, cut), 0)
@@ -54,12 +53,12 @@ def _batches(setup: Setup, cut: Callable[[Any], Any]) -> Batches:
         batch_size=setup.batch_size,
         num_threads=setup.workers,
         device_id=0 if setup.device == "gpu" else None,
-        prefetch_queue_depth=pipeline.PREFETCH,
+        prefetch_queue_depth=PREFETCH,
         seed=0,
     )
     with graph:
         images = fn.external_source(source, batch=True, dtype=types.UINT8, ndim=1)
-        graph.set_outputs(cut(pipeline.read(images, setup.index.form)))
+        graph.set_outputs(cut(decode.read(images, setup.index.form)))
     graph.build()
     while True:
         graph.run()

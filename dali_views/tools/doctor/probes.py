@@ -84,7 +84,7 @@ def _decoded(device: str) -> tuple[Any, Any]:
     """A batch of one image as DALI holds it, and the pixels (S, S, 3) that were encoded."""
     import numpy as np
 
-    from ...graph.build import decoder
+    from ...graph.decode import decoder
 
     pixels = _gradient()
     graph = decoder(1, 1, device, 0 if device == "gpu" else None, "bytes")
