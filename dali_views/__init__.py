@@ -1,7 +1,12 @@
-"""Views of images for self-supervised learning, decoded and cut by DALI where a model says to look.
+"""Views of images for self-supervised learning, decoded and cropped by DALI where a model says to look.
 
-A model in training writes a box and a weight per sample into a `RegionTable`; a `ViewLoader` reads the
-table once per epoch, draws the crops and lets a DALI graph decode each image once and cut all views.
+A model in training writes a box and a weight per sample into a `RegionTable`. A `ViewLoader` reads the table
+once per epoch and draws the crops; a DALI graph decodes each image once and cuts all views.
+
+data     which images there are: `SampleIndex`      regions  what a model has said of them: `RegionTable`
+plan     which crops and colours, in NumPy           maps     from a model to heatmaps and boxes
+graph    decoding and cropping, in DALI              tools    the commands
+loader   batches in exact order: `ViewLoader`        system   files, ranks, the machine
 """
 
 from importlib import import_module
@@ -14,11 +19,25 @@ if TYPE_CHECKING:
     from .loader.batch import Batch
     from .loader.loader import ViewLoader
     from .loader.quarantine import BadImageError
-    from .maps.heatmap import boxes_from_maps, heatmaps
+    from .maps import boxes_from_maps, heatmaps
     from .plan import recipes
     from .plan.views import View
-    from .regions.table import RegionTable
+    from .regions import RegionTable
 
+_HOME = {
+    "BadImageError": "loader.quarantine",
+    "Batch": "loader.batch",
+    "RegionTable": "regions",
+    "SampleIndex": "data.index",
+    "Source": "data.source",
+    "SourceGoneError": "data.source",
+    "View": "plan.views",
+    "ViewLoader": "loader.loader",
+    "bad_list": "data.bad_list",
+    "boxes_from_maps": "maps",
+    "heatmaps": "maps",
+    "recipes": "plan.recipes",
+}
 __all__ = [
     "BadImageError",
     "Batch",
@@ -34,25 +53,10 @@ __all__ = [
     "recipes",
 ]
 
-_HOME = {
-    "BadImageError": "loader.quarantine.BadImageError",
-    "Batch": "loader.batch.Batch",
-    "RegionTable": "regions.table.RegionTable",
-    "SampleIndex": "data.index.SampleIndex",
-    "Source": "data.source.Source",
-    "SourceGoneError": "data.source.SourceGoneError",
-    "View": "plan.views.View",
-    "ViewLoader": "loader.loader.ViewLoader",
-    "bad_list": "data.bad_list",
-    "boxes_from_maps": "maps.heatmap.boxes_from_maps",
-    "heatmaps": "maps.heatmap.heatmaps",
-    "recipes": "plan.recipes",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: to index files need not wait for PyTorch."""
+    """Import a public name on first use: whoever only reads an index does not wait for PyTorch and DALI."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = f"{__name__}.{_HOME[name]}".rpartition(".")
-    return getattr(import_module(module), attribute, None) or import_module(f"{module}.{attribute}")
+    module = import_module(f"{__name__}.{_HOME[name]}")
+    return getattr(module, name, module)  # `recipes` and `bad_list` are modules themselves

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dali_views import SampleIndex
-from dali_views.maps.heatmap import boxes_from_maps, heatmaps
+from dali_views.maps import boxes_from_maps, heatmaps
 from dali_views.tools.scenes import make_scenes
 from trainers.evaluate.localisation import localisation, reference
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dali_views import SampleIndex, View, ViewLoader
+from dali_views.maps.boxes import boxes_from_maps
 from dali_views.maps.coordinates import iou, map_to_view
-from dali_views.maps.heatmap import boxes_from_maps
 from dali_views.tools.scenes import draw_scene
 from trainers.guides.image_maps import ImageMaps, ViewMaps
 

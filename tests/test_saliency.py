@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from dali_views.maps.heatmap import (
-    activation_map,
-    activations,
-    boxes_from_maps,
-    heatmaps,
-    principal_map,
-    thresholds,
-)
+from dali_views.maps.boxes import boxes_from_maps, thresholds
+from dali_views.maps.heatmap import activation_map, activations, heatmaps, principal_map
 from dali_views.maps.tap import FeatureTap
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]

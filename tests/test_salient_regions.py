@@ -17,14 +17,9 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
-from dali_views.maps.heatmap import activation_map
-from dali_views.maps.weights import (
-    LOWEST_TEMPERATURE,
-    crop_saliency,
-    gradient_map,
-    pair_weights,
-    regions_from_maps,
-)
+from dali_views.maps.boxes import regions_from_maps
+from dali_views.maps.heatmap import activation_map, gradient_map
+from dali_views.maps.weights import LOWEST_TEMPERATURE, crop_saliency, pair_weights
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 

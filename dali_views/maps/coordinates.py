@@ -1,6 +1,18 @@
-"""Between view and image coordinates: boxes and maps, by the crop and flip that a batch tells of each view.
+"""Between view and image coordinates: project boxes and maps by the crop and flip of each view in a batch.
 
-Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over samples or waits for the device.
+    image, fractions 0 ... 1           view of it, not flipped      flipped: x becomes 1 - x
+    +----------------------------+
+    |      crop (y0, x0)         |     (0, 0)                       (0, 1)
+    |      +--------------+      |     +-----------------+          +-----------------+
+    |      |    +-box-+   |      |     |      +-box--+   |          |   +-box--+      |
+    |      |    +-----+   |      |     |      +------+   |          |   +------+      |
+    |      +--------------+      |     +-----------------+          +-----------------+
+    |                 (y1, x1)   |                  (1, 1)                       (1, 0)
+    +----------------------------+
+
+A map divides its image, or its view, into h x w equal cells; the value of a cell belongs to its centre,
+((i + 0.5) / h, (j + 0.5) / w). Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over
+samples or waits for the device.
 """
 
 from __future__ import annotations
@@ -11,16 +23,13 @@ from torch.nn import functional as F
 
 
 def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Boxes on the image to boxes on a view cut from it.
+    """Project boxes (B, 4) on the image to a view: float32 (B, 4), without ``clip`` maybe outside [0, 1].
 
     Args:
-        boxes: (B, 4), fractions of the image.
+        boxes: fractions of the image.
         crops: (B, 4), the view's rectangle, fractions of the image.
         flipped: bool (B,), whether the view was mirrored left to right.
         clip: cut the boxes to the view; one that lies outside becomes empty.
-
-    Returns:
-        float32 (B, 4), fractions of the view; without ``clip`` they may lie outside [0, 1].
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -32,7 +41,7 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
 
 
 def boxes_to_image(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Boxes on a view to boxes on the image; the inverse of ``boxes_to_view``, same arguments and units.
+    """Project boxes on a view back to the image: the inverse of ``boxes_to_view``, same arguments.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -44,18 +53,13 @@ def boxes_to_image(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = F
 
 
 def map_to_view(maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sample a map on the image at the cell centres of a view.
+    """Project maps (B, H, W) on the image to a view: float32 (B, h, w), sampled at the view's cell centres.
 
-    Bilinear between cell centres; within half a cell of the image's border, where there is no outer
-    neighbour, the border cell's value holds.
+    Bilinear between cell centres; within half a cell of the image's border the border cell's value is used.
 
     Args:
-        maps: (B, H, W) on the image.
         crops, flipped: see ``boxes_to_view``.
         size: (h, w) of the result.
-
-    Returns:
-        float32 (B, h, w).
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -70,16 +74,15 @@ def map_to_view(maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, i
 def map_to_image(
     view_maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Place a map on a view where the view was cut from the image.
+    """Project maps (B, h, w) on a view back to the image.
 
     Args:
-        view_maps: (B, h, w) on the view.
         crops, flipped: see ``boxes_to_view``.
         size: (H, W) of the result.
 
     Returns:
-        float32 maps (B, H, W), sampled as in ``map_to_view``, and bool covered (B, H, W): whether the
-        cell's centre lies in the crop (y0 <= y < y1). Cells that are not covered hold 0.
+        float32 maps (B, H, W), sampled as in ``map_to_view``, and bool covered (B, H, W): whether the cell's
+        centre lies in the crop (y0 <= y < y1). Cells that are not covered hold 0.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -135,6 +138,5 @@ def _sample(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     shape = (len(maps), y.shape[1], x.shape[1])
     points = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
     grid = 2 * points - 1  # align_corners=False puts -1 and 1 on the outer edges, as fractions 0 and 1
-    return F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[
-        :, 0
-    ]
+    sampled = F.grid_sample(maps[:, None], grid, padding_mode="border", align_corners=False)
+    return sampled[:, 0]

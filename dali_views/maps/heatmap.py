@@ -1,6 +1,6 @@
-"""From feature maps to heatmaps and boxes.
+"""From features to heatmaps: (B, h, w) float32 in [0, 1], high where the model sees an object.
 
-Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over samples or waits for the device.
+Nothing here loops over samples or waits for the device.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from .tap import FeatureTap
 __all__ = [
     "activation_map",
     "activations",
-    "boxes_from_maps",
     "feature_grid",
+    "gradient_map",
     "heatmaps",
     "principal_map",
-    "thresholds",
     "upsample",
 ]
 
-_ROUNDS = 50  # of power iteration; a second component of 0.9 of the first is then down to half a percent
+_ROUNDS = 50  # of power iteration; a second component of 0.9 of the first then has half a percent left
 
 
 def feature_grid(
@@ -34,16 +33,13 @@ def feature_grid(
     grid: tuple[int, int] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """Feature maps with their channels in front, a transformer's tokens at their places in the image.
+    """Features (B, C, h, w), with their graph; tokens of a transformer are put on their grid.
 
     Args:
         features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order.
-        prefix_tokens: class and register tokens in front, dropped (tokens only).
-        grid: (h, w) of the tokens; without it they must form a square (tokens only).
-        channels_last: maps are (B, h, w, C), as those of timm's Swin; the shape does not tell.
-
-    Returns:
-        (B, C, h, w), with its graph.
+        prefix_tokens: number of class and register tokens at the front, which are dropped (tokens only).
+        grid: (h, w) of the tokens; by default a square (tokens only).
+        channels_last: features are (B, h, w, C), as those of timm's Swin.
 
     Raises:
         ValueError: the shape or the number of tokens does not fit.
@@ -73,17 +69,11 @@ def activations(
     grid: tuple[int, int] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """How strongly each position of each image responds.
+    """How strongly each position responds: float32 (B, h, w), detached. Arguments as of ``feature_grid``.
 
-    The sum over channels (ContrastiveCrop, arXiv 2202.03278) of features that are nowhere negative, as after
-    a ReLU. Of signed features, as of transformers and ConvNeXt, the sum says nothing, for their channels
-    cancel; there it is the length of the position's vector (our choice).
-
-    Args:
-        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors.
-
-    Returns:
-        float32 (B, h, w), detached.
+    Features without negative values, as after a ReLU: the sum over channels (ContrastiveCrop, arXiv
+    2202.03278). Signed features, as of transformers and ConvNeXt, cancel in a sum; there it is the norm of
+    the position's vector (our choice).
     """
     maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
     signed = (maps < 0).flatten(1).any(1)
@@ -96,15 +86,10 @@ def activation_map(
     grid: tuple[int, int] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """``activations``, then per-image min-max (ContrastiveCrop, arXiv 2202.03278).
+    """``activations``, then min-max per image (ContrastiveCrop, arXiv 2202.03278): (B, h, w), detached.
 
-    A map that is constant or not finite becomes all ones, so that its box is the whole image.
-
-    Args:
-        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors.
-
-    Returns:
-        float32 (B, h, w) in [0, 1], detached.
+    A map that is constant or not finite becomes all ones, so that its box is the whole image. Arguments as of
+    ``feature_grid``.
     """
     return _min_max(activations(features, prefix_tokens, grid, channels_last))
 
@@ -115,18 +100,12 @@ def principal_map(
     grid: tuple[int, int] | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """What most tells the positions of an image apart: their first principal component, then min-max (ours).
+    """First principal component of an image's positions, then min-max (our choice): (B, h, w), detached.
 
-    Needs no ReLU and no strong response, so that it works with transformers and networks that have learnt
-    little. The component has no sign by itself: the object is taken to lie away from the border, and on a map
-    without inner cells to be the smaller part.
-
-    Args:
-        features, prefix_tokens, grid, channels_last: see ``feature_grid``, which also raises its errors; of
-            whole images, for a crop may have its object at the border.
-
-    Returns:
-        float32 (B, h, w) in [0, 1], detached; all ones where all positions are equal.
+    It needs neither a ReLU nor a strong response, and so works with transformers and with networks that have
+    learnt little. The sign of the component is chosen: the object lies away from the border, so give features
+    of whole images; on a map without inner cells the object is the smaller part. All ones if all positions
+    are equal. Arguments as of ``feature_grid``.
     """
     maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
     height, width = maps.shape[2:]
@@ -152,8 +131,31 @@ def _min_max(maps: Tensor) -> Tensor:
     return torch.where(usable, (maps - low) / torch.where(usable, span, 1), 1.0)
 
 
+def gradient_map(features: Tensor, gradients: Tensor) -> Tensor:
+    """Where the features raise a score: the gradient saliency of ContraCAM (arXiv 2108.00049), detached.
+
+    The weight of a channel is the spatial mean of its gradient, at least 0; the map is the positive part of
+    the weighted sum of channels, then min-max as in ``activation_map``.
+
+    Args:
+        features: (B, C, h, w).
+        gradients: (B, C, h, w), of the sum of all samples' scores with respect to the features; a common
+            factor, such as a loss scale, does not matter.
+
+    Raises:
+        ValueError: the shapes differ or are not (B, C, h, w).
+    """
+    if features.ndim != 4 or features.shape != gradients.shape:
+        raise ValueError(
+            f"features {tuple(features.shape)} and gradients {tuple(gradients.shape)} do not match; give "
+            "both as (B, C, h, w)."
+        )
+    weights = gradients.detach().float().mean((2, 3), keepdim=True).clamp(min=0)
+    return activation_map(F.relu((weights * features.detach().float()).sum(1, keepdim=True)))
+
+
 def upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Maps (B, h, w) at another resolution, bilinear: float32 (B, H, W); without a size as they are.
+    """Maps (B, h, w) at another resolution (H, W), bilinear, float32; None keeps the resolution.
 
     Raises:
         ValueError: the maps do not have three dimensions.
@@ -165,69 +167,6 @@ def upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     return F.interpolate(maps.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def thresholds(maps: Tensor, threshold: float | Literal["otsu"]) -> Tensor:
-    """The level of each map that tells the object from the rest, (B, 1, 1).
-
-    "otsu" chooses it per map so that the values above and below differ most (Otsu 1979): maps whose values
-    all lie high, as a transformer's, then still have a box. A map of one value has nothing above.
-
-    Args:
-        maps: (B, h, w).
-        threshold: k, the same for all, or "otsu".
-    """
-    if threshold != "otsu":
-        return torch.full((len(maps), 1, 1), threshold, device=maps.device)
-    values = maps.flatten(1).double().sort(1).values
-    count = values.shape[1]
-    if count < 2:
-        return maps
-    below = torch.arange(1, count, device=maps.device)
-    sums = values.cumsum(1)
-    means = sums[:, :-1] / below, (sums[:, -1:] - sums[:, :-1]) / (count - below)
-    cut = (below * (count - below) * (means[1] - means[0]) ** 2).argmax(1, keepdim=True)
-    # The value below the cut, not the middle, so that equal values never fall on both sides.
-    return values.gather(1, cut)[:, :, None].float()
-
-
-def boxes_from_maps(
-    maps: Tensor, threshold: float | Literal["otsu"] = 0.1, size: tuple[int, int] | None = None
-) -> Tensor:
-    """One tight box per map: rows and columns whose maximum exceeds the threshold.
-
-    As the authors' code does (ContrastiveCrop, arXiv 2202.03278, ``update_box``), with one deliberate
-    difference: the box ends at the far edge of its last row and column, (last + 1) / H; theirs ends at
-    last / H and loses that cell. A map with nothing above the threshold gives the whole image. Their 0.1
-    suits well-trained networks that end in a ReLU; maps of others have a higher floor, and a threshold that
-    does not follow it makes every box the whole image: give "otsu".
-
-    Args:
-        maps: (B, h, w) in [0, 1], as from ``activation_map``.
-        threshold: k, or "otsu", see ``thresholds``.
-        size: (H, W) to upsample to first, bilinear; the authors use the network's input size.
-
-    Returns:
-        float32 (B, 4).
-
-    Raises:
-        ValueError: the maps do not have three dimensions.
-    """
-    maps = upsample(maps, size)
-    hot = maps > thresholds(maps, threshold)
-    y0, y1 = _extent(hot.any(2))
-    x0, x1 = _extent(hot.any(1))
-    return torch.stack([y0, x0, y1, x1], 1)
-
-
-def _extent(hot: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one-past-last hot cell of each (B, n) row as fractions; (0, 1) where none is hot."""
-    n = hot.shape[1]
-    cells = torch.arange(n, device=hot.device)
-    first = torch.where(hot, cells, n).amin(1)
-    last = torch.where(hot, cells, -1).amax(1)
-    none = last < 0
-    return torch.where(none, 0, first).float() / n, torch.where(none, n, last + 1).float() / n
-
-
 def heatmaps(
     model: nn.Module,
     images: Tensor,
@@ -237,19 +176,16 @@ def heatmaps(
     kind: Literal["activation", "principal"] = "activation",
     channels_last: bool = False,
 ) -> Tensor:
-    """Maps of a batch in eval mode without gradient; every module's training flag is restored.
+    """Heatmaps of a batch, (B, h, w): in eval mode, without gradient; all training flags are restored.
 
-    DistributedDataParallel and torch.compile are bypassed: the former would exchange buffers, which
-    waits for ranks that may not be here, the latter may not see the hook.
+    DistributedDataParallel and torch.compile are bypassed: the former would exchange buffers and wait for
+    ranks that may not call this, the latter may not see the hook.
 
     Args:
         model: any module.
         images: (B, 3, H, W), normalised as in training.
         layer, prefix_tokens, grid, channels_last: see ``FeatureTap`` and ``feature_grid``.
         kind: "activation", see ``activation_map``, or "principal", see ``principal_map``.
-
-    Returns:
-        float32 (B, h, w) in [0, 1].
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):

@@ -15,10 +15,10 @@ _WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.co
 
 
 class FeatureTap:
-    """Keep the last output of one layer of any model, by a forward hook.
+    """Keeps the last output of one layer of any model, with its graph.
 
-    Of a tuple, list or mapping the first tensor is kept, with its graph. Put the tap on before the first
-    call of a compiled model: torch.compile does not look for hooks added to a finished graph.
+    Of a tuple, list or mapping it keeps the first tensor. Tap a compiled model before its first call:
+    torch.compile does not see hooks that are added to a finished graph.
 
     Args:
         model: any module, also wrapped by DistributedDataParallel or torch.compile.
@@ -46,7 +46,7 @@ class FeatureTap:
         """Last output of the layer.
 
         Raises:
-            RuntimeError: the layer has not run since the tap was put on.
+            RuntimeError: the layer has not run since it was tapped.
         """
         if self._features is None:
             raise RuntimeError(
@@ -56,7 +56,7 @@ class FeatureTap:
         return self._features
 
     def remove(self) -> None:
-        """Take the hook off; ``features`` stays."""
+        """Remove the hook; ``features`` stays."""
         self._handle.remove()
 
     def __enter__(self) -> FeatureTap:

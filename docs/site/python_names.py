@@ -14,7 +14,7 @@ from sphinx.pycode import ModuleAnalyzer
 import dali_views
 
 MODULES = (
-    *("plan.recipes", "maps.heatmap", "maps.weights", "maps.coordinates"),
+    *("plan.recipes", "maps.heatmap", "maps.boxes", "maps.weights", "maps.coordinates"),
     *("data.bad_list", "tools.check", "tools.pack"),
 )
 """Modules all of whose public functions and classes are for users, beside what `dali_views` itself names."""

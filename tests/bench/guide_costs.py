@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dali_views import RegionTable
-from dali_views.maps.heatmap import boxes_from_maps
+from dali_views.maps.boxes import boxes_from_maps
 from dali_views.system.machine import machine
 from trainers import config as cfg
 from trainers.config import file as config_file

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dali_views import SampleIndex
+from dali_views.maps.boxes import boxes_from_maps
 from dali_views.maps.coordinates import iou
-from dali_views.maps.heatmap import boxes_from_maps
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone

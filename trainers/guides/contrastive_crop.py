@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.maps.heatmap import boxes_from_maps
+from dali_views.maps.boxes import boxes_from_maps
 
 from .. import config as cfg
 from ..methods import Method

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import SampleIndex, recipes
-from dali_views.maps.heatmap import boxes_from_maps, feature_grid, heatmaps
+from dali_views.maps.boxes import boxes_from_maps
+from dali_views.maps.heatmap import feature_grid, gradient_map, heatmaps
 from dali_views.maps.tap import FeatureTap
-from dali_views.maps.weights import gradient_map
 
 from .. import config as cfg
 from ..data import plain_loader

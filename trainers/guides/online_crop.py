@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dali_views import Batch, RegionTable, SampleIndex
-from dali_views.maps.heatmap import boxes_from_maps
+from dali_views.maps.boxes import boxes_from_maps
 
 from .. import config as cfg
 from ..data import training_views

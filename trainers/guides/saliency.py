@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dali_views import Batch, RegionTable, SampleIndex
-from dali_views.maps.weights import crop_saliency, pair_weights, regions_from_maps
+from dali_views.maps.boxes import regions_from_maps
+from dali_views.maps.weights import crop_saliency, pair_weights
 
 from .. import config as cfg
 from ..data import training_views

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from ...loader.batch import Batch
+from ...maps.boxes import boxes_from_maps
 from ...maps.coordinates import boxes_to_image
-from ...maps.heatmap import activation_map, boxes_from_maps
+from ...maps.heatmap import activation_map
 from ...maps.tap import FeatureTap
 from ...plan import recipes
 from . import ours
