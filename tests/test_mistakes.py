@@ -91,7 +91,7 @@ LOADER = [
     (["pack", "photos", "photos"], "would lie in its source"),
     (["pack", "photos", "other"], "holds other things"),
     (["pack", "photos", "new", "--quality", "101"], "quality"),
-    (["pack", "photos", "new", "--folder", "--numbers"], "--numbers"),
+    (["pack", "photos", "new", "--folder"], "--folder"),
 ]
 GUIDED = ["views.crop=contrastive"]
 CCROP = [*GUIDED, "guide.name=contrastive_crop"]

@@ -82,5 +82,5 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, ca
     assert len(given) >= 20
     made = ["views.html", "bad.txt", "runs/photos/report.html", "encoder.safetensors"]
     made += ["imagenet-encoder.safetensors", "coco-encoder.safetensors"]
-    made += ["shards/shard-000000.tar", "photos-256/list.txt"]
+    made += ["shards/shard-000000.tar", "shards-256/shard-000000.tar"]
     assert [name for name in made if not (tmp_path / name).is_file()] == []

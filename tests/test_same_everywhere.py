@@ -15,7 +15,7 @@ from tars import pack_folder
 from test_loader import digest
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
-from dali_views.tools.pack.shards import pack_shards
+from dali_views.tools.pack import pack_shards
 
 VIEWS = [*recipes.moco_v2(32, crop="contrastive"), View(size=16, source="partner")]
 BATCH = 64

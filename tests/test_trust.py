@@ -20,7 +20,6 @@ from tars import pack_folder
 from dali_views import RegionTable, SampleIndex
 from dali_views.data.names import pack_names
 from dali_views.system.arrays import load_arrays, save_arrays
-from dali_views.tools.pack.folder import pack
 from trainers.config.file import ConfigError, load, parse
 
 
@@ -360,16 +359,6 @@ def test_folders_full_of_links_to_each_other_are_walked_to_an_end(images: Path) 
     (images / "0000.jpg").rename(images / "class" / "5" / "a.jpg")
     index = SampleIndex.from_folder(images, cache=False)
     assert [index.path(row) for row in range(len(index))] == [str(images / "class" / "5" / "a.jpg")]
-
-
-def test_pack_writes_nothing_outside_its_folder_whatever_the_index_says(images: Path, tmp_path: Path) -> None:
-    names = [b"../images/0000.jpg", os.fsencode(images / "0001.jpg"), b"0002.jpg"]
-    sizes = SampleIndex.from_folder(images, cache=False).sizes
-    source = SampleIndex(str(images), pack_names(names), sizes, np.full(3, -1, np.int32))
-    packed = pack(source, tmp_path / "to" / "copy", progress=False)
-    assert set(packed.left_out) == {os.fsdecode(name) for name in names[:2]}
-    assert {file.name for file in tmp_path.iterdir()} == {"images", "to"}
-    assert {file.name for file in (tmp_path / "to").rglob("*.jpg")} == {"0002.jpg"}
 
 
 def test_a_box_file_with_infinite_corners_is_refused(images: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 _CHILDREN = """
 import builtins, io, os, pathlib, signal, sys
 from dali_views import SampleIndex
-from dali_views.tools.pack import pack, pack_shards
+from dali_views.tools.pack import pack_shards
 
 left = [0]
 

@@ -21,10 +21,7 @@ COMMANDS = {
     "check": ("check", "decode every image and list those that cannot be used"),
     "show": ("commands.show", "draw images, boxes, crops and views into a picture or a page"),
     "bench": ("commands.bench", "speed beside the limits and other loaders, cost in training, memory"),
-    "pack": (
-        "pack.command",
-        "copy a data set to tar shards, with smaller images if desired; resumes after a kill",
-    ),
+    "pack": ("pack", "copy a data set to tar shards, smaller if desired; resumes after a kill"),
     "doctor": ("doctor", "report what this machine can do, and what to change"),
 }
 """Module below `tools` and help of each command. The module has `EXAMPLES`, `add(parser)` and `run(args)`."""

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from dali_views import SampleIndex
 from dali_views.tools import cli
-from dali_views.tools.pack.shards import pack_shards
+from dali_views.tools.pack import pack_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from s3 import REGION, served

@@ -1,46 +1,67 @@
-"""pack_shards: any index as tar shards, as WebDataset reads them and `SampleIndex.from_shards`.
+"""pack_shards: any index as tar shards in WebDataset's layout, which `SampleIndex.from_shards` reads.
 
-Rows are divided among the shards by their numbers alone, before any image is looked at: so a shard hangs on
-nothing but its own rows, and one that is finished is finished whatever becomes of the others.
+    shard-000000.tar    ant/0001.jpg  ant/0001.cls  ant/0002.png  ant/0002.cls  ...
+    left_out.txt        path<tab>reason of each image of the source that is not in the shards
+    boxes.txt           true boxes, if the source has any, for `SampleIndex.with_boxes` and `data.boxes`
+    pack.json           the settings, and the rows that finished shards lack; no reader needs it
 
-Beside the shards lies what pack has to know of them when it is called again: in records/, the checksum of
-every member and the reasons of every image that is left out.
+Rows are assigned to shards by their numbers, before any image is read, so a shard depends on its own rows
+only. It is written aside and renamed: a shard with its final name is finished, and a later call skips it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
 
 from ...data import bad_list
 from ...data.headers import cores
 from ...data.index import SampleIndex
 from ...data.listing import number_labels
-from ...data.source import GONE
+from ...data.remote import as_url, is_remote
+from ...data.source import GONE, SourceGoneError, read_each, reason
 from ...system.files import PathLike, atomic_write
-from .claim import claimed, outside
-from .folder import LEFT_OUT, Packed
 from .image import Stored, pack_image
-from .lists import image_names, label_words, not_packed, shard_keys
-from .read import blocks, in_order, pack_bar, read_block
-from .shard_write import Record, Shard, append, close, is_intact, read_record, write_record
+from .names import image_names, label_words, shard_keys
 
-__all__ = ["PER_SHARD", "pack_shards"]
+__all__ = ["PER_SHARD", "Packed", "pack_shards"]
 
 PER_SHARD = 10_000
-"""Images in a shard: of ImageNet's, about 1 GB."""
+"""Images per shard: about 1 GB of ImageNet."""
+
+LEFT_OUT, BOXES, STATE = "left_out.txt", "boxes.txt", "pack.json"
+_BLOCK = 8  # rows that a thread reads at a time, which is faster in some sources
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The result of `pack_shards`."""
+
+    shards: int
+    images: int
+    """In all shards, also those that an earlier call has finished."""
+    left_out: dict[str, str]
+    """Reason by path relative to the source: what its index had left out, and what turned out to be bad."""
+
+    def __str__(self) -> str:
+        plural = "s" * (self.shards > 1)
+        return f"{self.images} images in {self.shards} shard{plural}; {len(self.left_out)} left out"
 
 
 def pack_shards(
@@ -56,235 +77,178 @@ def pack_shards(
 ) -> Packed:
     """Writes a data set as tar shards; `SampleIndex.from_shards(destination/*.tar)` reads them.
 
-    Images keep their order and their bytes, unless `short_side` has larger ones shrunk, as folder.py
-    tells; those of arrays become PNG. Each is `KEY.jpg` (.png, ...: what it is), with its label in `KEY.cls`:
-    the name of its class, or the number where names would be numbered anew. KEY is the image's name less its
-    ending, with other dots made underscores. Ground-truth boxes are not packed. Beside the shards lie
-
-    - left_out.txt: a line `path<tab>reason` per image of the source that is not in the shards;
-    - pack.json and records/: the settings, and what a later call has to know. No reader needs them.
-
-    Killed at any moment and called again, it goes on with the first shard that was not finished and ends with
-    the same files. Every image is decoded, so a damaged one is found here and left out, as far as decoders
-    tell. Every shard is read back before it gets its name; those that are there already are read by each
-    call, and written anew if they are not, byte for byte, what was written. Where nothing is wrong with
-    them the source is not read, also for what they have left out: to try again, delete a shard.
+    Images keep their order and their bytes, unless `short_side` shrinks larger ones to JPEG; those of arrays
+    become PNG. Each is `KEY.jpg` (.png, ...: what it is), with its label in `KEY.cls`: the name of its class,
+    or the number if names would be numbered differently. KEY is the image's name without its ending. Every
+    image is decoded: a damaged one is left out (delete its shard to try it again). After a kill, the same
+    call skips the finished shards and ends with the same files.
 
     Args:
         source: Any index.
-        destination: A new or empty folder, or one that an earlier call with the same settings began.
+        destination: A new or empty local folder, or one that an earlier call with the same settings began.
         short_side: Bound on the shorter side, in pixels; by default all images stay as they are.
         quality: JPEG quality, 1 to 100, of what is shrunk.
-        per_shard: Rows of the source for each shard, counted before any is left out.
-        numbers: Labels are numbers and no names, as WebDataset's own decoder wants them.
+        per_shard: Rows of the source per shard, counted before any is left out. A shard must fit in memory.
+        numbers: Labels are numbers, never names, as WebDataset's own decoder requires.
         workers: Threads, by default one per core.
         progress: Shows a bar on a terminal.
 
     Raises:
-        ValueError: An option is out of range; the destination lies in the source, holds something else, was
-            begun with other settings or is being packed by another process; or no image is usable.
-        SourceGoneError: The whole source cannot be read; the next call goes on.
-        OSError: A shard cannot be written (a full disk) or is not what was written to it.
+        ValueError: An option is out of range; the destination lies in the source, holds something else or was
+            begun with other settings; or no image is usable.
+        SourceGoneError: The whole source cannot be read; the next call continues.
+        OSError: A shard cannot be written (a full disk); the next call continues.
     """
-    if not (short_side is None or short_side >= 1) or not 1 <= quality <= 100 or per_shard < 1:
-        raise ValueError(
-            "short_side and per_shard are at least 1 and quality lies between 1 and 100; "
-            f"got short_side={short_side}, quality={quality}, per_shard={per_shard}."
-        )
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers are at least 1; got workers={workers}.")
-    folder = outside(source, destination)
+    if not 1 <= quality <= 100 or min(per_shard, 1 if short_side is None else short_side) < 1:
+        given = f"quality={quality}, short_side={short_side}, per_shard={per_shard}"
+        raise ValueError(f"quality is 1 to 100, short_side and per_shard are at least 1; got {given}.")
     words = label_words(source.labels, None if numbers else source.classes)
+    labels = json.dumps(words).encode() + source.labels.astype("<i4").tobytes()
     settings = {
         "source": source.fingerprint[:16],
-        "labels": _digest(source, words),
+        "labels": hashlib.sha256(labels).hexdigest()[:16],
         "short_side": short_side,
         "quality": None if short_side is None else quality,
         "per_shard": per_shard,
     }
-    shards = [
-        Shard(folder, number, range(start, min(start + per_shard, len(source))))
-        for number, start in enumerate(range(0, len(source), per_shard))
-    ]
-    workers = workers or cores()
-    with claimed(folder, settings):
-        kept = _finished(shards, workers, progress)
-        missing = [shard for shard in shards if shard.number not in kept]
-        written = _write_all(source, words, missing, short_side, quality, workers, progress)
-        done = [(kept | written)[shard.number] for shard in shards]
-        reasons = {row: reason for one in done for row, reason in one.left_out.items()}
-        bad = {_name(source, row): reason for row, reason in reasons.items()}
-        left_out = not_packed(source, bad)
-        bad_list.save(folder / LEFT_OUT, left_out)
-    images = sum(one.images for one in done)
-    if not images:
-        first = "; ".join(f"{path}: {reason}" for path, reason in list(bad.items())[:3])
+    folder, before = _begin(source, destination, settings)
+    rows, names = range(len(source)), image_names(source)
+    parts = [rows[start : start + per_shard] for start in rows[::per_shard]]
+    shards = {folder / f"shard-{number:06d}.tar": part for number, part in enumerate(parts)}
+    missing = {file: part for file, part in shards.items() if not file.is_file()}
+    bad = {row: why for row, why in before.items() if not any(row in part for part in missing.values())}
+    keys = shard_keys(names) if missing else []
+    convert = partial(_convert, source, short_side, quality)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images
+        threads = ThreadPoolExecutor(workers or cores())
+        stack.callback(threads.shutdown, cancel_futures=True)
+        for file, part in missing.items():
+            blocks = [part[start : start + _BLOCK] for start in range(0, len(part), _BLOCK)]
+            images = tqdm(
+                zip(part, chain.from_iterable(threads.map(convert, blocks)), strict=True),
+                desc=f"{file.name} of {len(shards)}",
+                total=len(part),
+                disable=None if progress else True,
+            )
+            try:
+                # The shard's name is the last that is written: after its end, and after the state.
+                with atomic_write(file, shared=True) as draft, tarfile.open(None, "w", draft) as tar:
+                    for row, stored in images:
+                        if isinstance(stored, str):
+                            bad[row] = stored
+                            continue
+                        _add(tar, f"{keys[row]}.{stored[0]}", stored[1])
+                        if word := words.get(int(source.labels[row])):
+                            _add(tar, f"{keys[row]}.cls", word.encode())
+                    _save(folder, settings, bad)
+            except GONE:
+                raise
+            except OSError as error:
+                raise OSError(
+                    f"{str(file)!r} cannot be written ({error.strerror or error}); free some space or repair "
+                    "the disk, and pack again: finished shards are kept."
+                ) from error
+    # A file that the index left out because it is listed twice is in the shards, once.
+    there = set(names) if source.left_out else set()
+    left_out = {name: why for name, why in source.left_out if name not in there}
+    left_out |= {names[row]: bad[row] for row in sorted(bad)}
+    bad_list.save(folder / LEFT_OUT, left_out)
+    if len(bad) == len(source):
+        first = "; ".join(f"{path}: {why}" for path, why in list(left_out.items())[:3])
         raise ValueError(f"None of the {len(bad)} images could be packed ({first}); check the source.")
-    _warn_of_other_labels(source, words, reasons)
-    encoded, before = (sum(one.encoded for one in written.values()), sum(one.images for one in kept.values()))
-    return Packed(
-        written=encoded,
-        copied=images - before - encoded,
-        kept=before,
-        left_out=left_out,
-        bytes_before=sum(one.before for one in done),
-        bytes_after=sum(one.after for one in done),
-        shards=len(shards),
-    )
-
-
-def _digest(source: SampleIndex, words: Mapping[int, str]) -> str:
-    """Of all labels as they are written."""
-    digest = hashlib.sha256(json.dumps(words).encode())
-    digest.update(np.ascontiguousarray(source.labels, "<i4").data)
-    return digest.hexdigest()[:16]
-
-
-class _Done(NamedTuple):
-    """What a finished shard comes to."""
-
-    images: int
-    encoded: int
-    before: int
-    after: int
-    left_out: dict[int, str]
-
-
-def _done(record: Record) -> _Done:
-    sizes = [member.size for member in record.members if member.height]
-    return _Done(len(sizes), record.encoded, record.before, sum(sizes), record.left_out)
-
-
-def _finished(shards: Sequence[Shard], workers: int, progress: bool) -> dict[int, _Done]:
-    """The shards that are there and whole, by their numbers."""
-
-    def check(shard: Shard) -> _Done | None:
-        record = read_record(shard.record)
-        try:
-            whole = record is not None and is_intact(shard.file, record.members)
-        except OSError:
-            whole = False
-        return _done(record) if record is not None and whole else None
-
-    there = [shard for shard in shards if os.path.lexists(shard.file)]
-    done: dict[int, _Done] = {}
-    with (
-        pack_bar("verify", sum(len(shard.rows) for shard in there), progress) as bar,
-        ThreadPoolExecutor(workers) as threads,
-    ):
-        for shard, one in zip(there, threads.map(check, there), strict=True):
-            bar.update(len(shard.rows))
-            if one is not None:
-                done[shard.number] = one
-    if damaged := [shard.file.name for shard in there if shard.number not in done]:
-        told = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        warnings.warn(f"Not what was written there, so written anew: {told}.", stacklevel=3)
-    return done
-
-
-def _write_all(
-    source: SampleIndex,
-    words: Mapping[int, str],
-    shards: Sequence[Shard],
-    short_side: int | None,
-    quality: int,
-    workers: int,
-    progress: bool,
-) -> dict[int, _Done]:
-    """Writes shards one after the other, of images that threads make ready in their order."""
-    keys = shard_keys(image_names(source)) if shards else []
-    work = partial(_pack_block, source, short_side, quality)
-    tasks = [block for shard in shards for block in blocks(shard.rows)]
-    done: dict[int, _Done] = {}
-    with (
-        pack_bar("pack", sum(map(len, tasks)), progress) as bar,
-        ThreadPoolExecutor(workers) as threads,
-        closing(in_order(threads, work, tasks, workers + 2)) as parts,
-    ):
-        for shard in shards:
-            images = (one for part in islice(parts, len(blocks(shard.rows))) for one in part)
-            done[shard.number] = _done(_write(shard, images, source.labels, keys, words, bar))
-    return done
-
-
-class _Image(NamedTuple):
-    """A row on its way into a shard."""
-
-    row: int
-    before: int
-    """Bytes in the source."""
-    stored: Stored | str
-    """Or why it is left out."""
-
-
-def _pack_block(source: SampleIndex, short_side: int | None, quality: int, rows: range) -> list[_Image]:
-    images = []
-    for row, data in zip(rows, read_block(source, rows), strict=True):
-        height, width = source.sizes[row].tolist()
-        stored: Stored | str
-        if isinstance(data, str):
-            stored = data
-        else:
-            stored = pack_image(data, (height, width), short_side, quality, only_jpeg=False)
-            if source.arrays is not None and not isinstance(stored, str):
-                stored = stored._replace(copied=False)
-        images.append(_Image(row, len(data), stored))
-    return images
-
-
-def _write(
-    shard: Shard,
-    images: Iterable[_Image],
-    labels: NDArray[np.int32],
-    keys: Sequence[str],
-    words: Mapping[int, str],
-    bar: Any,
-) -> Record:
-    """Writes one shard, reads it back, writes its record, and only then gives it its name."""
-    record = Record()
-    try:
-        with atomic_write(shard.file) as file:
-            for row, before, stored in images:
-                bar.update()
-                if isinstance(stored, str):
-                    record.left_out[row] = stored
-                    continue
-                name = f"{keys[row]}.{stored.ending}"
-                record.members.append(append(file, name, stored.data, stored.height, stored.width))
-                if word := words.get(int(labels[row])):
-                    record.members.append(append(file, f"{keys[row]}.cls", word.encode()))
-                record.before += before
-                record.encoded += not stored.copied
-            close(file)
-            if not is_intact(Path(file.name), record.members):
-                raise OSError("the disk gives other bytes than were written")
-            write_record(shard.record, record)
-    except GONE:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{str(shard.file)!r} cannot be written ({error.strerror or error}); make room or mend the disk, "
-            "and pack again: finished shards are kept."
-        ) from error
-    return record
-
-
-def _name(source: SampleIndex, row: int) -> str:
-    """As in the index's own list of what is left out."""
-    if source.paths is None:
-        return source.path(row)
-    return os.fsdecode(source.paths[row].tobytes().rstrip(b"\0"))
-
-
-def _warn_of_other_labels(source: SampleIndex, words: Mapping[int, str], bad: Collection[int]) -> None:
-    """Names are numbered by those that are there, so a class that has lost all its images shifts others."""
-    good = np.ones(len(source), np.bool_)
-    good[list(bad)] = False
+    good = np.delete(np.arange(len(source)), list(bad))
     used = [label for label in np.unique(source.labels[good]).tolist() if label >= 0]
     if used and number_labels([words[label] for label in used])[0] != used:
-        lost = [word for label, word in words.items() if label not in set(used)]
+        lost = [word for label, word in words.items() if label not in used]
         warnings.warn(
-            f"No image of the classes {lost[:5]} is usable, so the shards' classes are numbered differently "
-            f"than the source's; to keep its numbers, leave out what {LEFT_OUT} lists, and pack anew.",
-            stacklevel=3,
+            f"No image of the classes {lost[:5]} is usable, so readers number the others differently; to "
+            f"keep the numbers, leave out what {LEFT_OUT} lists, and pack anew.",
+            stacklevel=2,
         )
+    if len(source.boxes):
+        _write_boxes(source, good, list(shards))
+    return Packed(len(shards), len(good), left_out)
+
+
+def _convert(source: SampleIndex, short_side: int | None, quality: int, rows: range) -> list[Stored | str]:
+    """What is stored for each row, or why it is left out. Safe in threads."""
+    try:
+        if source.source is None:
+            found = [_encoded(source, row) for row in rows]
+        else:
+            arrays = read_each(source.source, np.array(rows, np.int64))
+            found = [one if isinstance(one, str) else one.tobytes() for one in arrays]
+    except GONE as error:
+        raise SourceGoneError(
+            f"The source of the images is gone ({error}); bring it back and pack again, to continue."
+        ) from error
+    sizes = [(height, width) for height, width in source.sizes[rows].tolist()]
+    return [
+        data if isinstance(data, str) else pack_image(data, size, short_side, quality)
+        for data, size in zip(found, sizes, strict=True)
+    ]
+
+
+def _encoded(index: SampleIndex, row: int) -> bytes | str:
+    """The file of an image, a PNG of an array; or why it cannot be read."""
+    try:
+        if index.arrays is None:
+            return index.encoded(row)
+        Image.fromarray(index.arrays[row]).save(png := io.BytesIO(), "PNG")
+        return png.getvalue()
+    except (OSError, ValueError) as error:
+        if not os.path.isdir(index.root):
+            raise SourceGoneError(f"there is no folder {index.root!r}") from error
+        return reason(error)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)  # without time and user, so that equal images give equal bytes
+    header.size = len(data)
+    tar.addfile(header, io.BytesIO(data))
+
+
+def _begin(
+    source: SampleIndex, destination: PathLike, settings: Mapping[str, object]
+) -> tuple[Path, dict[int, str]]:
+    """The folder, without links in its path; and why shards of an earlier call lack rows, by row."""
+    if is_remote(destination):
+        raise ValueError(
+            f"Shards are written to a local folder, not to {as_url(destination)}; name one, then upload them."
+        )
+    folder = Path(os.path.realpath(destination))
+    if source.form == "names" and folder.is_relative_to(os.path.realpath(source.root)):
+        raise ValueError(f"The copy {str(folder)!r} would lie in its source; choose a folder outside.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for draft in folder.glob(".*.tmp"):  # of a call that was killed
+        draft.unlink(missing_ok=True)
+    if not (folder / STATE).is_file():
+        if any(folder.iterdir()):
+            raise ValueError(f"{str(folder)!r} holds other things than packed shards; choose a new folder.")
+        _save(folder, settings, {})
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        before, bad = dict(state["settings"]), {int(row): str(why) for row, why in state["left_out"]}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{str(folder / STATE)!r} is damaged; choose a new folder or delete it.") from None
+    differ = ", ".join(f"{key} {before.get(key)}" for key in settings if before.get(key) != settings[key])
+    if differ:
+        raise ValueError(f"{str(folder)!r} was packed with {differ}; choose a new folder or delete it.")
+    return folder, bad
+
+
+def _save(folder: Path, settings: Mapping[str, object], bad: Mapping[int, str]) -> None:
+    with atomic_write(folder / STATE) as file:
+        file.write(json.dumps({"settings": settings, "left_out": sorted(bad.items())}).encode())
+
+
+def _write_boxes(source: SampleIndex, rows: NDArray[np.int64], shards: Sequence[Path]) -> None:
+    """True boxes as `SampleIndex.with_boxes` reads them: pixels of the copy, ends included."""
+    copy = SampleIndex.from_shards(shards, cache=False, progress=False)
+    with atomic_write(shards[0].with_name(BOXES)) as file:
+        for row, name, (height, width) in zip(rows, image_names(copy), copy.sizes.tolist(), strict=True):
+            for y0, x0, y1, x1 in source.truth(row).tolist():
+                corners = x0 * width, y0 * height, x1 * width - 1, y1 * height - 1
+                file.write(os.fsencode(f"{name} {' '.join(f'{corner:.9g}' for corner in corners)}\n"))
