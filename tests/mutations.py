@@ -87,7 +87,7 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
     tables = [RegionTable(3), RegionTable(3, regions=2, fingerprint=index.fingerprint)]
     for number, table in enumerate(tables):
         table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
-        table.save(folder / f"regions{number}.npz")
+        table.save(folder / f"regions{number}")
     config = "run: {out: runs/a}\ndata: {kind: folder, path: images}\noptim: {lr: 0.1, batch: 8}\n"
     net = torch.nn.Linear(20, 30)
     state = {"step": 3, "config": config, "method": net.state_dict(), "regions": tables[0].state_dict()}
@@ -119,7 +119,7 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
             (folder / "shards").read_bytes(),
             *(f.read_bytes() for f in (folder / "cache").iterdir()),
         ],
-        "regions": [(folder / f"regions{number}.npz").read_bytes() for number in range(2)],
+        "regions": [(folder / f"regions{number}").read_bytes() for number in range(2)],
         "checkpoint": [(folder / checkpoint.LAST).read_bytes()],
         "table": _tables(folder, [(images / f"{number}.jpg").read_bytes() for number in range(3)] * 4),
         "lmdb": [_environment(folder, images)],
@@ -179,9 +179,9 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def damaged(kind: str, valid: list[bytes], draw: random.Random) -> bytes:
     """One of the valid files of a kind, damaged in one or two ways."""
     data = draw.choice(valid)
-    if kind == "index":
+    if kind in ("index", "regions"):
         ways = [*_BYTES, _tensors, _tensors, _tensors]
-    elif kind in ("regions", "checkpoint"):
+    elif kind == "checkpoint":
         ways = [*_BYTES, _members, _members, _members]
     else:
         ways = [*_BYTES, _WAYS.get(kind, _text)] * 2
@@ -305,17 +305,15 @@ def _members(data: bytes, draw: random.Random) -> bytes:
         struct.error,
     ):
         return data  # damaged before
-    # The pickle and the facts are where content is described; an array is where it is.
-    names = [name for name in members if name.endswith(("data.pkl", "meta.npy"))] * len(members) + list(
-        members
-    )
+    # The pickle describes the content of all others.
+    names = [name for name in members if name.endswith("data.pkl")] * len(members) + list(members)
     name = draw.choice(names)
     if draw.random() < 0.1:
         del members[name]
     elif draw.random() < 0.1:
         members[draw.choice(names)] = members[name]
     else:
-        members[name] = _array(members[name], draw) if name.endswith(".npy") else _inside(members[name], draw)
+        members[name] = _inside(members[name], draw)
     out = io.BytesIO()
     with zipfile.ZipFile(
         out, "w", draw.choices((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), (9, 1))[0]
@@ -344,23 +342,6 @@ def _tensors(data: bytes, draw: random.Random) -> bytes:
 
 def _inside(data: bytes, draw: random.Random) -> bytes:
     return draw.choice((_flip, _flip, _cut, _insert, _number))(data, draw)
-
-
-def _array(data: bytes, draw: random.Random) -> bytes:
-    """An array of other values, another type or another shape; or one whose header is damaged."""
-    if draw.random() < 0.2:
-        return _inside(data, draw)
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-        if array.dtype == np.uint8 and array.ndim == 1:
-            array = np.frombuffer(_text(array.tobytes(), draw), np.uint8)
-        else:
-            array = draw.choice(_ARRAYS)(array, draw)
-    except Exception:  # damaged before, about which NumPy raises anything
-        return _inside(data, draw)
-    out = io.BytesIO()
-    np.save(out, array, allow_pickle=True)
-    return out.getvalue()
 
 
 def _value(array: Any, draw: random.Random) -> Any:

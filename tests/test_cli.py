@@ -36,11 +36,11 @@ def test_show_draws_the_boxes_and_crops_that_the_loader_uses(photos, tmp_path):
     for name, box in (("left", [0.2, 0.0, 0.8, 0.3]), ("right", [0.2, 0.7, 0.8, 1.0])):
         regions = RegionTable(len(index), fingerprint=index.fingerprint)
         regions.update(np.arange(len(index)), np.tile(np.array(box, np.float32), (len(index), 1)))
-        regions.save(tmp_path / "regions.npz")
+        regions.save(tmp_path / "regions.safetensors")
         out = tmp_path / f"{name}.png"
         arguments = [
             "--regions",
-            str(tmp_path / "regions.npz"),
+            str(tmp_path / "regions.safetensors"),
             "--crop",
             "inside",
             "--count",
@@ -81,7 +81,7 @@ def test_bench_measures_all_loaders_in_one_run_and_writes_them_down(photos, tmp_
     [
         (["index", "nowhere"], "nowhere"),
         (["show", "{photos}", "--count", "0", "--device", "cpu"], "--count"),
-        (["show", "{photos}", "--regions", "nothing.npz", "--device", "cpu"], "nothing.npz"),
+        (["show", "{photos}", "--regions", "nothing.safetensors", "--device", "cpu"], "nothing.safetensors"),
         (["show", "{photos}", "--model", "resnet19", "--device", "cpu"], "resnet19"),
         (["bench", "{photos}", "--batch-size", "0", "--device", "cpu"], "batch"),
     ],
@@ -97,8 +97,8 @@ def test_a_users_mistake_is_answered_in_one_sentence(photos, capsys, arguments, 
 def test_a_table_of_other_images_is_refused(photos, tmp_path, capsys):
     other = SampleIndex.from_folder(noise_images(tmp_path / "other", 10, seed=5), cache=False, progress=False)
     table = RegionTable(len(other), fingerprint=other.fingerprint)
-    table.save(tmp_path / "other.npz")
-    arguments = ["show", str(photos), "--regions", str(tmp_path / "other.npz"), "--device", "cpu"]
+    table.save(tmp_path / "other.safetensors")
+    arguments = ["show", str(photos), "--regions", str(tmp_path / "other.safetensors"), "--device", "cpu"]
     assert main(arguments) == 2
     assert "data set" in capsys.readouterr().err
 

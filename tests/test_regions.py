@@ -307,39 +307,39 @@ def test_what_is_read_of_a_table_or_a_snapshot_cannot_be_written(name: str) -> N
 
 
 def test_a_saved_table_loads_equal_and_leaves_no_other_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "regions.npz"
+    path = tmp_path / "new" / "regions.safetensors"
     filled(regions=3, fingerprint="abc").save(path)
     filled(regions=2, fingerprint="abc").save(path)
     for fingerprint in ("", "abc"):
         table = RegionTable.load(path, fingerprint)
         assert same(table, filled(regions=2))
         assert (table.epoch, table.fingerprint) == (3, "abc")
-    assert [p.name for p in path.parent.iterdir()] == ["regions.npz"]
+    assert [p.name for p in path.parent.iterdir()] == ["regions.safetensors"]
 
 
 def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
-    filled(fingerprint="abc").save(tmp_path / "r.npz")
-    with pytest.raises(ValueError, match=r"r\.npz was made for another data set"):
-        RegionTable.load(tmp_path / "r.npz", "other")
+    filled(fingerprint="abc").save(tmp_path / "r.safetensors")
+    with pytest.raises(ValueError, match=r"r\.safetensors was made for another data set"):
+        RegionTable.load(tmp_path / "r.safetensors", "other")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no region table at .*r\.npz"):
-        RegionTable.load(tmp_path / "r.npz", "")
+    with pytest.raises(FileNotFoundError, match=r"no region table at .*r\.safetensors"):
+        RegionTable.load(tmp_path / "r.safetensors", "")
 
 
 def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
-    path = tmp_path / "r.npz"
+    path = tmp_path / "r.safetensors"
     filled().save(path)
     data = path.read_bytes()
     for end in range(0, len(data), 101):
         path.write_bytes(data[:end])
-        with pytest.raises(ValueError, match=r"r\.npz is not a readable region table .*; delete it"):
+        with pytest.raises(ValueError, match=r"r\.safetensors is not a readable region table .*; delete it"):
             RegionTable.load(path)
 
 
 def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
-    path = tmp_path / "r.npz"
+    path = tmp_path / "r.safetensors"
     filled(40).save(path)
     data = path.read_bytes()
     refused = 0
@@ -414,7 +414,7 @@ def writer(script: str, path: Path, rows: int) -> list[str]:
 
 
 def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_table(tmp_path: Path) -> None:
-    command = writer(DIE_AT_EVERY_STEP, tmp_path / "regions.npz", 2000)
+    command = writer(DIE_AT_EVERY_STEP, tmp_path / "regions.safetensors", 2000)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     epochs = [int(line) for line in done.stdout.split()]
@@ -424,7 +424,7 @@ def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_table(tmp_path: Pat
 
 
 def test_a_process_killed_while_it_saves_leaves_a_whole_table(tmp_path: Path) -> None:
-    path = tmp_path / "regions.npz"
+    path = tmp_path / "regions.safetensors"
     for lines in (3, 4, 7, 9, 12):  # odd: just before a save, even: just after one
         with subprocess.Popen(
             writer(SAVE_FOR_EVER, path, 100_000), stdout=subprocess.PIPE, text=True

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,45 +200,31 @@ def test_a_kept_scan_that_is_wrong_is_made_anew(images: Path, tmp_path: Path, ch
 # -- region tables --------------------------------------------------------------------------------
 
 
-def members(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(path: Path, content: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> None:
-    """An archive with valid checksums."""
-    with zipfile.ZipFile(path, "w", how) as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
-
-
-def array(values: Any) -> bytes:
-    out = io.BytesIO()
-    np.save(out, values, allow_pickle=True)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        {"epoch": np.array(2**40)},
-        {"epoch": np.array([1, 2])},
-        {"epoch": np.array("a")},
+        {"epoch": 2**40},
+        {"epoch": [1, 2]},
+        {"epoch": "a"},
         {"writes": np.full(3, 2**33)},
         {"written_epoch": np.full(3, -7)},
-        {"partner": np.full(3, 2**64 - 1, np.uint64)},
+        {"partner": np.full(3, -1)},
         {"boxes": np.zeros((3, 1), np.float32)},
         {"weights": np.full((3, 1), np.inf)},
         {"written": np.zeros(3)},
-        {"fingerprint": np.array([0x7FFFFFFF], np.uint32).view("U1")[0:1]},
-        {"fingerprint": np.array([0x7FFFFFFF], ">u4").view(">U1")[0:1]},
+        {"fingerprint": ["a"]},
+        {"fingerprint": "\ud800"},
     ],
 )
 def test_a_region_table_with_wrong_values_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "regions.npz"
-    RegionTable(3).save(path)
+    path = tmp_path / "regions"
+    columns = RegionTable(3).state_dict()
+    facts = {name: columns.pop(name) for name in ("epoch", "fingerprint")}
+    save_arrays(path, columns, facts)
     assert len(RegionTable.load(path)) == 3
-    write(path, members(path) | {f"{name}.npy": array(values) for name, values in change.items()})
+    for name, value in change.items():
+        (columns if isinstance(value, np.ndarray) else facts)[name] = value
+    save_arrays(path, columns, facts)
     with pytest.raises(ValueError, match="not a readable region table"):
         RegionTable.load(path)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.archive import open_npz
-from ..system.files import PathLike, atomic_write
+from ..system.arrays import load_arrays, save_arrays
+from ..system.files import PathLike
 from ..system.ranks import world
 from .queue import UpdateQueue, on_gpu
 from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
@@ -245,19 +245,21 @@ class RegionTable:
             TypeError: a value has the wrong type.
         """
         self._settle(wait=True)
-        fingerprint = _agreed("The stored RegionTable", str(entry(state, "fingerprint")), self.fingerprint)
+        stored = entry(state, "fingerprint")
+        if not (isinstance(stored, str) and stored.isprintable()):
+            raise ValueError(f"The stored fingerprint {stored!r} is no text; the state is damaged.")
+        fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
         columns, self.epoch = checked_state(state, COLUMNS, len(self), self.regions)
         self.fingerprint = fingerprint
         self._replace(columns)
 
     def save(self, path: PathLike) -> None:
-        """Write the table as an .npz file without pickle; killed at any moment, the old file stays whole.
+        """Write the table as a safetensors file; killed at any moment, the old file stays whole.
 
         One writer per file: with several ranks, save on one of them.
         """
-        columns: dict[str, Any] = {name: self._column(name) for name in COLUMNS}
-        with atomic_write(path) as file:
-            np.savez(file, **columns, epoch=self.epoch, fingerprint=self.fingerprint)
+        columns = {name: self._column(name) for name in COLUMNS}
+        save_arrays(path, columns, {"epoch": self.epoch, "fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: PathLike, fingerprint: str = "") -> RegionTable:
@@ -267,10 +269,10 @@ class RegionTable:
             FileNotFoundError: there is no such file.
             ValueError: it was made for another data set, or is damaged.
         """
-        with open_npz(path, "region table") as state:
-            length, regions, _ = state["boxes"].shape
+        with load_arrays(path, "region table") as (columns, facts):
+            length, regions, _ = columns["boxes"].shape
             table = cls(length, regions)
-            table.load_state_dict(state)
+            table.load_state_dict({**columns, **facts})
         table.fingerprint = _agreed(f"The region table {path}", table.fingerprint, fingerprint)
         return table
 

@@ -21,7 +21,7 @@ from ..command_line import Answer
 EXAMPLES = """
 dali-views show photos --out views.png
 dali-views show photos --out views.html
-dali-views show photos --regions regions.npz --crop contrastive --out guided.png
+dali-views show photos --regions regions.safetensors --crop contrastive --out guided.png
 """
 
 
