@@ -29,8 +29,7 @@ from dali_views.tools.show import read_image
 from dali_views.tools.show_page import name_of
 from dali_views.tools.web_page import fitted, jpeg_uri
 
-from ..evaluate.localisation import Localised
-from ..guides.health import heaviest
+from ..evaluate.box_scores import Localised, heaviest
 from .files import HISTORY
 
 __all__ = ["RunHistory", "keep_until", "lines_of", "stored_in"]

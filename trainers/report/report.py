@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -23,10 +23,9 @@ from dali_views.tools import show
 from .. import config as cfg
 from ..data import DataSets
 from ..engine import ranks as distributed
-from ..engine.amp import device_kind
-from ..evaluate import Evaluation
-from ..guides.health import box_areas, health
-from ..guides.schedule import outlook
+from ..engine.setting import device_kind
+from ..evaluate.box_scores import box_areas, health
+from ..guides.guide import outlook
 from . import page as run_page
 from . import pictures as run_pictures
 from .boards import Boards
@@ -34,6 +33,9 @@ from .collapse import Collapse
 from .files import METRICS, PAGE, PICTURES, QUARANTINE
 from .history import RunHistory, keep_until
 from .throughput import Throughput
+
+if TYPE_CHECKING:
+    from ..evaluate.evaluator import Evaluation
 
 __all__ = ["Report", "table"]
 
@@ -74,7 +76,7 @@ class Report:
         self._last = steps
         self.history.event(
             "start", step, steps=self._total, steps_per_epoch=len(loader), processes=distributed.world(),
-            machine=machine(device_kind(config)), images=len(data.train), classes=len(data.train.classes),
+            machine=machine(device_kind(config.run)), images=len(data.train), classes=len(data.train.classes),
             true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
         )  # fmt: skip
         tqdm.write(data.train.summary())
