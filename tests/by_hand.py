@@ -12,7 +12,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # By the one process that is forked for each rank; see conftest.
-IMPORTED = ["trainers.cli", "timm", "torch.utils.tensorboard", "matplotlib.pyplot"]
+IMPORTED = ["trainers.cli", "timm", "torch.utils.tensorboard"]
 
 
 def start(

@@ -52,7 +52,7 @@ const found = [...document.querySelectorAll("iframe")].map(frame => {
       return one.left < all.left || one.right > all.right || one.top < all.top || one.bottom > all.bottom;
     }).map(each => each.textContent),
     boxes: [...page.querySelectorAll(".picture rect")].map(each => {
-      const [one, all] = [size(each), size(each.closest(".picture").firstChild)];
+      const [one, all] = [size(each), size(each.closest(".picture").firstElementChild)];
       return [one.left - all.left, one.top - all.top, one.right - all.right, one.bottom - all.bottom];
     }),
     least: letters.sort((a, b) => a[0] - b[0])[0], words: letters.length,
@@ -136,9 +136,9 @@ def test_the_page_of_show_is_whole_and_fits(scenes, tmp_path, monkeypatch):
     regions = RegionTable(len(index), 2, index.fingerprint)
     boxes = np.tile(np.array([[0, 0, 0.6, 0.5], [0.3, 0.4, 1, 1]], np.float32), (len(index), 1, 1))
     regions.update(np.arange(len(index)), boxes, partner=np.roll(np.arange(len(index)), 1))
-    regions.save(tmp_path / "regions.npz")
+    regions.save(tmp_path / "regions")
     out = tmp_path / "page.html"
-    words = ["show", scenes["path"], "--coco", scenes["instances"], "--regions", tmp_path / "regions.npz",
+    words = ["show", scenes["path"], "--coco", scenes["instances"], "--regions", tmp_path / "regions",
              "--recipe", "dino", "--crop", "contrastive", "--partner", "--count", 3, "--device", "cpu",
              "--out", out]  # fmt: skip
     assert main([str(word) for word in words]) == 0

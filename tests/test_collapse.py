@@ -14,7 +14,7 @@ from trainers.engine.schedules import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.dino import DINO
 from trainers.methods.simsiam import SimSiam
-from trainers.report.collapse import Collapse, effective_rank, spread
+from trainers.report.measures import Collapse, effective_rank, spread
 
 
 def learn(method: Method, steps: int, rate: float, warmup: int) -> dict[str, float]:

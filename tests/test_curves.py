@@ -19,7 +19,7 @@ from dali_views.tools.scenes import make_scenes
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
-from trainers.report.collapse import Collapse
+from trainers.report.measures import Collapse
 
 STEPS = 20
 TWO_VIEWS = {"name": "simclr", "size": 32, "crop": "contrastive", "blur": 0}

@@ -14,6 +14,7 @@ from conftest import noise_images
 from dali_views import RegionTable, SampleIndex
 from dali_views.tools import cli as loader_cli
 from trainers import cli as trainer_cli
+from trainers import commands
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_full_memory_of_the_gpu_says_what_to_lower(place, monkeypatch, capsys)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(trainer_cli, "train", full)
+    monkeypatch.setattr(commands, "train", full)
     assert trainer_cli.main(["pretrain", "config.yaml"]) == 2
     assert "lower the batch size" in told(capsys)
 
@@ -184,7 +185,7 @@ def test_a_fault_of_ours_keeps_its_traceback(place, monkeypatch):
         raise KeyError("of ours")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(trainer_cli, "train", faulty)
+    monkeypatch.setattr(commands, "train", faulty)
     with pytest.raises(KeyError, match="of ours"):
         trainer_cli.main(["pretrain", "config.yaml"])
 

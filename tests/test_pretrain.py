@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import signal
@@ -17,13 +18,11 @@ from PIL import Image
 from runs import curve, scenes_in, write_config
 
 from dali_views import SampleIndex
-from dali_views.tools.web_page import escape
 from trainers import cli
-from trainers.config import ContrastiveCrop
 from trainers.config import file as config_file
 from trainers.demo import demo
 from trainers.engine import checkpoint
-from trainers.guides.guide import boxes_due, outlook
+from trainers.guides.schedule import boxes_due, outlook
 from trainers.pretrain import pretrain
 
 
@@ -118,8 +117,7 @@ def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path)
     [(500, 100, 100, [100, 200, 300, 400]), (100, 20, 20, [20, 40, 60, 80]), (10, 0, 5, [5])],
 )
 def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, published):
-    how = ContrastiveCrop(warmup=warmup, interval=interval)
-    due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, how)]
+    due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, warmup, interval)]
     assert due == published
 
 
@@ -230,7 +228,7 @@ def test_odd_files_are_named_with_the_reason_and_nothing_else_is_lost(tmp_path, 
     assert len(curve(tmp_path)) == len(kept) // 4
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"left out: {len(left_out)}<" in page
-    assert all(name in page and escape(reason) in page for name, reason in left_out.items())
+    assert all(name in page and html.escape(reason) in page for name, reason in left_out.items())
 
 
 def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):

@@ -22,11 +22,9 @@ from trainers import cli
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
-from trainers.report import boards
-from trainers.report import pictures as run_pictures
+from trainers.report import PAGE, boards
 from trainers.report.curves import CHARTS, curves_of, draw, thinned
-from trainers.report.files import PAGE
-from trainers.report.history import RunHistory, lines_of
+from trainers.report.history import History, lines_of, passes, recorded
 
 SECTIONS = ("Curves", "How the boxes moved", "Best and worst localised", "Views of the latest evaluation",
             "Machine and configuration")  # fmt: skip
@@ -88,7 +86,7 @@ def test_a_run_leaves_a_page_with_all_that_it_has_to_show(undisturbed):
 
 
 def test_followed_boxes_are_those_of_the_region_table(undisturbed):
-    shown = run_pictures.passes(undisturbed)
+    shown = passes(undisturbed)
     assert [line["epoch"] for line in shown] == [1, 2]  # passes of the guide; the last epoch has none
     boxes = checkpoint.load(undisturbed)["regions"]["boxes"][:, 0].numpy()
     rows = json.loads((undisturbed / "history" / "followed.json").read_text())["rows"]
@@ -178,9 +176,12 @@ def test_pairs_regions_and_a_folder_without_true_boxes(tmp_path):
     found.check_alone()
     assert "semantic pairs and salient regions" in found.text
     assert "<i>a" in found.text
-    pairs = json.loads((tmp_path / "run" / "history" / "pairs.json").read_text())["pairs"]
+    pairs = [
+        [each.caption.split(", class ") for each in line]
+        for _, line in recorded(tmp_path / "run", "pairs")[1]
+    ]
     assert len(pairs) == 6
-    assert all(one["class"] == other["class"] and one["name"] != other["name"] for one, other in pairs)
+    assert all(one[1] == other[1] and one[0] != other[0] for one, other in pairs)
     assert len(found.pictures()) == 12 + 2 * 6 + 1
     assert "Best and worst localised" not in found.text
     assert "no IoU and CorLoc (they need true boxes" in found.text
@@ -204,9 +205,9 @@ def test_what_is_damaged_or_hostile_costs_its_own_part_only(run):
     bad = {f"/photos/{HOSTILE}{number}.jpg": f"cut off {HOSTILE}" for number in range(60)}
     bad_list.save(run / "quarantine.txt", bad)
     followed = json.loads((run / "history" / "followed.json").read_text())
-    followed["cards"][0] |= {"name": HOSTILE, "class": HOSTILE, "picture": "https://example.org/x.jpg"}
+    followed["lines"][0][1][0] |= {"caption": HOSTILE, "jpg": "https://example.org/x.jpg"}
     (run / "history" / "followed.json").write_text(json.dumps(followed))
-    (run / "history" / "localised.json").write_text('{"step": 3, "best": [{"name": 1}], "epoch": 1}')
+    (run / "history" / "localised.json").write_text('{"step": 3, "lines": [["Best", [{"name": 1}]]]}')
     (run / "config.yaml").write_text("run: {out: x, of_another_version: 1}\n")
     (run / "pictures" / "epoch-0009.png").write_bytes(b"no picture")
     (run / "evaluations.jsonl").write_text(
@@ -216,9 +217,9 @@ def test_what_is_damaged_or_hostile_costs_its_own_part_only(run):
     assert "Images that could not be read: 60" in found.text
     assert "and 10 more in quarantine.txt" in found.text
     assert found.text.count(f"cut off {HOSTILE}") == 50
-    assert len(found.pictures()) == 11
+    assert len(found.pictures()) == 12
     assert "Evaluations" in found.words
-    assert found.text.count("A part is missing here") == 1
+    assert found.text.count("A part is missing here") == 2  # the boxes of the evaluation, and its views
     assert "of_another_version" in found.text
 
 
@@ -270,7 +271,7 @@ def test_thinning_keeps_means_and_extremes_and_tells_gaps():
     assert 15 <= np.isnan(mean).sum() <= 20
     known = ~np.isnan(mean)
     assert ((low <= mean) & (mean <= high))[known].all()
-    assert draw(CHARTS[0], {"lr": (steps, values)}) == ""
+    assert draw(CHARTS[0], {"lr": (steps, values)}) is None
 
 
 def test_samples_are_followed_by_the_seed_and_outlast_their_images(tmp_path):
@@ -279,27 +280,27 @@ def test_samples_are_followed_by_the_seed_and_outlast_their_images(tmp_path):
     rows = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
-        rows.append(RunHistory(tmp_path / name, arrays, seed, 0).rows.tolist())
+        rows.append(History(tmp_path / name, arrays, seed, 0).rows.tolist())
     assert rows[0] == rows[1] != rows[2]
 
     photos = noise_images(tmp_path / "photos", 20)
     index = SampleIndex.from_folder(photos, cache=False, progress=False)
     shutil.rmtree(photos)
     (tmp_path / "d").mkdir()
-    history = RunHistory(tmp_path / "d", index, 0, 0)
-    cards = json.loads((tmp_path / "d" / "history" / "followed.json").read_text())["cards"]
-    assert len(history.rows) == 12
-    assert all("not readable" in card["class"] for card in cards)
+    history = History(tmp_path / "d", index, 0, 0)
+    pictures = [picture for _, line in recorded(tmp_path / "d", "followed")[1] for picture in line]
+    assert len(history.rows) == len(pictures) == 12
+    assert all("not readable" in picture.caption for picture in pictures)
 
 
 def test_a_resumed_history_has_nothing_of_the_steps_to_come(undisturbed, tmp_path):
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     index = SampleIndex.load(run / "index.safetensors")
-    RunHistory(run, index, 0, 9)
-    assert len(run_pictures.passes(run)) == 2
+    History(run, index, 0, 9)
+    assert len(passes(run)) == 2
     assert (run / "history" / "localised.json").exists()
-    RunHistory(run, index, 0, 4)
-    assert [line["step"] for line in run_pictures.passes(run)] == [3]
+    History(run, index, 0, 4)
+    assert [line["step"] for line in passes(run)] == [3]
     assert not (run / "history" / "localised.json").exists()
     assert (run / "history" / "followed.json").exists()
     assert "Best and worst localised" not in made_anew(run).text

@@ -26,7 +26,8 @@ from dali_views.data import ranges
 from dali_views.data.headers import in_parallel
 from dali_views.data.shard_list import list_shards
 from dali_views.data.shard_scan import merge, scan_shard
-from dali_views.tools import cli, show
+from dali_views.tools import cli
+from dali_views.tools.sample import read_image
 from trainers import config as cfg
 from trainers import data
 
@@ -114,7 +115,7 @@ def test_parts_of_an_index_read_their_own_images(classes, pattern):
     folder, rows = from_folder(classes), np.array([31, 2, 17])
     part = from_shards(pattern).subset(rows).subset([2, 0])
     assert [part.encoded(0), part.encoded(1)] == [folder.encoded(17), folder.encoded(31)]
-    assert np.array_equal(show.read_image(part, 1), show.read_image(folder, 31))
+    assert np.array_equal(read_image(part, 1), read_image(folder, 31))
 
 
 def test_shards_without_an_image_are_passed_over_and_left_out_images_too(pattern, tmp_path):

@@ -10,8 +10,8 @@ from runs import scenes_in, write_config
 from dali_views import ViewLoader, recipes
 from trainers.config import file as config_file
 from trainers.pretrain import pretrain
-from trainers.report import throughput
-from trainers.report.throughput import Throughput
+from trainers.report import measures
+from trainers.report.measures import Throughput
 
 
 class Clock:
@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(measures, "time", clock)
     return clock
 
 

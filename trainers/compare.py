@@ -8,7 +8,6 @@ and repeats nothing. OUT/compare.csv has the raw numbers, a line per run, and OU
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gc
 import io
@@ -27,66 +26,57 @@ from dali_views import RegionTable
 from dali_views.graph.build import default_threads
 from dali_views.system.files import atomic_write
 from dali_views.system.machine import machine
-from dali_views.tools.command_line import MISTAKE, Answer
 
 from . import config as cfg
 from .compare_table import LOCALISED, Row, Run, table
 from .config import file as config_file
 from .data import open_data
-from .engine import checkpoint, ranks
-from .engine.setting import device_kind, join
-from .evaluate.classifiers import linear_probe, probe_recipe
-from .evaluate.evaluator import Evaluator
+from .engine import checkpoint
+from .engine import ranks as distributed
+from .engine.amp import device_kind
+from .evaluate import Evaluator
+from .evaluate.encoders import encoder_of
+from .evaluate.linear import linear_probe, probe_settings
+from .guides.localise import input_size
 from .pretrain import pretrain
-from .report.files import METRICS
+from .report import METRICS
 from .report.history import lines_of
-from .saved_run import encoder_of
 
-__all__ = ["command", "compare"]
+__all__ = ["compare", "extra_passes"]
 
-Evaluation = Literal["knn", "linear"]
 UNTRAINED = "untrained"
-RECORD = "compare.json"  # in a run's folder: how long it trained, and on what
+RECORD = "compare.json"  # in a run's folder: for how long it trained, and on what
 _BUDGET = (
     *("data.", "model.", "probe.", "localise.", "optim.batch"),
     *("run.epochs", "run.max_steps", "run.evaluate_every", "views.size", "views.mean", "views.std"),
 )
 
 
-def command(args: argparse.Namespace) -> Answer:
-    """`compare`: the table, and exit code 2 if runs failed."""
-    words = [*args.words, *args.overrides]
-    configs = [Path(word) for word in words if "=" not in word]
-    changes = [word for word in words if "=" in word]
-    evaluations: tuple[Evaluation, ...] = ("knn", "linear") if args.linear else ("knn",)
-    rows = compare(configs, args.seeds, args.out, changes, evaluations, args.unequal)
-    failed = sum(bool(run.failure) for row in rows for run in row.runs)
-    text = table(rows)
-    if failed:
-        text += f"\n{failed} runs did not come to their end; {args.out}/compare.csv says why"
-    facts = {"out": args.out, "rows": [asdict(row) for row in rows], "failed": failed}
-    return Answer(facts, text, MISTAKE if failed else 0)
-
-
 def compare(
-    configs: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str] = (),
-    evaluations: Sequence[Evaluation] = ("knn",), unequal: bool = False,
-) -> list[Row]:  # fmt: skip
+    configs: Sequence[Path],
+    seeds: int,
+    out: Path,
+    overrides: Sequence[str] = (),
+    evaluations: Sequence[Literal["knn", "linear"]] = ("knn",),
+    unequal: bool = False,
+) -> list[Row]:
     """Pretrain and evaluate every configuration with seeds 0, 1, ..., and save the table after every run.
 
-    Configurations alternate, seed by seed, so that an interrupted comparison is balanced. A failed run is
-    recorded with the reason and the others continue. With several processes all take part and the main one
-    writes; then only a loss that is not finite is survived: other errors may leave processes in a collective.
+    Configurations take turns, seed by seed, so that a comparison that is cut short is even. A run that fails
+    is noted with the reason and the others go on. On several processes all take part and the main one writes;
+    there only a loss that is no number is survived: other errors may leave processes waiting for each other.
 
     Args:
         configs: YAML files, named in the table by stem, and by folders above where stems are equal.
+        seeds: how many.
+        out: folder for the runs and the table.
         overrides: "section.key=value", for all of them.
-        evaluations: "knn": as during pretraining, with localisation; "linear": a linear probe.
+        evaluations: "knn": as during pretraining, hence localisation too; "linear": a linear probe.
         unequal: compare although data, encoder, batch, length or evaluation differ.
 
     Returns:
-        A row of the untrained encoder, if it was evaluated, and one per configuration. After a signal the
-        remaining runs are missing.
+        A row of the untrained encoder, if it was evaluated, and one per configuration; `table` prints them.
+        `Run.failure` tells whether all went well. After a signal the remaining runs are missing.
 
     Raises:
         ValueError: budgets differ (configuration and keys are named), or the arguments make no sense.
@@ -100,7 +90,7 @@ def compare(
         raise ValueError("run.seed and run.out are set run by run here; give a number of seeds and a folder")
     files = dict(zip(_names(configs), configs, strict=True))
     order = list(product(range(seeds), files))
-    # All are read before one trains: a misspelt key should not be found after hours.
+    # All are read before one trains: a misspelt key should not be found out after hours.
     arms = {
         (seed, name): config_file.load(
             files[name],
@@ -110,16 +100,21 @@ def compare(
     }
     if not unequal:
         _check_budgets({name: arms[0, name] for name in files}, "linear" in evaluations)
-    join(arms[order[0]])
+    distributed.init(device_kind(arms[order[0]]))
     runs: list[Run] = []
     for seed, name in order:
         runs.append(_run(name, arms[seed, name], evaluations))
-        gc.collect()  # the parts of a run refer to each other, so only this frees its memory
+        gc.collect()  # what is left of a run refers to itself, so that only this frees its memory
         rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
         _save(out, rows, last=len(runs) == len(order))
         if runs[-1].stopped:
             break
     return rows
+
+
+def extra_passes(saved: Mapping[str, Any]) -> int:
+    """Passes over the training images that a checkpoint's guide had made beside training."""
+    return int(saved["guide"]["passes"])
 
 
 def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
@@ -130,42 +125,41 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
         run = _pretrained(run, config)
         if run.stopped:
             return run
-        setting, saved = join(config), checkpoint.load(folder)
-        data = open_data(config.data, setting.seed)
-        encoder = encoder_of(config, saved, "trained", setting.device)
-        run = replace(run, extra_passes=int(saved["guide"]["passes"]), **_guide(folder))
+        device, saved = distributed.init(device_kind(config)), checkpoint.load(folder)
+        data = open_data(config.data, config.run.seed)
+        encoder = encoder_of(config, saved, "trained", device)
+        run = replace(run, extra_passes=extra_passes(saved), **_guide(folder))
         # A run that is shorter than run.log_every has never read its loss.
         if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-            raise FloatingPointError("weights of the trained encoder are not finite; lower optim.lr")
+            raise FloatingPointError("weights of the trained encoder are no numbers; lower optim.lr")
         if "knn" in evaluations:
             found = [scores for step, scores in _evaluations(folder) if step == run.step]
             # None if run.evaluate_every is 0 or run.max_steps cut an epoch short.
-            if ranks.any_rank(not found):
-                regions = RegionTable(len(data.train))
-                evaluator = Evaluator(setting, config.views, config.localise, data, encoder, regions)
+            if distributed.any_rank(not found):
+                evaluator = Evaluator(config, data, encoder, RegionTable(len(data.train)), device)
                 line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
                 found = [_scores(line)]
-                if ranks.is_main():
+                if distributed.is_main():
                     with (folder / METRICS).open("a") as file:
                         file.write(json.dumps(line) + "\n")
             run = replace(run, **found[-1])
         if "linear" in evaluations:
-            result = linear_probe(config, setting, encoder, data, folder / "linear", resume=True)
+            result = linear_probe(config, encoder, data, device, folder / "linear", resume=True)
             run = replace(run, linear_top1=result.top1, linear_top5=result.top5)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if ranks.world() > 1 and not isinstance(error, FloatingPointError):
+        if distributed.world() > 1 and not isinstance(error, FloatingPointError):
             raise
         run = replace(run, failure=textwrap.shorten(f"{type(error).__name__}: {error}", 500))
     return run
 
 
 def _pretrained(run: Run, config: cfg.Config) -> Run:
-    folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config.run)
+    folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config)
     threads = config.run.threads or default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    where = {"threads": threads, "processes": ranks.world(), "machine": machine(device)}
+    where = {"threads": threads, "processes": distributed.world(), "machine": machine(device)}
     _clock(folder, {"at": time.time(), "device": device, **where})
     result = pretrain(config, resume=True)
-    ranks.barrier()  # the main process may still be writing what all read now
+    distributed.barrier()  # the main process may still be writing what all read now
     run = replace(run, step=result.step, **_clock(folder))
     if limit is not None and result.step > limit:
         raise ValueError(f"{folder} took {result.step} steps, more than run.max_steps; name another folder")
@@ -179,14 +173,14 @@ def _pretrained(run: Run, config: cfg.Config) -> Run:
 def _clock(folder: Path, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of training so far and where it was, from the run's record, in which `begun` opens a stretch.
 
-    A stretch counts up to the newest checkpoint, because what a killed process did after it is repeated.
+    A stretch counts up to the newest checkpoint, for what a killed process did after it is done again.
     """
     file, last = folder / RECORD, folder / checkpoint.LAST
     record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     before = record.pop("begun", None)
     if before and last.is_file() and (spent := last.stat().st_mtime - before.pop("at")) > 0:
         record |= {**before, "seconds": record.get("seconds", 0.0) + spent}
-    if ranks.is_main():
+    if distributed.is_main():
         with atomic_write(file) as draft:
             draft.write(json.dumps({**record, "begun": begun} if begun else record).encode())
     return record
@@ -226,7 +220,7 @@ def _save(out: Path, rows: Sequence[Row], last: bool) -> None:
     runs, file = [asdict(run) for row in rows for run in row.runs], out / "compare.csv"
     # Until an interrupted comparison has come as far again, it keeps what was saved then.
     behind = not last and file.is_file() and file.read_text().count("\n") > 1 + len(runs)
-    if behind or not ranks.is_main():
+    if behind or not distributed.is_main():
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Run)], lineterminator="\n")
@@ -255,7 +249,7 @@ def _check_budgets(configs: Mapping[str, cfg.Config], probed: bool) -> None:
     (first, model), *others = configs.items()
     for name, config in others:
         unlike = [key for key in config_file.differences(model, config) if key.startswith(_BUDGET)]
-        if probed and not unlike and probe_recipe(config) != probe_recipe(model):
+        if probed and not unlike and probe_settings(config) != probe_settings(model):
             unlike = ["probe.recipe (auto follows the method)"]
         if unlike:
             raise ValueError(
@@ -274,4 +268,4 @@ def _budget(config: cfg.Config) -> str:
 
 def _reading(config: cfg.Config) -> str:
     how = config.localise
-    return f"{how.map} of {how.layer or 'the last stage'} at {how.size or config.views.size} pixels"
+    return f"{how.map} of {how.layer or 'the last stage'} at {input_size(config, how)} pixels"

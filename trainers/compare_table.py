@@ -14,7 +14,7 @@ _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes":
 _GUIDE = {"guide_iou": "guide's IoU", "guide_area": "guide's area"}
 _COLUMNS = {**_SCORES, "box_area": "box area", **_GUIDE, **_COSTS}
 LOCALISED = ("iou", "corloc", "box_area")
-"""Measures that depend on how boxes are read."""
+"""Measures that hang on how boxes are read off."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
 from . import config as cfg
-from .engine import ranks
-from .engine.setting import Setting
+from .engine import ranks as distributed
+from .engine.amp import device_kind, precision
 
 __all__ = [
     "DataSets",
@@ -49,16 +49,16 @@ def open_data(config: cfg.Data, seed: int = 0, kept: Path | None = None) -> Data
     Raises:
         FileNotFoundError, ValueError: as by the constructors of SampleIndex, or if a part would be empty.
     """
-    if not ranks.is_main():
-        ranks.barrier()
+    if not distributed.is_main():
+        distributed.barrier()
     sets = _open(config, seed, kept)
-    if ranks.is_main():
-        ranks.barrier()
+    if distributed.is_main():
+        distributed.barrier()
     return sets
 
 
 def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
-    progress = ranks.is_main()
+    progress = distributed.is_main()
     classes = None if config.classes is None else class_names(config.classes)
     match config.kind:
         case "cifar10" | "cifar100":
@@ -74,7 +74,7 @@ def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
         whole = SampleIndex.load(kept)
     else:
         whole = _scanned(config, classes)
-        if kept is not None and ranks.is_main():
+        if kept is not None and distributed.is_main():
             whole.save(kept)
             whole = SampleIndex.load(kept)  # a large one is mapped, and so shared with the other ranks
     whole = _cached(whole, config)
@@ -93,7 +93,7 @@ def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:
 
 
 def _scanned(config: cfg.Data, classes: Sequence[str] | None) -> SampleIndex:
-    progress = ranks.is_main()
+    progress = distributed.is_main()
     match config.kind:
         case "folder":
             found = SampleIndex.from_folder(config.path, progress=progress, classes=classes)
@@ -211,55 +211,56 @@ def evaluation_views(config: cfg.Views) -> list[View]:
     return recipes.evaluation(config.size, centre_share=0.875 if config.size >= 128 else 1.0)
 
 
-def training_loader(
-    setting: Setting, views: cfg.Views, index: SampleIndex, regions: RegionTable, split_bn: int = 0
-) -> ViewLoader:
-    """The guided loader. Each process takes its share of `optim.batch`.
-
-    Args:
-        split_bn: groups of batch norm into which the share of a process must divide; 0: no groups.
+def training_loader(config: cfg.Config, index: SampleIndex, regions: RegionTable) -> ViewLoader:
+    """The guided loader. Each rank takes its share of `optim.batch`.
 
     Raises:
-        ValueError: the processes do not divide the batch, or the images do not fill one.
+        ValueError: the ranks do not divide the batch, or the images do not fill one.
     """
-    each, rest = divmod(setting.batch, ranks.world())
-    if rest:
+    world = distributed.world()
+    if config.optim.batch % world:
         raise ValueError(
-            f"optim.batch {setting.batch} does not divide over {ranks.world()} processes; "
+            f"optim.batch {config.optim.batch} does not divide over {world} processes; "
             "start a number of processes that divides it"
         )
-    if split_bn and each % split_bn:
+    splits = config.method.split_bn if isinstance(config.method, cfg.MoCo) else 0
+    each = config.optim.batch // world
+    if splits and each % splits:
         raise ValueError(
-            f"method.split_bn {split_bn} does not divide the {each} samples of each of {ranks.world()} "
-            "processes; choose a divisor, or another number of processes"
+            f"method.split_bn {splits} does not divide the {each} samples of each of {world} processes; "
+            "choose a divisor, or another number of processes"
         )
-    return ViewLoader(index, training_views(views), each, regions=regions, **loader_options(setting, views))
+    views = training_views(config.views)
+    return ViewLoader(index, views, each, regions=regions, **loader_options(config))
 
 
 def plain_loader(
-    setting: Setting, views: cfg.Views, index: SampleIndex, shown: Sequence[View], alone: bool = False
+    config: cfg.Config, index: SampleIndex, views: Sequence[View], alone: bool = False
 ) -> ViewLoader:
-    """Every image of an index once, in order, shared among the ranks, or all for this process `alone`.
+    """Every image of an index once, in order, shared out over the ranks, or for this process `alone`.
 
-    A batch has as many images as a process trains on, within 32 and 256, so that it fits the memory if
-    training does. `run.max_bad_share` is not applied: among few images, one may be a large share.
+    A batch has as many images as a process trains on, within 32 and 256, so that what fits the memory in
+    training fits it here. How many may be unreadable is judged in training: of a few images, one may be a
+    large share.
     """
-    rank, world = (0, 1) if alone else (ranks.rank(), ranks.world())
-    batch = min(256, max(32, setting.batch // ranks.world()), -(-len(index) // world))
-    options = {**loader_options(setting, views), "rank": rank, "world": world, "max_bad_share": 1.0}
-    return ViewLoader(index, shown, batch, shuffle=False, drop_last=False, **options)
+    rank, world = (0, 1) if alone else (distributed.rank(), distributed.world())
+    trained = config.optim.batch // distributed.world()
+    batch = min(256, max(32, trained), -(-len(index) // world))
+    options = {**loader_options(config), "rank": rank, "world": world, "max_bad_share": 1.0}
+    return ViewLoader(index, views, batch, shuffle=False, drop_last=False, **options)
 
 
-def loader_options(setting: Setting, views: cfg.Views) -> dict[str, Any]:
+def loader_options(config: cfg.Config) -> dict[str, Any]:
     """What all loaders of a run have in common, as keyword arguments of ViewLoader."""
-    half = setting.kind == "gpu" and setting.precision is not None
+    device = device_kind(config)
+    half = device == "gpu" and precision(config) is not None
     return {
-        "device": setting.kind,
-        "seed": setting.seed,
+        "device": device,
+        "seed": config.run.seed,
         "dtype": "float16" if half else "float32",
-        "mean": views.mean,
-        "std": views.std,
-        "threads": setting.threads,
-        "on_bad_image": setting.on_bad_image,
-        "max_bad_share": setting.max_bad_share,
+        "mean": config.views.mean,
+        "std": config.views.std,
+        "threads": config.run.threads,
+        "on_bad_image": config.run.on_bad_image,
+        "max_bad_share": config.run.max_bad_share,
     }

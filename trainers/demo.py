@@ -17,10 +17,9 @@ from . import config as cfg
 from .config import file as config_file
 from .data import open_data, training_loader
 from .engine import checkpoint
-from .engine.setting import join
-from .evaluate.box_scores import reference
+from .evaluate.localisation import reference
 from .pretrain import Result, pretrain
-from .report.files import CONFIG as CONFIG_OF_RUN
+from .report import CONFIG as CONFIG_OF_RUN
 from .report.report import table
 
 __all__ = ["demo"]
@@ -124,7 +123,7 @@ def _loader_rate(config: cfg.Config) -> float:
     data = open_data(config.data, config.run.seed)
     regions = RegionTable(len(data.train), config.regions)
     regions.load_state_dict(checkpoint.load(config.run.out)["regions"])
-    loader = training_loader(join(config), config.views, data.train, regions)
+    loader = training_loader(config, data.train, regions)
     for epoch in range(2):  # the first one builds the graph
         loader.set_epoch(epoch)
         for _ in loader:

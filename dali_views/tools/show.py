@@ -1,124 +1,127 @@
-"""Pictures of what the loader does: each image with its box, heatmap and crops, beside its views."""
+"""dali-views show: a picture or a page of images, boxes, crops and views."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import argparse
+import inspect
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..data.index import SampleIndex
-from ..loader.batch import Batch
-from ..loader.loader import IMAGENET_MEAN, IMAGENET_STD
-from .pack.image import as_stored
+from ..plan import recipes
+from ..plan.views import CROPS, View
+from ..regions.table import RegionTable
+from . import options
+from .command_line import Answer
 
-BOX_COLOUR = "#ffffff"
-CROP_COLOURS = (
-    "#ff5a36",
-    "#22a7f0",
-    "#f7ca18",
-    "#2ecc71",
-    "#d45bff",
-    "#00d0c4",
-    "#ff8fb1",
-    "#b8e986",
-    "#c0a080",
-    "#7f8cff",
-)
-_MOST_VIEWS = 10
-_LONGEST_NAME = 28  # letters that fit above an image
+EXAMPLES = """
+dali-views show photos --out views.png
+dali-views show photos --out views.html
+dali-views show photos --regions regions.safetensors --crop contrastive --out guided.png
+"""
 
 
-def grid(
-    index: SampleIndex,
-    batch: Batch,
-    *,
-    heatmaps: NDArray[np.float32] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> Figure:
-    """One line per sample: the image with its semantic box (dashed) and every crop, the heatmap, the views.
-
-    Args:
-        batch: the samples to show, as the loader gave them.
-        heatmaps: (B, h, w) in [0, 1] on the whole image, drawn over it if given.
-        mean, std: the loader's normalisation, undone here.
-    """
-    views = batch.views[:_MOST_VIEWS]
-    columns = 1 + (heatmaps is not None) + len(views)
-    figure = Figure(figsize=(1.7 * columns, 1.85 * len(batch) + 0.25), dpi=100, layout="constrained")
-    axes = figure.subplots(len(batch), columns, squeeze=False)
-    pixels = [denormalise(view.float().cpu().numpy(), mean, std) for view in views]
-    crops, flipped = batch.crops.cpu().numpy(), batch.flipped.cpu().numpy()
-    boxes, weights = batch.boxes.cpu().numpy(), batch.weights.cpu().numpy()
-    for row, sample in enumerate(batch.index.tolist()):
-        line = list(axes[row])
-        image = read_image(index, sample)
-        height, width = image.shape[:2]
-        line[0].imshow(image)
-        for view in range(len(views)):
-            _outline(line[0], crops[row, view], (height, width), CROP_COLOURS[view % len(CROP_COLOURS)], "-")
-        _outline(line[0], boxes[row], (height, width), BOX_COLOUR, "--")
-        name = Path(index.path(sample)).name
-        told = name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"  # numbers come last
-        line[0].set_title(f"{told}\nweight {weights[row]:.2f}", fontsize=7)
-        if heatmaps is not None:
-            line[1].imshow(image)
-            line[1].imshow(
-                heatmaps[row], extent=(0, width, height, 0), alpha=0.55, cmap="inferno", vmin=0, vmax=1
-            )
-            _outline(line[1], boxes[row], (height, width), BOX_COLOUR, "--")
-            line[1].set_title("heatmap, box", fontsize=7)
-        for view, axis in enumerate(line[-len(views) :]):
-            axis.imshow(pixels[view][row])
-            axis.set_title(f"view {view}" + (", flipped" if flipped[row, view] else ""), fontsize=7)
-            for spine in axis.spines.values():
-                spine.set(color=CROP_COLOURS[view % len(CROP_COLOURS)], linewidth=2.5)
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG (or whatever the suffix says)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def as_array(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as (H, W, 3) pixels, for TensorBoard."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def read_image(index: SampleIndex, row: int) -> NDArray[np.uint8]:
-    """The stored image as (H, W, 3); EXIF orientation is not applied, as in the loader."""
-    if index.arrays is not None:
-        return np.asarray(index.arrays[row])
-    with Image.open(io.BytesIO(index.encoded(row))) as image:
-        return np.asarray(as_stored(image)[0].convert("RGB"))
-
-
-def denormalise(
-    views: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]
-) -> NDArray[np.float32]:
-    """(B, 3, S, S) normalised to (B, S, S, 3) in [0, 1]."""
-    pixels = views.transpose(0, 2, 3, 1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    return pixels.clip(0.0, 1.0)
-
-
-def _outline(axis: Axes, box: NDArray[np.float32], size: tuple[int, int], colour: str, style: str) -> None:
-    y0, x0, y1, x1 = box * np.array([size[0], size[1], size[0], size[1]])
-    patch = Rectangle(
-        (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linestyle=style, linewidth=1.6
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    options.add_images(parser)
+    options.add_views(parser)
+    at_least, option = options.at_least, parser.add_argument
+    option(
+        "--out", type=Path, default=Path("views.png"), help="picture, or page (.html), to write (views.png)"
     )
-    axis.add_patch(patch)
+    option("--count", type=at_least(1), default=6, help="images to show (6)")
+    option("--epoch", type=int, default=0, help="epoch of the draw (0)")
+    option("--crop", choices=CROPS, help="replaces how the recipe crops")
+    option("--alpha", type=float, help="Beta distribution of contrastive crops (0.6)")
+    option("--locals", type=at_least(0), help="local views, of the recipe dino (8)")
+    option("--local-size", type=at_least(1), help="pixels along a local view's side (96)")
+    option("--regions", type=Path, metavar="TABLE", help="region table that guides the crops")
+    option("--partner", action="store_true", help="cut the second view from the partner in --regions")
+    option("--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)")
+    option("--weights", type=Path, help="state dict of --model (.pt)")
+    option("--layer", help="layer of --model to look at (layer4)")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Draws what the loader returns for a few images, evenly spread over the data set."""
+    from ..loader.loader import ViewLoader
+    from .page import render
+    from .sample import drawings, sheet
+
+    index, views = options.open_index(args), _views(args)
+    table = RegionTable.load(args.regions, index.fingerprint) if args.regions else RegionTable(len(index))
+    if len(table) != len(index):
+        raise ValueError(
+            f"The table {args.regions} has {len(table)} rows, and there are {len(index)} images; "
+            "give the table that was made with these."
+        )
+    rows = np.linspace(0, len(index) - 1, min(args.count, len(index))).astype(np.int64)
+    partner = table.partner[rows]
+    everyone = np.concatenate([rows, np.setdiff1d(partner, rows)])  # partners come last
+    part, regions = index.subset(everyone), table.subset(everyone)
+    places = {row: place for place, row in enumerate(everyone.tolist())}
+    regions.update(np.arange(len(rows)), partner=[places[row] for row in partner.tolist()])
+
+    how: dict[str, Any] = {"device": options.device(args), "shuffle": False, "rank": 0, "world": 1}
+    loader = ViewLoader(part, views, len(rows), regions=regions, seed=args.seed, max_bad_share=1.0, **how)
+    loader.set_epoch(args.epoch)
+    batch = next(iter(loader))
+    maps = None
+    if args.model is not None:
+        shown = part.subset(batch.index.cpu().numpy())  # an unreadable image has been replaced
+        whole = ViewLoader(shown, recipes.localisation(args.size), len(shown), **how)
+        maps = _heatmaps(args, next(iter(whole)).views[0])
+    samples = drawings(part, batch, views, regions, heatmaps=maps)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.out.suffix.lower() in (".html", ".htm"):
+        title = f"{args.recipe} on {os.path.basename(args.images[0].rstrip('/'))}, epoch {args.epoch}"
+        args.out.write_text(render(Path(__file__).with_suffix(".html"), title=title, samples=samples))
+    else:
+        sheet([(f"{each.name}  {each.facts}", [*each.images, *each.views]) for each in samples]).save(
+            args.out
+        )
+    facts = {"out": args.out, "images": len(batch), "views": len(views)}
+    return Answer(facts, f"{args.out}: {len(batch)} images, {len(views)} views each")
+
+
+def _views(args: argparse.Namespace) -> list[View]:
+    """The recipe with the changes that were given."""
+    recipe = recipes.BY_NAME[args.recipe]
+    given = {"crop": args.crop, "alpha": args.alpha, "locals": args.locals, "local_size": args.local_size}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.model is None and (args.weights is not None or args.layer is not None):
+        raise ValueError("--weights and --layer are of --model; name one, or leave them out.")
+    if args.alpha is not None and args.crop != "contrastive":
+        raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
+    if strange := sorted(changes.keys() - inspect.signature(recipe).parameters.keys()):
+        option = "--" + strange[0].replace("_", "-")
+        raise ValueError(
+            f"The recipe {args.recipe} takes no {option}; leave it out, or choose another --recipe."
+        )
+    views: list[View] = recipe(args.size, **changes)
+    if args.partner:
+        if args.regions is None or len(views) < 2:
+            raise ValueError("--partner needs the --regions that name partners, and a --recipe of two views.")
+        views[1] = replace(views[1], source="partner")
+    return views
+
+
+def _heatmaps(args: argparse.Namespace, images: Any) -> NDArray[np.float32]:
+    """(B, h, w) heatmaps of whole images (B, 3, S, S) by a torchvision model."""
+    import torch
+    from torchvision.models import get_model
+
+    from ..maps.heatmap import heatmaps
+
+    model = get_model(args.model)
+    if args.weights is not None:
+        try:
+            model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+        except Exception as error:  # PyTorch raises errors of any kind for a file that it cannot read
+            told = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{args.weights} is no state dict of {args.model}: {told}") from error
+    return heatmaps(model.to(images.device), images, args.layer or "layer4").cpu().numpy()

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine import ranks
+from trainers.engine import ranks as distributed
 from trainers.engine.schedules import Clock
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method, are_kin, log_ratio
+from trainers.methods.method import Method
 from trainers.methods.momentum import ema_update, momentum_copy
+from trainers.methods.negatives import are_kin, log_ratio
 from trainers.methods.split_bn import split_batch_norm
 
 __all__ = ["MoCo", "info_nce"]
@@ -117,20 +118,20 @@ class MoCo(Method):
         keys = self._keys(key_view, 2 * self.step + direction)
         if self.training:
             unknown = torch.full((len(keys), 2), -1, device=keys.device)
-            self._fresh.append((keys, unknown if kin is None else ranks.gather(kin)))
-        start = ranks.rank() * len(query)
+            self._fresh.append((keys, unknown if kin is None else distributed.gather(kin)))
+        start = distributed.rank() * len(query)
         excluded = None if kin is None else are_kin(kin, self.queue_kin)
         return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature, excluded)
 
     @torch.no_grad()
     def _keys(self, images: Tensor, seed: int) -> Tensor:
         """Keys of all ranks in rank order (world * B, D), each encoded in a batch mixed over the ranks."""
-        if ranks.world() == 1 and not self.split_bn:
+        if distributed.world() == 1 and not self.split_bn:
             return normalise(self.key_projector(self.key_backbone(images)))
-        everything = ranks.gather(images)
-        start, rows = ranks.rank() * len(images), len(images)
+        everything = distributed.gather(images)
+        start, rows = distributed.rank() * len(images), len(images)
         # Equal on all ranks without communication, and again after a resume.
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
         mixed = everything[order[start : start + rows].to(images.device)]
-        keys = ranks.gather(normalise(self.key_projector(self.key_backbone(mixed))))
+        keys = distributed.gather(normalise(self.key_projector(self.key_backbone(mixed))))
         return keys[torch.argsort(order).to(images.device)]

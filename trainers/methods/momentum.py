@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainers.engine import ranks
+from trainers.engine import ranks as distributed
 
 __all__ = ["Centre", "ema_update", "momentum_copy"]
 
@@ -54,5 +54,5 @@ class Centre(nn.Module):
     def update(self) -> None:
         """Move by the outputs noted last: c = momentum * c + (1 - momentum) * their mean."""
         if self._noted is not None:
-            self.value.lerp_(ranks.all_mean(self._noted), 1 - self.momentum)
+            self.value.lerp_(distributed.all_mean(self._noted), 1 - self.momentum)
             self._noted = None

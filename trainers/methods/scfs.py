@@ -8,16 +8,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dali_views.maps.heatmap import feature_grid
-from dali_views.maps.tap import FeatureTap
 from trainers import config as cfg
-from trainers.encoders.backbones import Backbone, look
+from trainers.encoders.backbones import Backbone
 from trainers.engine.schedules import Clock, cosine
 from trainers.methods.dino import DINO, GLOBAL, across_views, cross_entropy, global_and_local, per_view
 from trainers.methods.heads import normalise
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.stages import Stages
 
-__all__ = ["SCFS", "LayerHead", "Stages", "feature_search"]
+__all__ = ["SCFS", "LayerHead", "feature_search"]
 
 
 def feature_search(queries: Tensor, features: Tensor) -> Tensor:
@@ -67,47 +66,6 @@ class LayerHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         pooled = (features + self.bottleneck(features)).relu().mean(dim=(2, 3))
         return normalise(self.projector(pooled))
-
-
-class Stages:
-    """A backbone that also returns the maps of some layers.
-
-    Not a module: the owner of the backbone keeps its parameters. Hooks are copied with a network, so make a
-    momentum copy before.
-
-    Args:
-        layers: dotted names of layers; each gives a map (B, C, h, w), or tokens (B, T, C) in row order
-            after the class and register tokens, which are dropped.
-
-    Raises:
-        ValueError: there is no such layer.
-    """
-
-    def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
-        self.backbone = backbone
-        self.taps = [FeatureTap(backbone, layer) for layer in layers]
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images (B, 3, S, S) -> pooled features (B, dim) and a map (B, C, h, w) per layer."""
-        pooled = self.backbone(images)
-        return pooled, [self._as_map(tap) for tap in self.taps]
-
-    def channels(self) -> list[int]:
-        """Channels C of each layer's map, measured on one empty image."""
-        # Transformers accept only the size that they are made for; for others a small image is quicker.
-        net = self.backbone
-        fixed = hasattr(net, "class_token") or hasattr(net, "cls_token") or net.channels_last_maps
-        size = int(getattr(net, "default_cfg", {}).get("input_size", (224,))[-1]) if fixed else 64
-        look(net, size)
-        return [self._as_map(tap).shape[1] for tap in self.taps]
-
-    def _as_map(self, tap: FeatureTap) -> Tensor:
-        net = self.backbone
-        try:
-            return feature_grid(tap.features, net.prefix_tokens, channels_last=net.channels_last_maps)
-        except ValueError as error:
-            told = f"{error}".rstrip(".")
-            raise ValueError(f"layer {tap.layer}: {told}; name other layers by method.layers") from None
 
 
 class SCFS(DINO):

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine import ranks
+from trainers.engine import ranks as distributed
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method, are_kin, log_ratio
+from trainers.methods.method import Method
+from trainers.methods.negatives import are_kin, log_ratio
 
 __all__ = ["SimCLR", "nt_xent"]
 
@@ -33,14 +34,14 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, kin: Tensor | Non
     """
     with torch.autocast(first.device.type, enabled=False):
         own = torch.stack([normalise(first), normalise(second)], dim=1)  # (B, view, D)
-        others = ranks.gather_with_grad(own).flatten(0, 1)  # sample i's views at 2i and 2i + 1
+        others = distributed.gather_with_grad(own).flatten(0, 1)  # sample i's views at 2i and 2i + 1
         logits = own.flatten(0, 1) @ others.T / temperature
         row = torch.arange(len(logits), device=logits.device)
-        column = row + ranks.rank() * len(logits)
+        column = row + distributed.rank() * len(logits)
         itself = column[:, None] == torch.arange(len(others), device=logits.device)
         logits = logits.masked_fill(itself, -torch.inf)
         if kin is not None:
-            related = are_kin(kin, ranks.gather(kin)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+            related = are_kin(kin, distributed.gather(kin)).repeat_interleave(2, 0).repeat_interleave(2, 1)
             own_pair = column[:, None] // 2 == torch.arange(len(others), device=logits.device) // 2
             logits = logits.masked_fill(related & ~own_pair, -torch.inf)
         losses = F.cross_entropy(logits, column ^ 1, reduction="none")

@@ -1,197 +1,219 @@
-"""What a page about a run needs beside its metrics, kept in small files as the run goes: RUN/history/.
+"""RUN/history: what the page and TensorBoard show of a run beside its metrics, in small files.
 
-    left_out.txt     files that the index has left out, with reasons
-    events.jsonl     each start and each end, with the machine
-    followed.json    a dozen samples, chosen by the seed, with small pictures
-    boxes.jsonl      where the region table had their boxes, a line for every pass of the guide
+    left_out.txt     files that the index left out, with reasons
+    events.jsonl     each start, with the machine, and each end
+    followed.json    a dozen samples, drawn by the seed, with small pictures
+    boxes.jsonl      their boxes in the region table, a line for every pass of the guide
     localised.json   the best and the worst boxes of the latest evaluation
     pairs.json       some semantic pairs
 
-None grows with the data set, but for its bad files, and only boxes.jsonl and events.jsonl grow with time.
+Their size does not depend on the data set, except for its bad files; only .jsonl files grow with time.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from dali_views import RegionTable, SampleIndex, bad_list
 from dali_views.system.files import atomic_write
-from dali_views.tools.show import read_image
-from dali_views.tools.show_page import name_of
-from dali_views.tools.web_page import fitted, jpeg_uri
+from dali_views.tools.page import jpeg
+from dali_views.tools.sample import (
+    BOX_COLOUR,
+    TRUE_COLOUR,
+    Outline,
+    Picture,
+    class_of,
+    name_of,
+    ramp,
+    read_image,
+)
 
-from ..evaluate.box_scores import Localised, heaviest
-from .files import HISTORY
+from ..evaluate.localisation import Localised
+from ..guides.health import heaviest
+from . import HISTORY
 
-__all__ = ["RunHistory", "keep_until", "lines_of", "stored_in"]
+__all__ = ["History", "Lines", "followed", "keep_until", "lines_of", "passes", "recorded"]
 
-_FOLLOWED = 12
-_PAIRS = 6
-_ENDS = 6  # samples of each end in localised.json
+Lines: TypeAlias = list[tuple[str, list[Picture]]]
+"""Lines of pictures under their titles."""
+
+_FOLLOWED, _PAIRS, _ENDS, _PASSES = 12, 6, 6, 8  # samples, pairs, samples of each end, passes of the guide
 _SIDE, _BYTES = 320, 16_000  # of a small picture
 _TRUE = 20  # true boxes kept of a sample
 _STREAM = 0x666F  # sets these draws apart from others of the seed
+_PLASMA = ("#8f0da4", "#c23c81", "#e66c5c", "#fba238", "#f7e425")  # passes, from first to last
 
 
-class RunHistory:
+class History:
     """Writes the files; on the main rank only, a few times an epoch at most.
 
     Args:
-        folder: the run's; step: steps taken by earlier processes, whose entries from there on are taken back.
+        folder: the run's.
         seed: of the choice of samples.
+        step: steps taken by earlier processes; later entries of theirs are dropped.
     """
 
     def __init__(self, folder: Path, index: SampleIndex, seed: int, step: int) -> None:
-        self.folder = folder / HISTORY
-        self.index = index
-        self.seed = seed
+        self.folder, self.index, self.seed = folder / HISTORY, index, seed
         if step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
         keep_until(self.folder / "boxes.jsonl", step)
-        keep_until(
-            self.folder / "events.jsonl", sys.maxsize
-        )  # of which a kill may have left a piece of a line
-        for name in ("localised.json", "pairs.json"):
-            stored = stored_in(self.folder / name)
-            if stored and stored["step"] > step:
-                (self.folder / name).unlink()
+        keep_until(self.folder / "events.jsonl")
+        for file in self.folder.glob("*.json"):
+            if _stored(file).get("step", 0) > step:
+                file.unlink()
         bad_list.save(self.folder / "left_out.txt", dict(index.left_out))
-        followed = stored_in(self.folder / "followed.json")
-        if not followed:
-            followed = {"rows": self._followed(), "cards": []}
-            followed["cards"] = [self._card(index, row) for row in followed["rows"]]
-            self._put("followed.json", followed)
-        self.rows = np.array(followed["rows"], np.int64)
+        if "rows" not in _stored(self.folder / "followed.json"):
+            boxed = np.flatnonzero(np.diff(index.box_start))  # samples with true boxes, if there are any
+            rows = self._drawn(boxed if len(boxed) else np.arange(len(index)), _FOLLOWED)
+            pictures, half = [_sample(index, row) for row in rows], len(rows) // 2
+            self._put("followed", 0, [("", pictures[:half]), ("", pictures[half:])], rows=rows)
+        self.rows = np.array(_stored(self.folder / "followed.json")["rows"], np.int64)
 
     def event(self, name: str, step: int, **facts: Any) -> None:
-        """Note that the run started or ended."""
+        """Record that the run started or ended."""
         self._add("events.jsonl", {"event": name, "step": step, "time": round(time.time()), **facts})
 
-    def boxes(self, regions: RegionTable, epoch: int, step: int) -> None:
-        """Note where the guide has put the boxes of the followed samples; of several the heaviest."""
-        written = regions.written[self.rows]
-        if not written.any():
-            return
-        found = heaviest(regions, self.rows)
+    def boxes(self, regions: RegionTable, epoch: int, step: int) -> bool:
+        """Record the heaviest boxes of the followed samples; whether the guide has written any."""
+        written, found = regions.written[self.rows], heaviest(regions, self.rows)
         boxes = [_short(box) if known else None for box, known in zip(found, written, strict=True)]
-        self._add("boxes.jsonl", {"step": step, "epoch": epoch, "boxes": boxes})
+        if written.any():
+            self._add("boxes.jsonl", {"step": step, "epoch": epoch, "boxes": boxes})
+        return bool(written.any())
 
     def pairs(self, regions: RegionTable, step: int) -> bool:
-        """Note some semantic pairs, once; whether it was now."""
-        if (self.folder / "pairs.json").exists():
+        """Record some semantic pairs, once; whether it was now."""
+        partner = regions.partner
+        paired = np.flatnonzero(partner != np.arange(len(regions)))
+        if not len(paired) or (self.folder / "pairs.json").exists():
             return False
-        paired = np.flatnonzero(regions.partner != np.arange(len(regions)))
-        if not len(paired):
-            return False
-        rows = self._drawn(paired, _PAIRS).tolist()
-        pairs = [
-            [self._card(self.index, row), self._card(self.index, int(regions.partner[row]))] for row in rows
-        ]
-        self._put("pairs.json", {"step": step, "pairs": pairs})
+        pairs = [(row, int(partner[row])) for row in self._drawn(paired, _PAIRS)]
+        self._put("pairs", step, [("", [_sample(self.index, row) for row in pair]) for pair in pairs])
         return True
 
     def localised(self, found: Localised, epoch: int, step: int) -> None:
-        """Note the samples whose boxes found a true box best, and worst."""
+        """Record the samples whose boxes match a true box best, and worst."""
         scored = np.flatnonzero(np.isfinite(found.overlap))
-        order = scored[np.argsort(-found.overlap[scored], kind="stable")]
+        order = scored[np.argsort(-found.overlap[scored], kind="stable")].tolist()
         half = min(_ENDS, len(order) // 2)
-        ends = {"best": order[: max(half, 1)], "worst": order[::-1][:half]}
-        cards = {
-            name: [
-                {
-                    **self._card(found.index, row),
-                    "box": _short(found.boxes[row]),
-                    "iou": float(found.overlap[row]),
-                }
-                for row in rows.tolist()
-            ]
-            for name, rows in ends.items()
-        }
-        self._put("localised.json", {"step": step, "epoch": epoch, "threshold": found.threshold, **cards})
+        lines = []
+        for title, rows in (("Best", order[: max(half, 1)]), ("Worst", order[::-1][:half])):
+            boxes = [(_short(found.boxes[row]), BOX_COLOUR, "strong", "box of the map") for row in rows]
+            lines.append((title, [
+                _sample(found.index, row, f"IoU {found.overlap[row]:.2f}, ", box)
+                for row, box in zip(rows, boxes, strict=True)
+            ]))  # fmt: skip
+        told = (
+            f"Boxes of the encoder's maps after epoch {epoch}, at {found.threshold:g} of the maximum: "
+            "the threshold of greatest mean IoU."
+        )
+        self._put("localised", step, [line for line in lines if line[1]], told=told)
 
-    def _followed(self) -> list[int]:
-        """Rows to follow; where some have true boxes, of these."""
-        boxed = np.flatnonzero(np.diff(self.index.box_start))
-        rows = self._drawn(boxed if len(boxed) else np.arange(len(self.index)), _FOLLOWED)
-        return [int(row) for row in rows]
-
-    def _drawn(self, rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    def _drawn(self, rows: npt.NDArray[np.int64], most: int) -> list[int]:
         draw = np.random.default_rng([self.seed, _STREAM])
-        return np.sort(draw.choice(rows, min(most, len(rows)), replace=False))
+        return sorted(draw.choice(rows, min(most, len(rows)), replace=False).tolist())
 
-    def _card(self, index: SampleIndex, row: int) -> dict[str, Any]:
-        """What is shown of a sample; its image may be gone when that is looked at."""
-        label = int(index.labels[row])
-        named = index.classes[label] if 0 <= label < len(index.classes) else str(label) if label >= 0 else ""
-        try:
-            picture = jpeg_uri(fitted(read_image(index, row), _SIDE), _BYTES)
-        except Exception as error:  # a source of one's own raises what it likes
-            picture = ""
-            named += f" (not readable: {error})"
-        return {
-            "name": name_of(index, row),
-            "class": named,
-            "size": index.sizes[row].tolist(),
-            "true": [_short(box) for box in index.truth(row)[:_TRUE]],
-            "picture": picture,
-        }
-
-    def _put(self, name: str, content: Mapping[str, Any]) -> None:
-        with atomic_write(self.folder / name) as file:
-            file.write(json.dumps(content).encode())
+    def _put(self, name: str, step: int, lines: Sequence[tuple[str, Any]], **more: Any) -> None:
+        with atomic_write(self.folder / f"{name}.json") as file:
+            file.write(json.dumps({"step": step, **more, "lines": lines}).encode())
 
     def _add(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that tell their step; none if there is no file.
-
-    A process killed in the middle of a line leaves a piece of one, which is passed over.
-    """
-    if not file.is_file():
-        return []
-    found = []
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                found.append(entry)
-    return found
+def _sample(index: SampleIndex, row: int, told: str = "", *lines: tuple[Any, ...]) -> dict[str, Any]:
+    """What `_picture` needs to show a sample when its image may be gone."""
+    caption = f"{told}{name_of(index, row)}{class_of(index, row)}"
+    try:
+        jpg = jpeg(read_image(index, row), _SIDE, _BYTES)
+    except Exception as error:  # a user's own source may raise anything
+        jpg, caption = "", f"{caption} (not readable: {error})"
+    true = [(_short(box), TRUE_COLOUR, "thin", "true boxes") for box in index.truth(row)[:_TRUE]]
+    return {"caption": caption, "outlines": [*true, *lines], "jpg": jpg}
 
 
-def keep_until(file: Path, step: int) -> None:
-    """Take back the lines of steps that a resumed run is about to take again."""
-    if not file.exists():
-        return
-    kept = "".join(json.dumps(line) + "\n" for line in lines_of(file) if line["step"] <= step)
-    if kept != file.read_text(errors="replace"):
-        with atomic_write(file) as draft:
-            draft.write(kept.encode())
+def _picture(caption: str, outlines: Sequence[Any], jpg: str) -> Picture:
+    """A recorded sample; grey if its image could not be read then, or if there is no JPEG now."""
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(jpg.partition(",")[2])), formats=["JPEG"])
+        image.load()
+    except (OSError, ValueError):
+        image = Image.new("RGB", (_SIDE, _SIDE), "#808080")
+    return Picture(image, caption, [Outline(*outline) for outline in outlines])
 
 
-def stored_in(file: Path) -> dict[str, Any] | None:
-    """What a .json file holds by name; None if there is no such file, or no such thing in it."""
+def _short(box: npt.NDArray[np.floating[Any]]) -> list[float]:
+    return [round(float(value), 4) for value in box]
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """The content of a .json file; empty if there is no such file, or something else in it."""
     try:
         stored = json.loads(file.read_text())
     except (OSError, ValueError):
-        return None
-    return stored if isinstance(stored, dict) else None
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
-def _short(box: Sequence[float] | npt.NDArray[np.floating[Any]]) -> list[float]:
-    return [round(float(value), 4) for value in box]
+def recorded(folder: Path, name: str) -> tuple[str, Lines]:
+    """A remark and the recorded pictures of a run; empty if there are none."""
+    stored = _stored(folder / HISTORY / f"{name}.json")
+    lines = stored.get("lines", [])
+    return stored.get("told", ""), [(title, [_picture(**each) for each in line]) for title, line in lines]
+
+
+def followed(folder: Path) -> Lines:
+    """The followed samples with their boxes after passes of the guide; empty if there was none."""
+    shown, lines = passes(folder), recorded(folder, "followed")[1]
+    colours = [f"#{bytes(each).hex()}" for each in ramp(np.linspace(1, 0, len(shown))[::-1], _PLASMA)]
+    pictures = [picture for _, line in lines for picture in line]
+    for note, colour in zip(shown, colours, strict=True):
+        for picture, box in zip(pictures, note["boxes"], strict=True):
+            if box:
+                picture.outlines.append(Outline(box, colour, "strong", f"epoch {note['epoch']}"))
+    return lines if shown else []
+
+
+def passes(folder: Path) -> list[dict[str, Any]]:
+    """The boxes of the followed samples after at most 8 passes of the guide, evenly spread."""
+    by_epoch = {line["epoch"]: line for line in lines_of(folder / HISTORY / "boxes.jsonl")}
+    lines = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    return [lines[place] for place in np.linspace(0, len(lines) - 1, min(_PASSES, len(lines))).astype(int)]
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that have a step; none if there is no file.
+
+    A process killed in the middle of a line leaves a piece of one, which is skipped.
+    """
+    found = []
+    for line in file.read_text(errors="replace").split("\n") if file.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            found.append(entry)
+    return found
+
+
+def keep_until(file: Path, step: float = float("inf")) -> None:
+    """Drop the lines of later steps, which a resumed run takes again, and the piece that a kill has left."""
+    kept = "".join(json.dumps(line) + "\n" for line in lines_of(file) if line["step"] <= step)
+    if file.exists() and kept != file.read_text(errors="replace"):
+        with atomic_write(file) as draft:
+            draft.write(kept.encode())

@@ -9,33 +9,27 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list
 from dali_views.regions import Snapshot
 from dali_views.regions.sync import Traffic
 from dali_views.system.machine import machine
-from dali_views.tools import show
+from dali_views.tools.sample import sheet
 
 from .. import config as cfg
 from ..data import DataSets
 from ..engine import ranks as distributed
-from ..engine.setting import device_kind
-from ..evaluate.box_scores import box_areas, health
-from ..guides.guide import outlook
-from . import page as run_page
-from . import pictures as run_pictures
-from .boards import Boards
-from .collapse import Collapse
-from .files import METRICS, PAGE, PICTURES, QUARANTINE
-from .history import RunHistory, keep_until
-from .throughput import Throughput
-
-if TYPE_CHECKING:
-    from ..evaluate.evaluator import Evaluation
+from ..evaluate import Evaluation
+from ..guides.health import box_areas, health
+from . import METRICS, PAGE, PICTURES, QUARANTINE, history, page
+from .boards import start_wandb, tensorboard
+from .measures import Collapse, Throughput
 
 __all__ = ["Report", "table"]
 
@@ -50,41 +44,45 @@ class Report:
     """Writes into the run folder on the main rank; elsewhere only checks the loss. All ranks make all calls.
 
     Args:
-        steps: optimiser steps this process may come to; step: those already taken by an earlier one, whose
-            entries from there on are taken back.
+        batch: images of a step, on all ranks.
+        steps: optimiser steps this process may come to.
+        step: those already taken by an earlier process; later entries of it are dropped.
+        outlook: when crops will follow boxes, shown at the start.
     """
 
-    def __init__(self, config: cfg.Config, data: DataSets, loader: ViewLoader, steps: int, step: int) -> None:
-        self.every = config.run.log_every
+    def __init__(
+        self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, steps: int, step: int,
+        outlook: str = "",
+    ) -> None:  # fmt: skip
+        self.every = run.log_every
         self.loader = loader
-        self.throughput = Throughput(loader, config.optim.batch)
+        self.throughput = Throughput(loader, batch)
         self.index = data.train
         self.main = distributed.is_main()
         self._latest: torch.Tensor | None = None
         if not self.main:
             return
-        self.folder = folder = Path(config.run.out)
+        self.folder = folder = Path(run.out)
         self.metrics = folder / METRICS
-        self.pictures = folder / PICTURES
         self._listed = 0  # bad images
-        if step == 0:  # what stands there is of a run that did not come to its first checkpoint
+        if step == 0:  # what is there belongs to a run that did not come to its first checkpoint
             self.metrics.unlink(missing_ok=True)
-        keep_until(self.metrics, step)
-        self.boards = Boards(config, step)
-        self.history = RunHistory(folder, data.train, config.run.seed, step)
-        self._step, self._total = step, config.run.epochs * len(loader)
-        self._last = steps
+        history.keep_until(self.metrics, step)
+        # First, for it copies what TensorBoard gets afterwards.
+        self.wandb = None if run.wandb is None else start_wandb(folder, run.wandb, step)
+        self.board = tensorboard(folder, step)
+        self.history = history.History(folder, data.train, run.seed, step)
+        self.collapse = Collapse()
+        self._step, self._last, self._total = step, steps, run.epochs * len(loader)
+        device = "gpu" if loader.device.type == "cuda" else "cpu"
         self.history.event(
             "start", step, steps=self._total, steps_per_epoch=len(loader), processes=distributed.world(),
-            machine=machine(device_kind(config.run)), images=len(data.train), classes=len(data.train.classes),
+            machine=machine(device), images=len(data.train), classes=len(data.train.classes),
             true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
         )  # fmt: skip
-        tqdm.write(data.train.summary())
-        if told := outlook(config):
+        resumed = f"continued after step {step} of {self._total}" if 0 < step < steps else ""
+        for told in filter(None, (data.train.summary(), outlook, resumed)):
             tqdm.write(told)
-        if 0 < step < steps:
-            tqdm.write(f"continued after step {step} of {self._total}")
-        self.collapse = Collapse()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float, embedding: torch.Tensor) -> None:
@@ -144,11 +142,12 @@ class Report:
             told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
             tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
             if evaluation.picture is not None:
-                show.save(evaluation.picture, self.pictures / f"epoch-{epoch:04d}.png")
-                self.boards.picture("views", show.as_array(evaluation.picture), step)
+                (self.folder / PICTURES).mkdir(exist_ok=True)
+                evaluation.picture.save(self.folder / PICTURES / f"epoch-{epoch:04d}.png")
+                self._picture("views", evaluation.picture, step)
             if evaluation.localised is not None:
                 self.history.localised(evaluation.localised, epoch, step)
-                self.boards.picture("localised", run_pictures.localised(self.folder), step)
+                self._picture("localised", sheet(history.recorded(self.folder, "localised")[1]), step)
             self._page()
         return scores
 
@@ -162,12 +161,14 @@ class Report:
                 found |= {f"sync_{name}": value for name, value in asdict(regions.traffic).items()}
                 regions.traffic = Traffic()
             self._write({"step": step, "epoch": epoch, **found}, step)
-            self.boards.histogram("guide_box_area", box_areas(regions), step)
-            self.history.boxes(regions, epoch, step)
-            if regions.written[self.history.rows].any():
-                self.boards.picture("followed", run_pictures.followed(self.folder), step)
+            self.board.add_histogram("guide_box_area", box_areas(regions), step)
+            if self.history.boxes(regions, epoch, step):
+                self._picture("followed", sheet(history.followed(self.folder)), step)
             if self.history.pairs(regions, step):
-                self.boards.picture("pairs", run_pictures.pairs(self.folder), step)
+                self._picture("pairs", sheet(history.recorded(self.folder, "pairs")[1]), step)
+
+    def _picture(self, name: str, image: Image.Image, step: int) -> None:
+        self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def __enter__(self) -> Report:
         return self
@@ -182,7 +183,9 @@ class Report:
         self.bar.close()
         self._list_bad_images()
         self._page(ended=self._how(error))
-        self.boards.close(failed=error is not None)
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=int(error is not None))
 
     def _how(self, error: BaseException | None) -> str:
         """How the run came to its end."""
@@ -197,7 +200,7 @@ class Report:
         try:
             if ended:
                 self.history.event("end", self._step, how=ended)
-            run_page.write(self.folder)
+            page.write(self.folder)
         except Exception as error:  # of whatever kind: it can be made anew at any time
             warnings.warn(
                 f"{PAGE} could not be written ({error}); `report {self.folder}` makes it anew",
@@ -213,7 +216,8 @@ class Report:
     def _write(self, values: Mapping[str, Any], step: int) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
-        self.boards.scalars({name: value for name, value in values.items() if name != "step"}, step)
+        for name in values.keys() - {"step"}:
+            self.board.add_scalar(name, values[name], step)
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
