@@ -130,16 +130,13 @@ def _parameters(view: View) -> list[str]:
 
 def _crop(view: View, image: Any, start: Any, end: Any) -> Any:
     """Crop, resize and flip in one kernel."""
+    interpolation = _INTERPOLATION[view.interpolation]
+    size = [view.size, view.size]
     return fn.resize(
-        image,
-        size=[view.size, view.size],
-        roi_start=start,
-        roi_end=end,
-        interp_type=_INTERPOLATION[view.interpolation],
-        antialias=True,
+        image, size=size, roi_start=start, roi_end=end, interp_type=interpolation, antialias=True
     )
 
 
 def default_threads(local_world: int = 1) -> int:
-    """This process's share of the cores it may run on, at least one."""
+    """This process's share of the cores that it may use, at least one."""
     return max(1, len(os.sched_getaffinity(0)) // local_world)

@@ -1,8 +1,8 @@
-"""Colour, blur, solarise and normalisation of a view in the graph, for either device.
+"""Colour, blur, solarise and normalisation of a view in the graph, on both devices.
 
-What a view can need is known when the graph is built; probabilities are neutral parameters, not branches.
-On the CPU the whole block is one compiled function (`photometric_cpu.py`); on the GPU it is DALI's operators,
-which run on the CPU too: there the tests hold the two against each other.
+The operators of a view are known when the graph is built; a sample that an operator does not apply to gets
+neutral parameters. On the CPU the whole block is one compiled function (`colour_cpu`), on the GPU these are
+DALI's operators. They also run on the CPU, where tests compare the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DTYPE = {"float32": types.FLOAT, "float16": types.FLOAT16}
 
 
 def parameters(view: View) -> list[str]:
-    """The parts of a ViewPlan that this view's photometric operators read."""
+    """The parts of a ViewPlan that this view's operators read."""
     names = []
     if view.jitter > 0.0 or view.grayscale > 0.0:
         names += ["matrix", "pivot"]
@@ -40,11 +40,11 @@ def apply(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Any:
-    """The operators on (S, S, 3) uint8 views; normalised views come out, in `dtype` and HWC.
+    """From (S, S, 3) uint8 views to normalised ones in `dtype`, HWC.
 
     Args:
         given: graph nodes of the `parameters` of the view.
-        fused: the compiled function instead of DALI's operators, on the CPU only; threads: of it.
+        fused: use the compiled function (CPU only), with this number of threads.
         mean, std: of RGB, in units of a byte.
     """
     if fused and given:
@@ -72,7 +72,7 @@ def apply(
 def _colour(image: Any, matrix: Any, pivot: Any) -> Any:
     """Brightness, contrast, saturation, hue and grayscale as one linear map, clipped once."""
     grey = fn.reductions.mean(fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY))
-    # As an argument of `coord_transform` the shift would have to come to the CPU, and the CPU to wait for it.
+    # As an argument of `coord_transform`, the shift would be copied to the CPU, which would wait for it.
     mapped = fn.coord_transform(image, M=matrix, dtype=types.FLOAT) + _beside(image, pivot) * grey
     return fn.reshape(fn.cast(mapped, dtype=types.UINT8), layout="HWC")
 

@@ -1,9 +1,8 @@
 """Colour, blur, solarise and normalisation of a view in one compiled pass, for graphs on the CPU.
 
-DALI's kernels for the CPU do each of these apart; together they take several times as long as this does, and
-longer than decoding and resizing (`tests/bench/results/cpu_operators_*.csv`). The graph calls it through
-`fn.python_function`; no Python lock is held while it computes. The GPU has DALI's own operators
-(`photometric.py`), and the tests hold the two against each other.
+DALI's CPU operators do these one by one, which takes several times as long as this pass, and longer than
+decoding and resizing (`tests/bench/results/cpu_operators_*.csv`). The graph calls it through
+`fn.python_function`; it computes without holding Python's lock. GPUs use DALI's own operators (`colour.py`).
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class Photometric:
     """The operators with their constants; a callable for `fn.python_function(..., batch_processing=True)`.
 
     Args:
-        names: the parts of a `plan.ViewPlan` that will be given; the others are neutral.
-        threads: views worked on at the same time.
+        names: the parts of a `ViewPlan` that will be given; the others are neutral.
+        threads: views computed at the same time.
         mean, std: (3,) of the normalisation, in units of a byte.
     """
 
@@ -49,7 +48,7 @@ class Photometric:
         self._threads = threads
         self._mean = np.array(mean, np.float32)
         self._scale = (1.0 / np.array(std)).astype(np.float32)
-        # Kept from batch to batch, for fresh memory costs as much as the work. DALI copies what it is handed.
+        # Kept for all batches: fresh memory costs as much as the computation. DALI copies the result.
         self._out = np.empty((0, 0, 0), np.float32)
 
     def __call__(self, images: list[U8], *given: list[NDArray[Any]]) -> list[F32]:
@@ -66,7 +65,7 @@ class Photometric:
         if self._out.shape[0] < count:
             self._out = np.empty((count, size, 3 * size), np.float32)
         out = self._out[:count]
-        # Blurred views take longer than others, so that each worker takes the next one when it is free.
+        # A shared iterator balances the load: blurred views take longer than others.
         todo = iter(range(count))
 
         def work() -> None:
@@ -81,17 +80,17 @@ class Photometric:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Shared by all graphs of the process."""
+    """One pool for all graphs of the process."""
     return ThreadPoolExecutor(threads, thread_name_prefix="photometric")
 
 
-# A forked process has the pool, but not its threads.
+# A forked process inherits the pool without its threads.
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _compile(function: _Function) -> _Function:
-    """Machine code in place of a function; kept on disk between processes where that can be written to."""
-    # Nothing that may change the order or the rounding of sums: a view is the same on every machine.
+    """Compile a function; the result is cached on disk where that is writable."""
+    # No option that changes the order or the rounding of sums: a view is the same on every machine.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "ninf", "nsz"}}
     try:
         compiled: _Function = njit(cache=True, **options)(function)
@@ -100,8 +99,8 @@ def _compile(function: _Function) -> _Function:
     return compiled
 
 
-# The kernel treats a row of a view as one line of 3 W numbers, so that every inner loop runs over neighbours
-# in memory and compiles to vector instructions. Between operators values are rounded to bytes, as on the GPU.
+# The kernel treats a row of a view as one line of 3 W numbers: inner loops run over neighbours in memory and
+# compile to vector instructions. Between operators values are rounded to bytes, as on the GPU.
 
 
 @_compile
@@ -126,8 +125,8 @@ def _view(
     for x in range(line):
         shift[x], before[x], factor[x] = pivot[x % 3] * grey, mean[x % 3], scale[x % 3]
     weight = _gaussian(taps, sigma.item())
-    numbers = np.zeros(line + 4, np.float32)  # a row, with two zeros to each side
-    coloured = np.empty(line + 6 * taps, np.float32)  # a row, with room for what the blur sees beyond it
+    numbers = np.zeros(line + 4, np.float32)  # a row, with two zeros on each side
+    coloured = np.empty(line + 6 * taps, np.float32)  # a row, with room for its mirrored ends
     blurred = np.empty((height if taps > 0 else 0, line), np.float32)
     total = np.empty(line, np.float32)
     for y in range(height):
@@ -147,7 +146,7 @@ def _view(
 
 @_compile
 def _grey_mean(image: U8) -> np.float32:
-    """Mean grey value, ITU-R 601 as in PIL and torchvision, from whole numbers so that no order matters."""
+    """Mean grey value (ITU-R 601, as in PIL and torchvision); integer sums do not depend on their order."""
     sums = np.zeros(image.shape[1], np.int64)
     for y in range(image.shape[0]):
         row = image[y]
@@ -159,7 +158,7 @@ def _grey_mean(image: U8) -> np.float32:
 
 @_compile
 def _along_a_line(matrix: F32, line: int) -> tuple[F32, F32, F32, F32, F32]:
-    """Five times (3 W,): how the numbers from two before to two after each one enter its new value."""
+    """Five times (3 W,): weights of the numbers from two before to two after each one, in its new value."""
     coefficients = np.zeros((5, line), np.float32)
     for x in range(line):
         channel = x % 3
@@ -170,9 +169,9 @@ def _along_a_line(matrix: F32, line: int) -> tuple[F32, F32, F32, F32, F32]:
 
 @_compile
 def _map_colours(out: F32, numbers: F32, coefficients: tuple[F32, ...], shift: F32) -> None:
-    """(3 W,) numbers, with two more to each side, to new ones."""
+    """(3 W,) new values of numbers, which have two more on each side."""
     a, b, c, d, e = coefficients
-    # Slices, for Numba would ask of each index x + k whether it is below zero.
+    # Slices: Numba would check each index x + k for a negative value.
     p, q, r, s, t = numbers, numbers[1:], numbers[2:], numbers[3:], numbers[4:]
     for x in range(len(out)):
         out[x] = shift[x] + a[x] * p[x] + b[x] * q[x] + c[x] * r[x] + d[x] * s[x] + e[x] * t[x]
@@ -203,7 +202,7 @@ def _finish(out: F32, values: F32, threshold: np.float32, mean: F32, scale: F32)
 
 @_compile
 def _gaussian(taps: int, sigma: float) -> F32:
-    """(taps + 1,) weights of the middle and of what lies k to either side; they and their mirror sum to 1."""
+    """(taps + 1,) weights at distance k from the centre; with their mirror image they sum to 1."""
     weight = np.ones(taps + 1, np.float32)
     total = 1.0
     for k in range(1, taps + 1):
@@ -216,7 +215,7 @@ def _gaussian(taps: int, sigma: float) -> F32:
 
 @_compile
 def _mirrored(at: int, length: int) -> int:
-    """Where a position outside range(length) lies when the line is mirrored about its end pixels."""
+    """The position in range(length) that `at` has when the line is mirrored about its end pixels."""
     if length == 1:
         return 0
     at = abs(at) % (2 * (length - 1))
@@ -247,7 +246,7 @@ def _blur_line(out: F32, padded: F32, weight: F32) -> None:
 
 @_compile
 def _blur_across(out: F32, lines: F32, y: int, weight: F32) -> None:
-    """Blur line `y` with those above and below it."""
+    """Blur line `y` with the lines above and below it."""
     height, here, own = len(lines), lines[y], weight[0]
     for x in range(len(out)):
         out[x] = own * here[x]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..plan.draw import Plan
+
+_FROM_PLAN = ("index", "crops", "flipped", "boxes", "weights", "partner")
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,9 @@ class Batch:
 
     @classmethod
     def of(
-        cls,
-        drawn: Plan,
-        views: Sequence[torch.Tensor],
-        labels: NDArray[np.int32],
-        device: torch.device,
+        cls, drawn: Plan, views: list[torch.Tensor], labels: NDArray[np.int32], device: torch.device
     ) -> Batch:
-        """The batch that a plan became.
+        """The batch of a plan.
 
         Args:
             views: V tensors, already on the device; labels: (B,).
@@ -50,19 +47,11 @@ class Batch:
         def tensor(array: NDArray[np.generic]) -> torch.Tensor:
             # A copy: plans share read-only memory with the region table.
             own = torch.from_numpy(np.array(array))
-            # From pageable memory the copy would wait for all that the stream has still to do.
+            # A copy from pageable memory would wait for all work of the stream.
             return own if device.type == "cpu" else own.pin_memory().to(device, non_blocking=True)
 
-        return cls(
-            views=list(views),
-            index=tensor(drawn.index),
-            label=tensor(labels.astype(np.int64)),
-            crops=tensor(drawn.crops),
-            flipped=tensor(drawn.flipped),
-            boxes=tensor(drawn.boxes),
-            weights=tensor(drawn.weights),
-            partner=tensor(drawn.partner),
-        )
+        arrays = {name: getattr(drawn, name) for name in _FROM_PLAN} | {"label": labels.astype(np.int64)}
+        return cls(views, **{name: tensor(array) for name, array in arrays.items()})
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,9 +72,9 @@ class Stats:
     seconds: float = 0.0
     """From the first request for a batch until the latest one was handed out."""
     waited: float = 0.0
-    """Seconds of these in which the consumer waited for a batch."""
+    """Seconds of these that the consumer waited for a batch."""
     bad_images: int = 0
-    """Images found unreadable while running, in this and all earlier epochs."""
+    """Images known to be unreadable, found in this or earlier epochs."""
 
     @property
     def images_per_second(self) -> float:

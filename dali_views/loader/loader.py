@@ -39,33 +39,28 @@ RETRIES = 3
 
 
 class ViewLoader:
-    """Iterate over the Batches of an epoch.
+    """Iterates over the Batches of an epoch.
 
-    Every view is a pure function of (seed, epoch, sample, view number, the sample's row in the region
-    table at the start of the epoch). Batch size, rank, world size, threads, prefetching and resuming decide
-    which process makes a view and when; they never change the view.
+    Every view is a pure function of (seed, epoch, sample, view number, the sample's row in the region table
+    at the start of the epoch). Batch size, ranks, threads, prefetching and resuming decide which process
+    makes a view and when; they never change it.
 
     Args:
         index: which images there are.
         views: the V views of each image; see `recipes`.
         batch_size: samples per batch of this rank.
-        regions: what the model has said about each sample, or None. Updates become visible at the next
-            `set_epoch`.
+        regions: what the model has said about each sample, or None; `set_epoch` makes updates visible.
         device: ``"gpu"`` (decoding included) or ``"cpu"``.
         seed: of order and views.
-        rank, world: this process among all; by default from torch.distributed if it is initialised, else
-            0 of 1.
+        rank, world: this process among all; by default from torch.distributed if initialised, else 0 of 1.
         shuffle: False keeps the order of the index.
-        drop_last: drop the samples that do not fill a global batch; otherwise the last batch is smaller (see
-            `order`).
+        drop_last: drop the samples that do not fill a global batch; else the last one is smaller (`order`).
         dtype: ``"float32"`` or ``"float16"`` of the views.
         mean, std: of the normalisation, for RGB in [0, 1]; default ImageNet's.
         threads: CPU threads of the graph; default this process's share of the cores.
         hw_decoder_load: share of JPEGs for the GPU's hardware decoder.
-
-        on_bad_image: ``"skip"`` or ``"raise"``, when an image cannot be read. ``"skip"`` costs that image:
-            a warning names the file; it is put into `index.quarantine`, counted in `stats`, and replaced, in
-            this and later epochs, by another sample drawn by rule.
+        on_bad_image: ``"raise"``, or ``"skip"``, which costs that image: a warning names the file; it is put
+            into `index.quarantine`, counted in `stats`, and replaced by another sample drawn by rule.
         max_bad_share: a larger share of unreadable images ends the run with their list.
 
     Raises:
@@ -130,10 +125,12 @@ class ViewLoader:
         self._begin(0)
 
     def _check(self, dtype: str) -> None:
-        if not self.views:
-            raise ValueError("ViewLoader needs at least one View.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is a number of samples, at least 1; got {self.batch_size}.")
+        rows, own = len(self.index), 0 if self.regions is None else len(self.regions)
+        if not self.views or self.batch_size < 1:
+            raise ValueError(
+                f"ViewLoader needs at least one View and a batch_size of at least 1; got {len(self.views)} "
+                f"and {self.batch_size}."
+            )
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype {dtype!r} is neither float32 nor float16.")
         if self.on_bad_image not in ("skip", "raise") or not 0 <= self.max_bad_share <= 1:
@@ -141,16 +138,15 @@ class ViewLoader:
                 'on_bad_image is "skip" or "raise" and max_bad_share a share in [0, 1]; '
                 f"got {self.on_bad_image!r} and {self.max_bad_share}."
             )
-        if self.regions is not None and len(self.regions) != len(self.index):
+        if self.regions is not None and own != rows:
             raise ValueError(
-                f"The region table has {len(self.regions)} rows but the index has {len(self.index)} samples; "
-                "make it with RegionTable(len(index))."
+                f"The region table has {own} rows but the index has {rows} samples; make it with "
+                "RegionTable(len(index))."
             )
         if len(self) == 0:
             raise ValueError(
-                f"{len(self.index)} samples do not fill one global batch of {self.global_batch} "
-                f"({self.batch_size} on each of {self.world} ranks); "
-                "lower batch_size or pass drop_last=False."
+                f"{rows} samples do not fill one global batch of {self.global_batch} ({self.batch_size} on "
+                f"each of {self.world} ranks); lower batch_size or pass drop_last=False."
             )
 
     @property
@@ -204,10 +200,10 @@ class ViewLoader:
         return self._epoch.plan(position)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, also inside an epoch, and its region table as it is now.
+        """The position of the loader, also inside an epoch, and its region table as it is now.
 
-        Plain numbers, strings and tensors, which `torch.load` reads with its default settings. With several
-        ranks, `sync` table and loader first; then the state of any rank is valid for all.
+        `torch.load` reads it by default. With several ranks, `sync` table and loader first; then the state of
+        any rank is valid for all.
         """
         snapshot = self._epoch.snapshot
         return {
@@ -223,7 +219,7 @@ class ViewLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, with its epoch's boxes, and with its region table if both have one.
 
-        World size, batch size, threads and device may differ from those of the saved loader.
+        World size, batch size, threads and device may have changed.
 
         Raises:
             ValueError: `state` is not complete, or belongs to another data set or another seed.
@@ -231,19 +227,15 @@ class ViewLoader:
         for name in ("fingerprint", "seed", "unreadable", "epoch", "regions", "position"):
             entry(state, name)
         if state["fingerprint"] != self.index.fingerprint:
-            raise ValueError(
-                "The loader's state was saved for another data set: the files or their sizes differ."
-            )
+            raise ValueError("The loader's state is of another data set: the files or their sizes differ.")
         if state["seed"] != self.seed:
-            raise ValueError(
-                f"The loader's state was saved with seed {state['seed']}, this loader has {self.seed}."
-            )
-        rows = np.array(sorted(state["unreadable"]), np.int64)
-        if ((rows < 0) | (rows >= len(self.index))).any():
-            raise ValueError("The loader's state names an unreadable sample that the data set does not have.")
+            raise ValueError(f"The loader's state has seed {state['seed']}, this loader has {self.seed}.")
         epoch, position = int(state["epoch"]), int(state["position"])
-        if position < 0:
-            raise ValueError(f"The loader's state stands at {position} samples; it should be at least 0.")
+        rows = np.array(sorted(state["unreadable"]), np.int64)
+        if position < 0 or ((rows < 0) | (rows >= len(self.index))).any():
+            raise ValueError(
+                "The loader's state has a position or an unreadable sample that the data set does not have."
+            )
         # Everything is checked before the first change: a refused state changes nothing.
         snapshot = None if state["regions"] is None else Snapshot.from_state_dict(state["regions"])
         if self.regions is not None and state.get("table") is not None:

@@ -45,6 +45,7 @@ _QUARTER_TURN: F64 = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0
 _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(10)
 _Y, _Y2, _X, _X2 = range(32, 36)
 _SHAPE = 64  # and the two slots per try from there on: area, ratio
+_EDGE = 1e-4  # pixels by which a float32 fraction may miss the edge of the pixel that it was made from
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,16 @@ class ViewPlan:
     matrix: F32
     """(B, 3, 3) linear map of RGB: brightness, contrast, saturation, hue and grayscale in one."""
     pivot: F32
-    """(B, 3) factor of the image's own grey mean to add after the map: what contrast leaves in place."""
+    """(B, 3) factor of the view's grey mean, added after the map: the fixed point of contrast."""
     sigma: F32
-    """(B,) standard deviation of the blur in pixels of the view; 0.01 where there is none."""
+    """(B,) standard deviation of the blur in pixels of the view; 0.01 without a blur."""
     window: I32
-    """(B,) odd number of taps of the blur, three sigma to each side; 1 is no blur."""
+    """(B,) odd number of taps of the blur, three sigma on each side; 1 is no blur."""
     solarise: NDArray[np.int16]
     """(B,) values from here on are inverted; 256 is never."""
 
     def part(self, rows: slice) -> ViewPlan:
-        """What the graph does for some of the samples."""
+        """The plan of some of the samples."""
         return ViewPlan(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -107,12 +108,9 @@ class Plan:
 
 
 def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: int, epoch: int) -> Plan:
-    """Draw the plan of one batch.
+    """Draw the plan of a batch of V views; `source="partner"` views are cut from `partners`.
 
-    Args:
-        views: the V views of a sample.
-        samples: the B samples; their rows key the random numbers.
-        partners: what `source="partner"` views are cut from, with boxes in the partners' images.
+    The rows of `samples` key all random numbers.
     """
     batch = len(samples.rows)
     crops = np.empty((batch, len(views), 4), np.float32)
@@ -145,18 +143,8 @@ def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: in
     )
 
 
-# Rounding in pixels: a float32 fraction may miss the edge of the pixel that it was made from.
-_EDGE = 1e-4
-
-# --- crops ------------------------------------------------------------------------------------------
-
-
 def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bool) -> F64:
-    """(B, 4) crop rectangles y0, x0, y1, x1 in whole pixels.
-
-    Args:
-        keys: (B,) random keys; size: (B, 2) height, width; box: (B, 4) fractions; written: (B,).
-    """
+    """(B, 4) crops y0, x0, y1, x1 in whole pixels, from keys (B,), sizes (B, 2) and boxes (B, 4)."""
     zero = np.zeros_like(size)
     if view.crop == "whole":
         return np.concatenate([zero, size], axis=1).astype(np.float64)
@@ -180,10 +168,10 @@ def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bo
 
 
 def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | None = None) -> F64:
-    """RandomResizedCrop of torchvision, or ContrastiveCrop where a box of crop centres is given.
+    """RandomResizedCrop of torchvision: ten tries of area and ratio, then the central crop.
 
-    Ten tries of area and ratio, then torchvision's central crop. ContrastiveCrop (arXiv 2202.03278,
-    section 3.3, and its public code) differs only in the place of the accepted rectangle.
+    With boxes (B, 4) of crop centres it is ContrastiveCrop, which differs only in the place of an accepted
+    rectangle (as in its public code).
     """
     crop, accepted = _crop_shapes(view, keys, size)
     room = size - crop
@@ -237,15 +225,8 @@ def _central_shape(view: View, size: I64) -> I64:
     return np.clip(np.array([crop_h, crop_w], np.int64).T, 1, None)
 
 
-# --- colour -----------------------------------------------------------------------------------------
-
-
 def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPlan:
-    """The crop as drawn, and the colour parameters, neutral where the view or the draw has none.
-
-    Args:
-        keys: (B,) random keys; rectangle: (B, 4) pixels; flip: (B,).
-    """
+    """The crop as drawn, and the colour parameters, neutral where an operator does not apply."""
     start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
     # The resize mirrors a view whose x range runs backwards, at no cost.
     start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]

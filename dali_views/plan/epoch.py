@@ -94,7 +94,7 @@ def pick_region(boxes: F32, weights: F32, keys: rng.Keys) -> tuple[F32, F32]:
 
     Args:
         boxes: (B, K, 4); weights: (B, K), not negative, with a positive sum.
-        keys: (B,) one key per sample, so that all views of a sample share the region.
+        keys: (B,) one per sample: all its views share the region.
     """
     if boxes.shape[1] == 1:
         return boxes[:, 0], weights[:, 0]

@@ -63,7 +63,7 @@ class View:
     """Probability that values from 128 on are inverted."""
 
     def __post_init__(self) -> None:
-        """Reject what would only fail, or silently mislead, deep inside the graph."""
+        """Refuse values that would fail deep inside the graph, or silently mislead."""
         if self.size < 1:
             raise ValueError(f"View size is a number of pixels, at least 1; got {self.size}.")
         for name, choices in (("crop", CROPS), ("source", SOURCES), ("interpolation", INTERPOLATIONS)):

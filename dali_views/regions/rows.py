@@ -1,12 +1,12 @@
-"""Rows of a region table: the columns, what they hold at first, and the checks before anything is written.
+"""Rows of a region table: the columns, their first values, and the checks before anything is written.
 
-Each check takes what a caller passed (NumPy arrays, sequences or torch tensors on any device) and returns an
-array in the type of the table. Its error names the first bad row and the position of that row in the call.
+A check takes NumPy arrays, sequences or torch tensors and returns an array in the type of the table. Its
+error names the first bad row and its position in the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,11 +44,7 @@ def chunks(length: int) -> Iterator[slice]:
 
 
 def as_array(values: Any, name: str, kinds: str) -> Array:
-    """Any array, sequence or tensor as NumPy.
-
-    Raises:
-        TypeError: it holds values, and their dtype is not of `kinds`.
-    """
+    """Any array, sequence or tensor as NumPy; TypeError if it holds values of a dtype outside `kinds`."""
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         values = values.detach().cpu()
         # NumPy has no bfloat16.
@@ -65,7 +61,7 @@ def check_index(index: Any, length: int) -> NDArray[np.int64]:
     rows = as_array(index, "index", "iu").astype(np.int64)
     if rows.ndim != 1:
         raise ValueError(f"index has shape {rows.shape}; give one row number per sample, shape (B,).")
-    _refuse((rows < 0) | (rows >= length), rows, lambda i: f"is not in the table of {length} rows")
+    _refuse((rows < 0) | (rows >= length), rows, f"is not in the table of {length} rows", rows)
     return rows
 
 
@@ -77,43 +73,35 @@ def check(name: str, values: Any, rows: NDArray[np.int64], length: int, regions:
     - partner (B,): row numbers. written (B,): truth values. writes, written_epoch (B,): -1 ... 2^31 - 1.
     """
     if name == "boxes":
-        return _check_boxes(_per_region(values, name, (len(rows), regions, 4)), rows)
+        boxes = _per_region(values, name, (len(rows), regions, 4))
+        outside = (boxes < -_TOLERANCE) | (boxes > 1 + _TOLERANCE)
+        _refuse(~np.isfinite(boxes).all((1, 2)), rows, "has a box with NaN or infinity", boxes)
+        _refuse(outside.any((1, 2)), rows, "has a box outside [0, 1]", boxes)
+        clipped = boxes.clip(0, 1).astype(np.float32)
+        # Compared in float32: rounding alone can make a box empty.
+        empty = (clipped[..., 2:] <= clipped[..., :2]).any((1, 2))
+        _refuse(empty, rows, "has a box (y0, x0, y1, x1) that is inverted or empty", boxes)
+        return clipped
     if name == "weights":
-        return _check_weights(_per_region(values, name, (len(rows), regions)), rows)
+        weights = _per_region(values, name, (len(rows), regions))
+        with np.errstate(over="ignore"):
+            rounded = weights.astype(np.float32)
+        _refuse(~np.isfinite(rounded).all(1), rows, "has a weight that is NaN or infinite", weights)
+        _refuse((rounded < 0).any(1), rows, "has a negative weight", weights)
+        undrawable = (rounded == 0).all(1) & (regions > 1)
+        _refuse(undrawable, rows, "has only zero weights, so that no region can be drawn", weights)
+        return rounded
     array = as_array(values, name, "b" if name == "written" else "iu")
     if array.shape != rows.shape:
         raise ValueError(f"{name} has shape {array.shape}; give {rows.shape} to match index.")
     if name == "written":
         return array.astype(np.bool_)
-    low, end, dtype = (0, length, np.int64) if name == "partner" else (-1, 2**31, np.int32)
-    reason = f"which is not in the table of {length} rows" if name == "partner" else "which is no count"
-    _refuse((array < low) | (array >= end), rows, lambda i: f"has {name} {array[i]}, {reason}")
-    return array.astype(dtype)
-
-
-def _check_boxes(boxes: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    def has(what: str) -> Callable[[int], str]:
-        return lambda i: f"has a box {what}: {boxes[i].round(7).tolist()} (y0, x0, y1, x1)"
-
-    _refuse(~np.isfinite(boxes).all((1, 2)), rows, has("with NaN or infinity"))
-    _refuse(((boxes < -_TOLERANCE) | (boxes > 1 + _TOLERANCE)).any((1, 2)), rows, has("outside [0, 1]"))
-    clipped = boxes.clip(0, 1).astype(np.float32)
-    # Compared in float32: rounding alone can make a box empty.
-    _refuse((clipped[..., 2:] <= clipped[..., :2]).any((1, 2)), rows, has("that is inverted or empty"))
-    return clipped
-
-
-def _check_weights(weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    def has(what: str) -> Callable[[int], str]:
-        return lambda i: f"has {what}: {weights[i].tolist()}"
-
-    with np.errstate(over="ignore"):
-        rounded = weights.astype(np.float32)
-    _refuse(~np.isfinite(rounded).all(1), rows, has("a weight that is NaN or infinite"))
-    _refuse((rounded < 0).any(1), rows, has("a negative weight"))
-    if weights.shape[1] > 1:
-        _refuse((rounded == 0).all(1), rows, has("only zero weights, so that no region can be drawn"))
-    return rounded
+    if name == "partner":
+        outside = (array < 0) | (array >= length)
+        _refuse(outside, rows, f"has a partner that is not in the table of {length} rows", array)
+        return array.astype(np.int64)
+    _refuse((array < -1) | (array >= 2**31), rows, f"has {name} that are no count", array)
+    return array.astype(np.int32)
 
 
 def _per_region(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -127,7 +115,8 @@ def _per_region(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.fl
     return array
 
 
-def _refuse(bad: Any, rows: NDArray[np.int64], why: Callable[[int], str]) -> None:
+def _refuse(bad: Any, rows: NDArray[np.int64], what: str, values: Array) -> None:
     if bad.any():
         i = int(bad.argmax())
-        raise ValueError(f"Row {rows[i]} (position {i}) {why(i)}; nothing was written.")
+        value = values[i].round(7).tolist()
+        raise ValueError(f"Row {rows[i]} (position {i}) {what}: {value}; nothing was written.")

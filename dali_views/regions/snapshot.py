@@ -16,10 +16,7 @@ __all__ = ["Snapshot", "checked_state", "entry", "read_only"]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A frozen RegionTable, with the same shapes and dtypes.
-
-    Its arrays are read-only, and later updates of the table do not change them.
-    """
+    """A frozen RegionTable, with the same shapes and dtypes. Its arrays are read-only and do not change."""
 
     boxes: NDArray[np.float32]
     weights: NDArray[np.float32]
@@ -46,12 +43,7 @@ class Snapshot:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Snapshot:
-        """Rebuild from ``state_dict()``; arrays may be NumPy or torch.
-
-        Raises:
-            ValueError: a key is missing, shapes do not agree, or a value is not allowed in a table.
-            TypeError: a value has the wrong type.
-        """
+        """Rebuild from ``state_dict()``; arrays may be NumPy or torch. Errors as of `checked_state`."""
         shape = as_array(entry(state, "boxes"), "boxes", "iuf").shape
         if len(shape) != 3:
             raise ValueError(

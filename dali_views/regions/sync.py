@@ -34,9 +34,8 @@ def exchange(
     """Give all ranks the rows that any of them changed; a collective call, to be iterated to the end.
 
     Args:
-        columns: of this rank's table.
+        columns, fingerprint: of this rank's table.
         unsynced: (N,) how often this rank wrote each row since the last exchange.
-        fingerprint: of the data set that the rows belong to.
         traffic: rows and bytes received are added to it.
 
     Yields:
@@ -92,11 +91,7 @@ def _refuse_different_tables(length: int, regions: int, fingerprint: str) -> Non
 
 
 def check_equal(columns: Columns) -> None:
-    """Compare the columns of all ranks by checksum; a collective call.
-
-    Raises:
-        ValueError: on every rank, if a column differs; the message names columns and ranks.
-    """
+    """Compare columns of all ranks by checksum: a ValueError on every rank names what differs. Collective."""
     if world() == 1:
         return
     sums = np.stack(all_gather(np.array([_checksum(column) for column in columns.values()], np.int64)))

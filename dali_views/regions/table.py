@@ -23,18 +23,17 @@ __all__ = ["RegionTable"]
 class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.
 
-    Its arrays are read-only; write through ``update``. A column takes memory once it is written (`partner`
-    from the start), and a snapshot shares the memory of a column until the next write. Each rank has a table
-    of its own; ``sync`` makes them equal.
+    Arrays are read-only; write through ``update``. A column takes memory once it is written (`partner` from
+    the start); a snapshot shares it until the next write. Each rank has its own table; ``sync`` makes them
+    equal.
 
     Args:
-        length: N, number of samples.
-        regions: K, boxes and weights per sample.
+        length: N, number of samples; regions: K, boxes and weights per sample.
         fingerprint: of the data set that the rows belong to, "" while unbound.
 
     Attributes:
         epoch: the epoch that new writes are recorded under.
-        traffic: what all calls of `sync` received; a reader may replace it to start at zero.
+        traffic: what `sync` received so far; a reader may replace it to start at zero.
     """
 
     def __init__(self, length: int, regions: int = 1, fingerprint: str = "") -> None:
@@ -95,29 +94,23 @@ class RegionTable:
         written = int(np.count_nonzero(self.writes))
         return f"RegionTable({len(self)} rows, regions={self.regions}, {written} written, epoch={self.epoch})"
 
-    # --- writing --------------------------------------------------------------------------------
-
     def update(self, index: Any, boxes: Any = None, weights: Any = None, partner: Any = None) -> None:
         """Write rows: all of the call or, if anything is wrong with it, nothing.
 
-        Arguments are NumPy arrays, sequences or torch tensors on any device and of any float type.
-        A sample that occurs more than once in a call gets its last values and counts as one write.
+        Arguments are NumPy arrays, sequences or torch tensors on any device and of any float type. A sample
+        that occurs more than once in a call gets its last values and counts as one write.
 
-        Tensors on a GPU are copied asynchronously: the call returns at once. Its values are checked and
-        written when they have arrived, in the order of the calls, at the latest when the table is next
-        read, saved, synchronised or frozen. An error of such a call is raised there.
+        Tensors on a GPU are copied asynchronously: the call returns at once. They are checked and written in
+        the order of the calls, at the latest when the table is next read, and raise their errors there.
 
         Args:
             index: integers (B,), rows in any order.
-            boxes: (B, K, 4), or (B, 4), which is written to each of the K regions; values up to 1e-6
-                outside [0, 1] are clipped.
-            weights: (B, K), or (B,), which is written to each of the K regions.
+            boxes: (B, K, 4), or (B, 4) for all K regions; values up to 1e-6 outside [0, 1] are clipped.
+            weights: (B, K), or (B,) for all K regions.
             partner: integers (B,), rows of this table.
 
         Raises:
-            ValueError: shapes that do not fit, rows out of range, NaN or infinity, a box outside [0, 1],
-                inverted or empty, a negative weight, or (K > 1) a row whose weights are all zero.
-            TypeError: values that are not numbers, or index or partner that are not integers.
+            ValueError, TypeError: shapes, types or values that a table does not hold, see `rows.check`.
         """
         given = {"index": index, "boxes": boxes, "weights": weights, "partner": partner}
         given = {name: value for name, value in given.items() if value is not None}
@@ -153,8 +146,6 @@ class RegionTable:
             self._columns[name] = self._columns[name].copy()
         return self._columns[name]
 
-    # --- reading it as a whole ------------------------------------------------------------------
-
     def snapshot(self) -> Snapshot:
         """Boxes, weights, partner, written and epoch as they are now, read-only; copies nothing."""
         self._settle(wait=True)
@@ -163,16 +154,13 @@ class RegionTable:
         return Snapshot(**{name: self._columns[name] for name in FROZEN}, epoch=self.epoch)
 
     def subset(self, rows: Any) -> RegionTable:
-        """A table of some rows, for ``SampleIndex.subset`` of the same rows.
-
-        It takes over boxes, weights and `written`. Partners are not taken over: they may lie outside.
+        """Boxes, weights and `written` of some rows, as a table for ``SampleIndex.subset`` of the same rows.
 
         Args:
             rows: (B,) row numbers, in the order wanted, or a mask of N truth values.
 
         Raises:
-            IndexError: a row that the table does not have, or a mask of another length.
-            ValueError: rows of another shape.
+            IndexError, ValueError: rows that the table does not have, or of another shape.
         """
         picks = np.asarray(rows)
         chosen = np.arange(len(self))[picks] if picks.size else np.zeros(0, np.int64)
@@ -182,17 +170,13 @@ class RegionTable:
         part._columns |= {name: self._column(name)[chosen] for name in ("boxes", "weights", "written")}
         return part
 
-    # --- other ranks ----------------------------------------------------------------------------
-
     def sync(self) -> int:
-        """Make the tables of all ranks equal; only rows updated since the last sync travel.
+        """Make the tables of all ranks equal: a collective call that sends the rows updated since the last.
 
-        A collective call on the default process group. If several ranks updated a row, the whole row of the
-        highest rank wins; ``writes`` is summed over the ranks. Without torch.distributed, or in a world of
-        one, nothing moves.
+        If several ranks updated a row, the whole row of the highest rank wins; ``writes`` is summed.
 
         Returns:
-            Number of rows received from other ranks.
+            Number of rows received from other ranks; 0 without torch.distributed.
 
         Raises:
             ValueError: on every rank, if the tables differ in length, regions or fingerprint.
@@ -215,19 +199,13 @@ class RegionTable:
         """Compare what `snapshot` freezes with the other ranks' tables; a collective call of a few bytes.
 
         Raises:
-            ValueError: on every rank, if the tables differ; the message names columns and ranks.
+            ValueError: on every rank, if the tables differ.
         """
         self._settle(wait=True)
         check_equal({name: self._columns[name] for name in FROZEN})
 
-    # --- state and files ------------------------------------------------------------------------
-
     def bind(self, fingerprint: str) -> None:
-        """Tie the table to a data set.
-
-        Raises:
-            ValueError: it already belongs to another one.
-        """
+        """Tie the table to a data set; ValueError if it belongs to another one."""
         self.fingerprint = _agreed("This RegionTable", self.fingerprint, fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,13 +214,10 @@ class RegionTable:
         return {**columns, "epoch": self.epoch, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a ``state_dict()``, all or nothing; arrays may be NumPy or torch.
-
-        All rows count as synchronised: load the same state on every rank.
+        """Take over a ``state_dict()``, the same one on every rank; arrays may be NumPy or torch.
 
         Raises:
-            ValueError: other fingerprint (where both have one), length or regions, or values not allowed.
-            TypeError: a value has the wrong type.
+            ValueError, TypeError: the state does not fit this table or is damaged; nothing was changed.
         """
         self._settle(wait=True)
         stored = entry(state, "fingerprint")
@@ -254,21 +229,13 @@ class RegionTable:
         self._replace(columns)
 
     def save(self, path: PathLike) -> None:
-        """Write the table as a safetensors file; killed at any moment, the old file stays whole.
-
-        One writer per file: with several ranks, save on one of them.
-        """
+        """Write a safetensors file in one step. With several ranks, save on one of them."""
         columns = {name: self._column(name) for name in COLUMNS}
         save_arrays(path, columns, {"epoch": self.epoch, "fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: PathLike, fingerprint: str = "") -> RegionTable:
-        """Read a table written by ``save``; give the index's fingerprint to have it checked.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it was made for another data set, or is damaged.
-        """
+        """Read what ``save`` wrote; a ValueError if it is damaged or has another fingerprint than given."""
         with load_arrays(path, "region table") as (columns, facts):
             length, regions, _ = columns["boxes"].shape
             table = cls(length, regions)
