@@ -22,10 +22,9 @@ from tars import add, pack_folder, write_shard
 from test_loader import FULL, digest
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list
-from dali_views.data import ranges
+from dali_views.data import source
 from dali_views.data.headers import in_parallel
-from dali_views.data.shard_list import list_shards
-from dali_views.data.shard_scan import merge, scan_shard
+from dali_views.data.shards import list_shards, merge, scan_shard
 from dali_views.tools import cli
 from dali_views.tools.sample import read_image
 from trainers import config as cfg
@@ -461,7 +460,7 @@ def test_when_all_shards_are_others_it_is_told_why_nothing_can_be_read(own):
     for shard in own.iterdir():
         os.utime(shard)  # as a copy to the disk of another machine has it
     patient = ViewLoader(index, VIEWS, 8, device="cpu", max_bad_share=1)
-    with pytest.raises(BadImageError, match=r"Every image .*\n  .*has changed since it was indexed"):
+    with pytest.raises(BadImageError, match=r"\n  .*has changed since it was indexed"):
         rows_of(patient)
 
 
@@ -502,7 +501,7 @@ def test_a_file_stays_open_as_long_as_somebody_reads_it(own, monkeypatch):
     picture, read = index.encoded(3), os.pread
 
     def while_others_open_theirs(*place: int) -> bytes:
-        ranges._opened.cache_clear()
+        source._opened.cache_clear()
         return read(*place)
 
     monkeypatch.setattr(os, "pread", while_others_open_theirs)

@@ -562,7 +562,7 @@ def _altered(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 )
 def test_an_index_of_groups_that_contradicts_itself_is_refused(table, tmp_path, change):
     from_table(write(tmp_path / "a.parquet", table, "parquet")).save(tmp_path / "index.safetensors")
-    with pytest.raises(ValueError, match=r"index\.npz"):
+    with pytest.raises(ValueError, match=r"index\.safetensors"):
         SampleIndex.load(_altered(tmp_path / "index.safetensors", change))
 
 

@@ -5,21 +5,27 @@ The functions here carry out the constructors of `SampleIndex`, which explain th
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
-from .headers import look_through, scan, size_of
-from .listing import LeftOut, Listing, list_coco, list_file, list_folder
+from .headers import MAX_PIXELS, inspect, look_through, scan, scan_bar, size_of
+from .listing import LeftOut, Listing, list_file, list_folder
 from .names import pack_names, unpack_names
-from .objects import scan_objects
+from .objects import ObjectSource, scan_objects
 from .remote import absolute, as_url, below, is_remote
 from .scan import FileScan, Scan, ScanCache
-from .shard_list import list_shards
-from .shard_scan import merge, scan_shard
-from .truth import RowBoxes
+from .shards import list_shards, merge, scan_shard
+from .source import RangeSource, Source, needs, read_each
+from .truth import RowBoxes, list_coco
+
+_THREADS, _CHUNK = 8, 64  # that read a source of one's own, and images that one requests at a time
 
 
 def scan_folder(
@@ -65,38 +71,8 @@ def scan_coco(
     return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
 
 
-def scan_shards(
-    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, processes: int | None, progress: bool
-) -> Scan:
-    """The images in tar shards; if no shard has changed, none is opened."""
-    paths = list_shards(pattern)
-    root = _common(paths)
-    shards = [below(path, root) for path in paths]
-    place = ScanCache(cache, root, ["shards", shards], Scan)
-    if place.kept is not None and place.kept.holds():
-        return place.kept
-    remote = is_remote(root)
-    found = look_through(
-        scan_shard, paths, 0 if remote else size_of(paths), processes, "shards", progress, requests=remote
-    )
-    scanned = merge(root, shards, found)
-    place.keep(scanned)
-    return scanned
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The folder that all lie below; `ValueError` if some are local and some not, or in several buckets."""
-    remote = [is_remote(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(set(remote)) == 1 else ""
-    if remote[0] and is_remote(root):
-        return as_url(root)
-    if any(remote):
-        raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
-    return root
-
-
 def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, progress: bool) -> FileScan:
-    """Scans the listed files, parts good from bad and keeps the result."""
+    """Scans the listed files, separates good from bad and keeps the result."""
     known = {} if place.kept is None else place.kept.records()
     remote = is_remote(listing.root)
     if remote:
@@ -129,3 +105,105 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
     )
     place.keep(scanned)
     return scanned
+
+
+def scan_shards(
+    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, processes: int | None, progress: bool
+) -> Scan:
+    """The images in tar shards; if no shard has changed, none is opened."""
+    paths = list_shards(pattern)
+    root = _common(paths)
+    shards = [below(path, root) for path in paths]
+    place = ScanCache(cache, root, ["shards", shards], Scan)
+    if place.kept is not None and place.kept.holds():
+        return place.kept
+    remote = is_remote(root)
+    size = 0 if remote else size_of(paths)
+    found = look_through(scan_shard, paths, size, processes, "shards", progress, requests=remote)
+    scanned = merge(root, shards, found)
+    place.keep(scanned)
+    return scanned
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The folder that all lie below; `ValueError` if some are local and some not, or in several buckets."""
+    remote = [is_remote(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(set(remote)) == 1 else ""
+    if remote[0] and is_remote(root):
+        return as_url(root)
+    if any(remote):
+        raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
+    return root
+
+
+class SourceScan(NamedTuple):
+    """The usable images of a source of one's own."""
+
+    rows: NDArray[np.int64]
+    """(n,) in the source."""
+    names: list[str]
+    sizes: NDArray[np.int32]
+    """(n, 2) stored height and width."""
+    left_out: list[LeftOut]
+
+
+def scan_source(
+    source: Source, sizes: ArrayLike | None, names: Sequence[str] | None, progress: bool
+) -> SourceScan:
+    """The images of a source: their sizes as given, or from their headers."""
+    count = len(source)
+    named = [f"row {row}" for row in range(count)] if names is None else list(names)
+    if len(named) != count or len(set(named)) != count or any(not name or "\0" in name for name in named):
+        raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
+    if sizes is not None:
+        return SourceScan(np.arange(count), named, _checked_sizes(sizes, count), [])
+
+    def look(start: int) -> list[tuple[int, int, str]]:
+        found = read_each(source, np.arange(start, min(start + _CHUNK, count)))
+        return [
+            (0, 0, one) if isinstance(one, str) else inspect(io.BytesIO(one.data), len(one)) for one in found
+        ]
+
+    found: list[tuple[int, int, str]] = []
+    with ThreadPoolExecutor(_THREADS) as threads, scan_bar(count, " images", progress) as bar:
+        for part in threads.map(look, range(0, count, _CHUNK)):
+            found += part
+            bar.update(len(part))
+    rows = np.array([row for row, (_, _, refused) in enumerate(found) if not refused], np.int64)
+    left_out = [LeftOut(name, refused) for name, (_, _, refused) in zip(named, found, strict=True) if refused]
+    if not len(rows):
+        first = "; ".join(f"{name}: {refused}" for name, refused in left_out[:3])
+        raise ValueError(f"None of the {count} images of the source is usable ({first}); check it.")
+    table = np.array([found[row][:2] for row in rows.tolist()], np.int32)
+    return SourceScan(rows, [named[row] for row in rows.tolist()], table, left_out)
+
+
+def _checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:
+    given = np.asarray(sizes)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"sizes must be whole numbers, not {given.dtype}; convert them first.")
+    if given.shape != (count, 2) or not count or given.min() < 1 or given.max() > MAX_PIXELS:
+        raise ValueError(f"sizes must be ({count}, 2) heights and widths in pixels, at least 1.")
+    if np.prod(given, axis=1, dtype=np.int64).max() > MAX_PIXELS:
+        raise ValueError(f"sizes must be of no more than {MAX_PIXELS} pixels; leave larger images out.")
+    return given.astype(np.int32)
+
+
+def open_source(scan: Scan) -> Source:
+    """What reads images that are neither local files of their own nor arrays; no file is opened yet.
+
+    Raises:
+        ValueError: The package that reads them is not installed.
+    """
+    assert scan.places is not None
+    if scan.holder == "objects":
+        assert scan.paths is not None
+        return ObjectSource(scan.root, scan.paths, None, scan.places)
+    assert scan.file_stamps is not None
+    if scan.holder == "groups":
+        with needs("pyarrow"):
+            from .group_source import GroupSource
+
+        return GroupSource(scan.root, scan.files, scan.file_stamps, scan.places, scan.column)
+    read = ObjectSource if is_remote(scan.root) else RangeSource
+    return read(scan.root, scan.files, scan.file_stamps, scan.places)

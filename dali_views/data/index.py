@@ -10,27 +10,26 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
 from . import bad_list
-from .build import scan_coco, scan_folder, scan_list, scan_shards
+from .build import open_source, scan_coco, scan_folder, scan_list, scan_shards, scan_source
 from .cached import CachedSource
-from .extras import needs
 from .listing import LeftOut, check_labels
 from .lmdb_store import scan_lmdb
 from .names import pack_names, unpack_names
 from .remote import as_url, below, is_remote
 from .scan import Scan, read_index, write_index
-from .source import Form, Source, picked, read_rows
-from .source_scan import scan_source
-from .store import open_source
+from .source import Form, Source, needs, picked, read_rows
 from .truth import RowBoxes, match_boxes
 
 __all__ = ["LeftOut", "SampleIndex"]
+
+Cache: TypeAlias = "bool | PathLike"
 
 # A folder too high, which would otherwise pass for a data set of such classes.
 _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4})?", re.IGNORECASE)
@@ -40,15 +39,24 @@ _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4}
 class SampleIndex(Scan):
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
-    Built by one of the constructors `from_...`. Every file that was listed is either a row or in `left_out`
-    with a reason. All rectangles are (y0, x0, y1, x1) fractions of the stored image. Do not change the
-    arrays; `subset` and `with_boxes` return new indexes.
+    Every file that was listed is either a row or in `left_out` with a reason. All rectangles are
+    (y0, x0, y1, x1) fractions of the stored image. Do not change the arrays; `subset` and `with_boxes` return
+    new indexes.
 
-    Folders, lists, COCO sets and shards may lie in an object store: then they are named by URLs, as
-    s3://bucket/train or gs://bucket/train-{000..146}.tar. Credentials, region and endpoint come from the
-    environment, as they do for the store's own tools. A store is listed anew each time, and only what has
-    changed is looked at again. One that is gone, denies, or does not answer for $DALI_VIEWS_RETRY_SECONDS
-    (default 60) raises a SourceGoneError.
+    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train or
+    gs://bucket/train-{000..146}.tar. Credentials, region and endpoint come from the environment. A store is
+    listed each time, and only what has changed is read again. A store that is gone, denies access or does not
+    answer for $DALI_VIEWS_RETRY_SECONDS (default 60) raises a SourceGoneError.
+
+    Arguments of several constructors:
+
+        cache: Where the scan is kept. True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
+            ~/.cache/dali_views; a path: that folder; False: nowhere. Only changed files are opened again.
+        processes: Worker processes of the scan; 0 means threads in this process. By default threads for small
+            sets, else one process per core.
+        progress: Shows a bar on a terminal.
+        labels: (N,) whole numbers, -1 unknown.
+        classes: Their names; by default their numbers.
     """
 
     arrays: NDArray[np.uint8] | None = None
@@ -62,10 +70,10 @@ class SampleIndex(Scan):
     box_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """(M,) class of each box, -1 unknown."""
     fingerprint: str = ""
-    """Hex SHA-256 over relative paths and sizes (arrays: shape and pixels); the root plays no part."""
+    """Hex SHA-256 over relative paths and sizes (arrays: shape and pixels), but not the root."""
     quarantine: dict[str, str] = field(default_factory=dict, metadata={"stored": False})
-    """Why, by full path, images turned out to be unreadable since. Loaders fill it and share it, for an index
-    and its subsets have one; it is not saved, nor part of the fingerprint."""
+    """Reason by full path of images that turned out to be unreadable. Loaders fill it; an index and its
+    subsets share it. It is neither saved nor part of the fingerprint."""
 
     def __post_init__(self) -> None:
         if self.holder and self.source is None:
@@ -88,31 +96,28 @@ class SampleIndex(Scan):
     # -- constructors -----------------------------------------------------------------------------
 
     @classmethod
+    def _of(cls, scan: Scan) -> SampleIndex:
+        return cls(**{one.name: getattr(scan, one.name) for one in fields(Scan)})
+
+    @classmethod
     def from_folder(
         cls,
         root: PathLike,
-        cache: bool | PathLike = True,
+        cache: Cache = True,
         processes: int | None = None,
         progress: bool = True,
         classes: Sequence[str] | None = None,
     ) -> SampleIndex:
         """Indexes a folder of class folders, or a flat folder of images.
 
-        A class is a folder in `root` with images in or below it, numbered in the order of the names;
-        without such folders all labels are -1. Files are sorted by relative path, folder by folder.
-        Hidden folders are passed over.
-
-        Args:
-            cache: Keep the scan under $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
-                ~/.cache/dali_views (True), in another folder (a path), or nowhere (False).
-            processes: See `dali_views.data.headers.scan`.
-            progress: Shows a bar on a terminal.
-            classes: Only these class folders, numbered in the order given (ImageNet-100; or the
-                classes of the training set, so that another split has the same numbers).
+        A class is a folder in `root` with images in or below it, numbered in the order of the names; without
+        such folders all labels are -1. Rows are sorted by relative path, folder by folder. Hidden folders are
+        skipped. With `classes`, only these class folders count, numbered in the order given (ImageNet-100; or
+        the classes of the training set, so that another split has the same numbers).
 
         Raises:
             FileNotFoundError: There is no such folder.
-            ValueError: It holds no usable image, or not the classes asked for.
+            ValueError: It holds no usable image, or lacks one of the classes.
         """
         return cls._of(scan_folder(root, cache, processes, progress, classes))
 
@@ -121,20 +126,16 @@ class SampleIndex(Scan):
         cls,
         file: PathLike,
         root: PathLike | None = None,
-        cache: bool | PathLike = True,
+        cache: Cache = True,
         processes: int | None = None,
         progress: bool = True,
     ) -> SampleIndex:
         """Indexes the images that a text file names: a path and optionally a label per line.
 
-        A tab parts path and label. Without a tab the whole line is the path if it is an existing file
-        or ends like an image; else the last word is the label. Labels are numbers or, if any is not,
-        words that are numbered in sorted order. Blank lines and lines starting with # are skipped.
-
-        Args:
-            root: Folder that relative paths start from (default: the list's); files that do not lie below
-                it are left out.
-            cache, processes, progress: See `from_folder`; only changed files are opened again.
+        A tab separates path and label. Without a tab the whole line is the path if it is an existing file or
+        ends like an image; else the last word is the label. Labels are numbers or, if any is not, words that
+        are numbered in sorted order. Blank lines and lines starting with # are skipped. Relative paths start
+        from `root` (default: the list's folder); files that do not lie below it are left out.
 
         Raises:
             FileNotFoundError: There is no such list or root.
@@ -147,20 +148,15 @@ class SampleIndex(Scan):
         cls,
         images: PathLike,
         instances: PathLike | None = None,
-        cache: bool | PathLike = True,
+        cache: Cache = True,
         processes: int | None = None,
         progress: bool = True,
     ) -> SampleIndex:
-        """Indexes COCO images, with the boxes of an instances file as ground truth.
+        """Indexes COCO images, with the boxes of an instances file (JSON) as ground truth.
 
-        The label of an image is the class of its largest box (in pixels; the first of equals), -1
-        without boxes. Category ids become 0, 1, ... in their order. Crowd boxes are left out, boxes are
-        clipped to the image.
-
-        Args:
-            instances: COCO instances JSON; without it every image in the folder is taken, unlabelled. Files
-                that do not lie below the folder are left out.
-            cache, processes, progress: See `from_list`.
+        The label of an image is the class of its largest box (in pixels; the first of equals), -1 without
+        boxes. Category ids become 0, 1, ... in their order. Crowd boxes are left out; boxes are clipped to
+        the image. Without `instances` every image in the folder counts, unlabelled.
 
         Raises:
             FileNotFoundError: There is no such folder or file.
@@ -173,12 +169,7 @@ class SampleIndex(Scan):
     def from_arrays(
         cls, images: NDArray[np.uint8], labels: ArrayLike | None = None, classes: Sequence[str] | None = None
     ) -> SampleIndex:
-        """Indexes pixels in memory (CIFAR); they are neither copied nor encoded.
-
-        Args:
-            images: (N, H, W, 3) uint8 RGB.
-            labels: (N,) whole numbers, -1 unknown.
-            classes: Their names; by default their numbers.
+        """Indexes (N, H, W, 3) uint8 RGB pixels in memory (CIFAR); they are neither copied nor encoded.
 
         Raises:
             TypeError: The images are not a uint8 array, or the labels not whole numbers.
@@ -189,38 +180,34 @@ class SampleIndex(Scan):
             raise TypeError(f"images must be a NumPy array of uint8, not {kind}; convert it first.")
         if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
             raise ValueError(f"images must have the shape (N, H, W, 3), not {images.shape}; transpose them.")
-        count = len(images)
-        given, names = check_labels(labels, count, classes)
-        sizes = np.full((count, 2), images.shape[1:3], np.int32)
+        given, names = check_labels(labels, len(images), classes)
+        sizes = np.full((len(images), 2), images.shape[1:3], np.int32)
         return cls("", None, sizes, given, names, arrays=images)
 
     @classmethod
     def from_shards(
         cls,
         pattern: PathLike | Sequence[PathLike],
-        cache: bool | PathLike = True,
+        cache: Cache = True,
         processes: int | None = None,
         progress: bool = True,
     ) -> SampleIndex:
         """Indexes the images in tar shards, as WebDataset writes them; the order is one over all of them.
 
-        Every shard is looked through once, and its members are then read where they lie. They take the label
-        that a member of the same key has: `.cls`, a number or a word, else `.json` with a whole number as
-        "label", "cls" or "class_id". A key is the name up to the first dot after its folder. Labels are
-        numbered as in `from_list`. Other members are passed over. Left out are links, devices, sparse files,
-        names that lead out of the shard, compressed shards, and what a damaged shard has lost.
+        Every shard is scanned once, and its members are then read where they lie. An image takes the label of
+        the member with the same key: `.cls`, a number or a word, else `.json` with a whole number as "label",
+        "cls" or "class_id". A key is the name up to the first dot after its folder. Labels are numbered as in
+        `from_list`. Other members are skipped. Left out are links, devices, sparse files, names that lead out
+        of the shard, compressed shards, and the lost part of a damaged shard.
 
         Args:
             pattern: A shard; a glob; braces ("train-{000000..000146}.tar", "{a,b}.tar"); a text file with one
                 of these per line, relative to it; or a list of all these. Rows are in the order of the shards
                 and, in a shard, of its members.
-            cache, progress: See `from_folder`; if one shard has changed, all are looked through again.
-            processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and
-                one process per core from there on.
 
         Raises:
             FileNotFoundError: There is no such shard.
-            IsADirectoryError: It is a folder, which is not looked through for shards.
+            IsADirectoryError: It is a folder; name the shards in it.
             ValueError: They hold no usable image, or a label below -1.
         """
         return cls._of(scan_shards(pattern, cache, processes, progress))
@@ -231,26 +218,25 @@ class SampleIndex(Scan):
         pattern: PathLike | Sequence[PathLike],
         image: str | None = None,
         label: str | None = None,
-        cache: bool | PathLike = True,
+        cache: Cache = True,
         processes: int | None = None,
         progress: bool = True,
     ) -> SampleIndex:
         """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
 
         Images of uncompressed Arrow files are read where they lie, as those of shards are. An image in a
-        Parquet or a compressed file is read with its whole group, which a warning tells where it is slow.
-        A row is named table/path if the tables give paths, one to each image, else table/row 17. Left out
-        are images without bytes, and what a damaged table has lost. Needs pyarrow (the extra `tables`).
+        Parquet or a compressed file is read with its whole group; a warning says where this is slow. A row is
+        named table/path if the tables give a path to each image, else table/row 17. Left out are images
+        without bytes, and the lost part of a damaged table. Needs pyarrow (the extra `tables`).
 
         Args:
-            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather); or a folder of such files, which
-                may be one that `save_to_disk` wrote. All tables must have the columns of the first.
-            image: Column with the encoded images: binary, or a struct with the binary field `bytes`.
-                Without it, the only column that is.
-            label: Column with whole numbers, -1 or null unknown, or words, numbered in sorted order. Without
-                it, the first there is of label, labels, cls, class and fine_label; if there is none, all
-                labels are -1. Names that a table gives to its numbers (ClassLabel) become the classes.
-            cache, processes, progress: See `from_shards`.
+            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather); or a folder of such files, as
+                `save_to_disk` writes it. All tables must have the columns of the first.
+            image: Column with the encoded images: binary, or a struct with the binary field `bytes`. By
+                default the only column that is.
+            label: Column with whole numbers, -1 or null unknown, or words, numbered in sorted order. By
+                default the first of label, labels, cls, class and fine_label; else all labels are -1.
+                Names that a table gives to its numbers (ClassLabel) become the classes.
 
         Raises:
             FileNotFoundError: There is no such table.
@@ -262,23 +248,21 @@ class SampleIndex(Scan):
         return cls._of(scan_tables(pattern, image, label, cache, processes, progress))
 
     @classmethod
-    def from_lmdb(cls, path: PathLike, cache: bool | PathLike = True, progress: bool = True) -> SampleIndex:
+    def from_lmdb(cls, path: PathLike, cache: Cache = True, progress: bool = True) -> SampleIndex:
         """Indexes the images in an LMDB environment whose values are encoded images, as LSUN's are.
 
-        The names are the keys, in their order; of a key that can be no name, "hex:" and its bytes in
-        hexadecimal figures. If each has a folder, as n01440764/x.JPEG, the first folder is the class, and
-        classes are numbered in sorted order; else all labels are -1. Keys like __len__ are passed over. Left
-        out are values that are no encoded images (pickles, Caffe's Datum, pixels), and what a damaged
-        environment has lost. While the index is in use, nobody may write to the environment.
+        The names are the keys, in their order; a key that cannot be a name becomes "hex:" and its bytes in
+        hexadecimal digits. If each has a folder, as n01440764/x.JPEG, the first folder is the class, and
+        classes are numbered in sorted order; else all labels are -1. Keys like __len__ are skipped. Left out
+        are values that are no encoded images (pickles, Caffe's Datum, pixels), and the lost part of a damaged
+        environment. While the index is in use, nobody may write to the environment.
 
         Args:
             path: Folder with a data.mdb, or file of an environment without one.
-            cache, progress: See `from_shards`.
 
         Raises:
             FileNotFoundError: There is no such environment.
-            ValueError: It is no LMDB environment, lies in a store, is damaged, or holds no usable image;
-                lmdb is not installed (the extra `tables`).
+            ValueError: It is no LMDB environment, lies in a store, or holds no usable image.
         """
         return cls._of(scan_lmdb(path, cache, progress))
 
@@ -295,11 +279,9 @@ class SampleIndex(Scan):
         """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
 
         Args:
-            labels, classes: See `from_arrays`.
             sizes: (N, 2) stored height and width in pixels of each image. Without them every image is read
-                once, and what cannot be used is left out.
+                once, and unusable ones are left out.
             names: A name of each, for messages, lists of bad images and the fingerprint; by default "row 7".
-            progress: Shows a bar on a terminal.
 
         Raises:
             TypeError: Labels or sizes are not whole numbers.
@@ -309,19 +291,8 @@ class SampleIndex(Scan):
         given, kinds = check_labels(labels, len(source), classes)
         found = scan_source(source, sizes, names, progress)
         paths = pack_names([os.fsencode(name) for name in found.names])
-        return cls(
-            "",
-            paths,
-            found.sizes,
-            given[found.rows],
-            kinds,
-            found.left_out,
-            source=picked(source, found.rows),
-        )
-
-    @classmethod
-    def _of(cls, scan: Scan) -> SampleIndex:
-        return cls(**{one.name: getattr(scan, one.name) for one in fields(Scan)})
+        read = picked(source, found.rows)
+        return cls("", paths, found.sizes, given[found.rows], kinds, found.left_out, source=read)
 
     # -- reading it -------------------------------------------------------------------------------
 

@@ -1,24 +1,22 @@
-"""Where samples come from: class folders, text lists, COCO sets. Names and labels; nothing is opened."""
+"""Names and labels of images: class folders and text lists. No image is opened."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
 from .remote import absolute, as_url, below, bucket_of, content, is_remote
-from .truth import RowBoxes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
 _MAX_LABEL = 1 << 20
-_FAR = 1e9  # pixels
 
 
 class LeftOut(NamedTuple):
@@ -41,12 +39,13 @@ class Listing:
     folders: dict[bytes, int] = field(default_factory=dict)
     """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
     entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    """Bytes and version of the objects of a store, where its listing has told them."""
+    """Bytes and version of the objects of a store."""
 
 
-def _folder(path: PathLike) -> str:
+def folder_of(path: PathLike) -> str:
+    """Absolute path of an existing folder, or URL."""
     if is_remote(path):
-        return as_url(path)  # a store has no folders; what is listed there will tell
+        return as_url(path)  # a store has no folders; its listing will show
     root = os.path.abspath(os.fspath(path))
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -62,25 +61,26 @@ def by_part(name: bytes) -> bytes:
 
 def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing:
     """Lists an image folder: `root/<class>/**/image`, or a flat one without labels."""
-    root = _folder(path)
+    root = folder_of(path)
     listing = Listing(root, [], [], [])
-    held: dict[bytes, list[bytes]] = {}
     if is_remote(root):
         top, held = _objects(listing)
-        folders = list(held)
     else:
         top, folders = _read(os.fsencode(root), b"", listing)
-    if classes is not None:
-        absent = sorted(set(classes) - {os.fsdecode(f) for f in folders})
-        if absent:
+        if classes is not None:  # the others need not be read
+            folders = [name for name in folders if os.fsdecode(name) in classes]
+        held = {folder: _walk(os.fsencode(root), folder, listing) for folder in folders}
+    found = {os.fsdecode(folder): names for folder, names in held.items()}
+    if classes is None:
+        listing.classes = sorted(name for name, names in found.items() if names)
+    else:
+        listing.classes = list(classes)
+        if absent := sorted(set(classes) - found.keys()):
             raise ValueError(
-                f"{root!r} has no folder for the classes {absent[:5]}; mend the list of classes."
+                f"{root!r} has no folder for the classes {absent[:5]}; correct the list of classes."
             )
         if len(set(classes)) < len(classes):
             raise ValueError("The list of classes names one class twice; remove the repetition.")
-        folders = [os.fsencode(name) for name in classes]
-    found = {os.fsdecode(f): held[f] if held else _walk(os.fsencode(root), f, listing) for f in folders}
-    listing.classes = list(classes) if classes is not None else sorted(k for k, v in found.items() if v)
     if listing.classes:
         listing.left_out += [LeftOut(os.fsdecode(n), "lies beside the class folders") for n in top]
         pairs = [(name, label) for label, kind in enumerate(listing.classes) for name in found[kind]]
@@ -88,8 +88,8 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
         pairs = [(name, -1) for name in top]
     if not pairs:
         raise ValueError(
-            f"The folder {root!r} holds no image ({', '.join(EXTENSIONS)}); check the path. Tar shards and "
-            f"tables in it are named by themselves, as '{root}/*.tar'."
+            f"The folder {root!r} holds no image ({', '.join(EXTENSIONS)}); check the path. Name tar shards "
+            f"and tables in it themselves, as '{root}/*.tar'."
         )
     pairs.sort(key=lambda pair: by_part(pair[0]))
     listing.names, listing.labels = [n for n, _ in pairs], [k for _, k in pairs]
@@ -109,14 +109,6 @@ def _objects(listing: Listing) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
         listing.entries[name] = entry.size, entry.version
         (folders.setdefault(name.partition(b"/")[0], []) if slash else top).append(name)
     return top, folders
-
-
-def _identity(path: bytes) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _read(root: bytes, folder: bytes, listing: Listing) -> tuple[list[bytes], list[bytes]]:
@@ -145,12 +137,12 @@ def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
     So a few folders full of links to each other end, which have more paths than can be walked.
     """
     images: list[bytes] = []
-    seen = {_identity(root)}
+    seen = {os.path.realpath(root)}
     waiting = [folder]
     for name in waiting:
-        identity = _identity(os.path.join(root, name))
-        if identity is None or identity not in seen:
-            seen.add(identity)
+        place = os.path.realpath(os.path.join(root, name))
+        if place not in seen:
+            seen.add(place)
             found, folders = _read(root, name, listing)
             images += found
             waiting += sorted(folders)
@@ -158,34 +150,32 @@ def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
 
 
 def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
-    """Lists the files that a text file names, one per line; the rule stands in `SampleIndex.from_list`."""
+    """Lists the files that a text file names, one per line; see `SampleIndex.from_list`."""
     file = absolute(path)
-    text = os.fsdecode(_content(file, "list"))
-    text = text.removeprefix("\ufeff")  # by which some editors mark UTF-8
+    text = os.fsdecode(read_list(file, "list"))
+    text = text.removeprefix("\ufeff")  # some editors mark UTF-8 by it
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
-    base = _folder(_start(file, lines) if root is None else root)
-    listing = Listing(base, [], [], [])
+    listing = Listing(folder_of(_start(file, lines) if root is None else root), [], [], [])
     words: list[str | None] = []
     seen: set[str] = set()
     for line in lines:
-        given, word = _split(line, base)
-        if _take(given, listing, seen):
+        name, word = _split(line, listing.root)
+        if take(name, listing, seen):
             words.append(word)
     if not listing.names:
-        raise ValueError(f"The list {file!r} names no file below {base!r}; check its lines and the root.")
+        raise ValueError(
+            f"The list {file!r} names no file below {listing.root!r}; check its lines and the root."
+        )
     listing.labels, listing.classes = number_labels(words)
     return listing
 
 
-def _content(file: PathLike, what: str) -> bytes:
-    if not is_remote(file) and not os.path.isfile(file):
-        raise FileNotFoundError(
-            f"The {what} {os.fspath(file)!r} does not exist or is no file; check the path."
-        )
-    try:
-        return content(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"The {what} {absolute(file)!r} does not exist; check its URL.") from None
+def read_list(file: PathLike, what: str) -> bytes:
+    """Content of a file or an object that lists images."""
+    if is_remote(file) or os.path.isfile(file):
+        with suppress(FileNotFoundError):
+            return content(file)
+    raise FileNotFoundError(f"The {what} {os.fspath(file)!r} does not exist or is no file; check the path.")
 
 
 def _start(file: str, lines: Sequence[str]) -> str:
@@ -199,8 +189,8 @@ def _start(file: str, lines: Sequence[str]) -> str:
     return start
 
 
-def _take(name: str, listing: Listing, seen: set[str]) -> bool:
-    """Adds a name to the listing, or leaves it out: a copy of the data set is written to the same names."""
+def take(name: str, listing: Listing, seen: set[str]) -> bool:
+    """Adds a name to the listing, or leaves it out; a name must not lead out of the root."""
     inside = below(name, listing.root)
     reason = ""
     if "\0" in name:
@@ -230,7 +220,8 @@ def _split(line: str, root: str) -> tuple[str, str | None]:
 def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     """Labels and classes of the label column: numbers stay as they are, words are numbered in order."""
     try:
-        labels = [-1 if word is None else _number(word) for word in words]
+        # To Python, 1_2 is 12.
+        labels = [-1 if word is None else int(word.replace("_", "no number")) for word in words]
     except ValueError:
         classes = sorted({word for word in words if word is not None})
         place = {name: i for i, name in enumerate(classes)}
@@ -242,16 +233,10 @@ def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     return labels, [str(i) for i in range(max(labels) + 1)]
 
 
-def _number(word: str) -> int:
-    if "_" in word:  # to Python, 1_2 is 12
-        raise ValueError
-    return int(word)
-
-
 def check_labels(
     labels: ArrayLike | None, count: int, classes: Sequence[str] | None
 ) -> tuple[NDArray[np.int32], list[str]]:
-    """Labels of `count` images and their classes, as they are given; see `SampleIndex.from_arrays`."""
+    """The given labels of `count` images and their classes; see `SampleIndex.from_arrays`."""
     given = np.full(count, -1, np.int32) if labels is None else np.asarray(labels)
     if given.dtype.kind not in "iu":
         raise TypeError(f"labels must be whole numbers, not {given.dtype}; convert them first.")
@@ -261,60 +246,5 @@ def check_labels(
     top = int(given.max(initial=-1)) + 1
     names = [str(i) for i in range(top)] if classes is None else list(classes)
     if given.min(initial=-1) < -1 or top > len(names):
-        raise ValueError(f"labels must lie between -1 and {len(names) - 1}; mend them or classes.")
+        raise ValueError(f"labels must lie between -1 and {len(names) - 1}; correct them or classes.")
     return given.astype(np.int32), names
-
-
-def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[Listing, RowBoxes]:
-    """Lists the images of a COCO set, with the boxes of its instances file; see `SampleIndex.from_coco`."""
-    if instances is None:
-        listing = list_folder(images)
-        listing.labels, listing.classes = [-1] * len(listing.names), []
-        none = np.zeros(0, np.int64)
-        return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
-    root, file = _folder(images), os.fspath(instances)
-    text = _content(file, "COCO file")
-    listing, seen = Listing(root, [], [], []), set[str]()
-    try:
-        data: dict[str, Any] = json.loads(text)
-        kinds = sorted(data.get("categories", []), key=lambda c: int(c["id"]))
-        listed = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
-        entries = [entry for entry in listed if _take(entry["file_name"], listing, seen)]
-        rows, place = _numbered(entries), _numbered(kinds)
-        marks = [a for a in data.get("annotations", []) if not a.get("iscrowd", 0) and a["image_id"] in rows]
-        row = np.array([rows[a["image_id"]] for a in marks], np.int64)
-        kind = np.array([place[a["category_id"]] for a in marks], np.int32)
-        boxes = _numbers([a["bbox"] for a in marks], 4, least=-_FAR)
-        sides = _numbers([(e["height"], e["width"]) for e in entries], 2, least=1)
-        listing.classes = [str(c.get("name", c["id"])) for c in kinds]
-        os.fsencode("".join(listing.classes))  # they are written as names are
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{file!r} is not a COCO instances file ({error!r}); check the path.") from error
-    if not entries:
-        raise ValueError(f"The COCO file {file!r} lists no images below {root!r}; check the path.")
-    x, y, width, height = boxes.T
-    corners = np.stack([y, x, y + height, x + width], axis=1) / np.tile(sides[row], 2)
-    corners = np.clip(corners, 0, 1)
-    solid = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-    row, kind, corners, area = row[solid], kind[solid], corners[solid], (width * height)[solid]
-    labels = np.full(len(entries), -1, np.int32)
-    order = np.lexsort((-np.arange(len(row)), area))  # largest last, the first of equals after the others
-    labels[row[order]] = kind[order]
-    listing.labels = labels.tolist()
-    return listing, RowBoxes(row, corners.astype(np.float32), kind)
-
-
-def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
-    """Place of each entry by its id; `ValueError` where one stands twice, for it would hide the first."""
-    place = {entry["id"]: i for i, entry in enumerate(entries)}
-    if len(place) < len(entries):
-        raise ValueError("an id stands twice")
-    return place
-
-
-def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]:
-    """(N, columns) numbers of pixels; `ValueError` for those that cannot be, NaN among them."""
-    values = np.array(rows, np.float64).reshape(len(rows), columns)
-    if not ((values >= least) & (values <= _FAR)).all():
-        raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
-    return values

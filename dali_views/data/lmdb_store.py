@@ -14,13 +14,12 @@ from itertools import islice
 import numpy as np
 
 from ..system.files import PathLike
-from .extras import needs
 from .headers import in_parallel, inspect, scan_bar
 from .listing import LeftOut
 from .names import may_be_name, pack_names
 from .remote import as_url, is_remote
 from .scan import Scan, ScanCache, stamp_of
-from .window import Window, of_handle
+from .source import Window, needs, of_handle
 
 _META_KEY = re.compile(rb"__\w+__")
 _FOREIGN = {b"\x80": "a pickle, which is not loaded", b"\x08": "a Caffe Datum"}  # by their first bytes

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from ..system.files import PathLike
 from .headers import Record, inspect, scan_bar
 from .remote import Entry, bucket_of, keys_below
-from .source import GONE
-from .window import Window
+from .source import GONE, Window
 
 _HEADER, _WALK = 32 << 10, 4 << 20  # bytes of a request: for the header of an image, for a whole tar shard
 _THREADS = 32

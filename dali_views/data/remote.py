@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from ..system.files import PathLike
-from .extras import needs
-from .source import SourceGoneError
+from .source import SourceGoneError, needs
 
 # `pathlib` makes one slash of two.
 _URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from functools import lru_cache
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Form: TypeAlias = Literal["names", "bytes", "pixels"]
-"""How the graph is given its images: files to be read, encoded bytes, or decoded pixels."""
+"""What the graph receives: names of files, encoded bytes, or decoded pixels."""
+
+_OPEN = 256  # files that a process keeps open, over all indexes
 
 
 class SourceGoneError(OSError):
@@ -29,10 +36,10 @@ class Source(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64]) -> Sequence[bytes | NDArray[np.uint8]]:
-        """What the image files of some rows hold, byte by byte.
+        """The encoded images of some rows.
 
-        Called by several threads at once, each with a part of a batch. What it returns may be memory that the
-        source keeps, if nobody changes it. To try again after a failure of the network is its own affair.
+        Several threads call it at once, each with a part of a batch. It may return memory that the source
+        keeps, if nobody changes it. The source itself repeats requests after a failure of the network.
 
         Args:
             rows: (n,) in any order, maybe with repetitions.
@@ -42,8 +49,8 @@ class Source(Protocol):
 
         Raises:
             SourceGoneError, ConnectionError: The whole source cannot be read; this ends the run.
-            Exception: Any other, for at least one of the rows. Then each is asked for alone, and an image
-                whose row raises again is a bad one, for the reason that the error tells.
+            Exception: Any other, for at least one of the rows. Then each row is requested alone, and an image
+                whose row raises again is a bad one; the error is its reason.
         """
         ...
 
@@ -65,7 +72,7 @@ class Picked:
 
 
 def picked(source: Source, rows: NDArray[np.int64]) -> Picked:
-    """The source of some rows (n,), in the order given; of a part's part no chain grows."""
+    """The source of some rows (n,), in the order given; a part of a part reads from the whole."""
     return Picked(source.whole, source.rows[rows]) if isinstance(source, Picked) else Picked(source, rows)
 
 
@@ -87,7 +94,7 @@ def read_rows(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]
 
 
 def read_each(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | str]:
-    """As `read_rows`, but where the source raises each row is asked for alone; why, of one that raises again.
+    """As `read_rows`, but if that fails, each row alone; for a row that fails again, the reason.
 
     Raises:
         SourceGoneError, ConnectionError: The whole source cannot be read.
@@ -106,5 +113,131 @@ def reason(error: Exception) -> str:
     """Why an image is left out whose bytes could not be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot be read ({' '.join(told.split()) or type(error).__name__})"
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot be read ({' '.join(words.split()) or type(error).__name__})"
+
+
+@contextmanager
+def needs(package: str) -> Iterator[None]:
+    """Imports in this block are of a package that only an extra of this project installs.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ValueError(
+            f"These images are read with {package}, which is not installed; pip install {package}."
+        ) from error
+
+
+# -- pieces of files ------------------------------------------------------------------------------
+
+
+class Window(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as a file of its own.
+
+    Args:
+        read_at: Reads into a buffer from a position of the file; returns the number of bytes.
+    """
+
+    def __init__(self, read_at: Callable[[memoryview, int], int], offset: int, size: int) -> None:
+        self._read_at, self._offset, self._size, self._at = read_at, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if self._at < 0:
+            raise ValueError("sought before the start")
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        read = self._read_at(memoryview(buffer)[:wanted], self._offset + self._at)
+        self._at += read
+        return read
+
+
+def of_handle(handle: int) -> Callable[[memoryview, int], int]:
+    """Reads an open file by its descriptor, many at a time."""
+    return lambda buffer, at: os.preadv(handle, [buffer], at)
+
+
+def of_file(file: Any) -> Callable[[memoryview, int], int]:
+    """Reads a file object, whose position it moves."""
+    return lambda buffer, at: (file.seek(at), file.readinto(buffer))[1]
+
+
+def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
+    """Opens a regular file; its descriptor, which the caller closes.
+
+    Args:
+        stamp: The bytes and mtime_ns that it must have, if any.
+
+    Raises:
+        OSError: There is none, or it has changed since it was indexed.
+    """
+    # A pipe of that name would keep an open that blocks waiting.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(handle)
+    words = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
+    if stamp is not None and (words or (status.st_size, status.st_mtime_ns) != stamp):
+        words = (
+            f"{os.path.basename(path)} has changed since it was indexed (its size or its time); "
+            "index it again, or bring the old file back with its time"
+        )
+    if words:
+        os.close(handle)
+        raise OSError(words)
+    return handle
+
+
+@dataclass(frozen=True, eq=False)
+class RangeSource:
+    """Pieces of larger files (tar shards, tables), as a `Source`. A file must be as it was when scanned."""
+
+    root: str
+    """Folder that the names start from."""
+    files: Sequence[str]
+    stamps: NDArray[np.int64]
+    """(S, 2) bytes and mtime_ns of each file when it was scanned."""
+    places: NDArray[np.int64]
+    """(N, 3) file, offset and bytes of each image."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """See `Source`; an OSError for a file that is missing, has changed or cannot be read."""
+        return [self._range(*place) for place in self.places[rows].tolist()]
+
+    def _range(self, file: int, offset: int, size: int) -> bytes:
+        path = os.path.join(self.root, self.files[file])
+        opened = _opened(path, *self.stamps[file].tolist())  # held, or another thread might have it closed
+        data = os.pread(opened.handle, size, offset)
+        if len(data) < size:
+            raise OSError(f"{self.files[file]} has been cut off since it was indexed")
+        return data
+
+
+class _Opened:
+    """An open file, closed when nobody reads it any more."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __del__(self) -> None:
+        os.close(self.handle)
+
+
+@lru_cache(_OPEN)
+def _opened(path: str, size: int, mtime_ns: int) -> _Opened:
+    return _Opened(open_stamped(path, (size, mtime_ns)))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .stamped_file import open_stamped
+from .source import open_stamped
 
 _ARROW, _PARQUET = b"ARROW1", b"PAR1"  # what the files begin with
 _FOOTERS = 64  # of Parquet files, kept parsed: one with thousands of row groups takes as long as a group

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from .headers import inspect
 from .names import may_be_name, pack_names
 from .scan import stamp_of
-from .shard_scan import Shard
-from .source import reason
+from .shards import Shard
+from .source import Window, of_handle, reason
 from .table_columns import Columns
 from .table_file import byte_arrays, damage_as_os_error, leaf, open_file, open_table, value_ends
-from .window import Window, of_handle
 
 _FILE, _STREAM = b"ARROW1", b"\xff\xff\xff\xff"  # what both Arrow formats begin with
 _LENGTH = 4  # bytes before each value in plain Parquet that tell its length

@@ -15,8 +15,7 @@ from .group_source import KEPT_BYTES
 from .headers import look_through, size_of
 from .remote import is_remote
 from .scan import Scan, ScanCache
-from .shard_list import TABLE, list_shards
-from .shard_scan import merge
+from .shards import TABLE, list_shards, merge
 from .source import reason
 from .table_columns import Columns, choose
 from .table_look import Job, scan_table, schema_of

@@ -1,21 +1,25 @@
-"""Ground-truth boxes: finding the rows of an index that they belong to, and refusing what is no box."""
+"""Ground-truth boxes: COCO instances, box files and boxes by name; which rows they belong to."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
+from .listing import Listing, by_part, folder_of, list_folder, read_list, take
+
+_FAR = 1e9  # pixels
 
 
 class RowBoxes(NamedTuple):
-    """Ground-truth boxes of the rows of an index or a listing, in any order."""
+    """M ground-truth boxes of the rows of an index or a listing, in any order."""
 
     rows: NDArray[np.int64]
     """(M,) the row of each box."""
@@ -25,25 +29,78 @@ class RowBoxes(NamedTuple):
     """(M,) the class of each box, -1 unknown."""
 
 
+def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[Listing, RowBoxes]:
+    """Lists the images of a COCO set, with the boxes of its instances file; see `SampleIndex.from_coco`."""
+    if instances is None:
+        listing = list_folder(images)
+        listing.labels, listing.classes = [-1] * len(listing.names), []
+        none = np.zeros(0, np.int64)
+        return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
+    file, listing, seen = os.fspath(instances), Listing(folder_of(images), [], [], []), set[str]()
+    text = read_list(file, "COCO file")
+    try:
+        data: dict[str, Any] = json.loads(text)
+        kinds = sorted(data.get("categories", []), key=lambda c: int(c["id"]))
+        listed = sorted(data["images"], key=lambda e: by_part(os.fsencode(e["file_name"])))
+        entries = [entry for entry in listed if take(entry["file_name"], listing, seen)]
+        rows, place = _numbered(entries), _numbered(kinds)
+        marks = [a for a in data.get("annotations", []) if not a.get("iscrowd", 0) and a["image_id"] in rows]
+        row = np.array([rows[a["image_id"]] for a in marks], np.int64)
+        kind = np.array([place[a["category_id"]] for a in marks], np.int32)
+        boxes = _numbers([a["bbox"] for a in marks], 4, least=-_FAR)
+        sides = _numbers([(e["height"], e["width"]) for e in entries], 2, least=1)
+        listing.classes = [str(c.get("name", c["id"])) for c in kinds]
+        os.fsencode("".join(listing.classes))  # they are written as names are
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{file!r} is not a COCO instances file ({error!r}); check the path.") from error
+    if not entries:
+        raise ValueError(f"The COCO file {file!r} lists no images below {listing.root!r}; check the path.")
+    x, y, width, height = boxes.T
+    corners = np.stack([y, x, y + height, x + width], axis=1) / np.tile(sides[row], 2)
+    corners = np.clip(corners, 0, 1)
+    solid = (corners[:, 2:] > corners[:, :2]).all(1)
+    row, kind, corners, area = row[solid], kind[solid], corners[solid], (width * height)[solid]
+    labels = np.full(len(entries), -1, np.int32)
+    order = np.lexsort((-np.arange(len(row)), area))  # largest last, the first of equals after the others
+    labels[row[order]] = kind[order]
+    listing.labels = labels.tolist()
+    return listing, RowBoxes(row, corners.astype(np.float32), kind)
+
+
+def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
+    """Position of each entry by its id."""
+    place = {entry["id"]: i for i, entry in enumerate(entries)}
+    if len(place) < len(entries):
+        raise ValueError("an id stands twice")
+    return place
+
+
+def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]:
+    """(N, columns) numbers of pixels; a `ValueError` for those that cannot be, NaN among them."""
+    values = np.array(rows, np.float64).reshape(len(rows), columns)
+    if not ((values >= least) & (values <= _FAR)).all():
+        raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
+    return values
+
+
 def match_boxes(
     given: Mapping[str, ArrayLike] | PathLike,
     names: Sequence[bytes],
     sizes: NDArray[np.int32],
     labels: NDArray[np.int32],
 ) -> RowBoxes:
-    """Finds the rows that boxes were given for; `SampleIndex.with_boxes` explains the forms of `given`.
+    """Finds the rows of boxes; each box takes the label of its row. See `SampleIndex.with_boxes`.
 
     Args:
         given: (n, 4) boxes by name, or a box file.
         names: Relative paths of all N rows.
         sizes: (N, 2) height and width.
-        labels: (N,) each box takes the label of its row.
+        labels: (N,)
 
     Raises:
         FileNotFoundError: There is no such box file.
         ValueError: A box is no rectangle in the image, or none of the names is known.
     """
-    in_pixels = not isinstance(given, Mapping)
     by_name = given if isinstance(given, Mapping) else _read_boxes(given)
     found = {name: np.asarray(boxes, np.float64).reshape(-1, 4) for name, boxes in by_name.items()}
     place = _find_rows(names, found)
@@ -51,14 +108,14 @@ def match_boxes(
         raise ValueError(f"None of the {len(found)} names with boxes is in the index; check the names.")
     rows = np.concatenate([np.full(len(found[name]), row, np.int64) for name, row in place.items()])
     values = np.concatenate([found[name] for name in place])
-    if in_pixels:
+    if by_name is not given:  # a file, in pixels
         values = np.clip(values / np.tile(sizes[rows], 2), 0, 1)
-    bad = ~((values >= 0).all(1) & (values <= 1).all(1) & (values[:, 2:] > values[:, :2]).all(1))
-    if bad.any():
-        first = int(bad.argmax())
+    good = (values >= 0).all(1) & (values <= 1).all(1) & (values[:, 2:] > values[:, :2]).all(1)
+    if not good.all():
+        first = int(good.argmin())
         raise ValueError(
             f"The box {values[first].tolist()} of {os.fsdecode(names[rows[first]])!r} is no rectangle "
-            "(y0, x0, y1, x1) in [0, 1]; mend it."
+            "(y0, x0, y1, x1) in [0, 1]; correct it."
         )
     return RowBoxes(rows, values.astype(np.float32), labels[rows])
 
@@ -78,7 +135,7 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); mend it."
+                f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); correct it."
             ) from None
         found.setdefault(head.split("\t")[0].strip(), []).append((y0, x0, y1 + 1, x1 + 1))
     return found

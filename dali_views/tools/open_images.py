@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..data.index import SampleIndex
 from ..data.lmdb_store import names_lmdb
-from ..data.shard_list import is_list, names_shards, names_tables
+from ..data.shards import is_list, names_shards, names_tables
 from ..system.files import PathLike
 
 _SHARDS, _TABLES, _LMDB, _LIST, _FOLDER = "tar shards", "tables", "an LMDB environment", "a list", "a folder"

@@ -1,0 +1,366 @@
+"""Tar shards: which ones a pattern means, and which images they hold, where, how large, of which class.
+
+Only headers of members, headers and ends of images, and label files are read, with seeks in between; other
+members (pickles, NumPy files, text) are neither read nor decoded.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import IO, Any, cast
+
+import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
+
+from ..system.files import PathLike
+from .headers import inspect
+from .listing import EXTENSIONS, LeftOut, number_labels
+from .names import pack_names
+from .objects import open_object
+from .remote import absolute, as_url, bucket_of, content, is_remote
+from .scan import Scan
+from .source import GONE, Window, of_file, open_stamped, reason
+
+SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
+TABLE = re.compile(r"\.(parquet|pq|arrow|feather)\*?$")
+_KINDS = {SHARD: ("shard", "*.tar"), TABLE: ("table", "*.parquet")}
+_LIST_ENDINGS = (".txt", ".tsv", ".lst")
+_MOST = 1_000_000  # shards that a pattern may mean
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_MOST_HEADER = 1 << 20  # bytes of a long name or of PAX records; more would be read into memory at once
+_MOST_LABEL = 1 << 20  # bytes of a label file
+_LABEL_KEYS = ("label", "cls", "class_id")
+_PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+# -- which files are meant ------------------------------------------------------------------------
+
+
+def is_list(path: PathLike) -> bool:
+    """Whether the name is one of a text file; in a store, which has no folders, by its ending."""
+    return os.path.isfile(path) or (is_remote(path) and os.fspath(path).lower().endswith(_LIST_ENDINGS))
+
+
+def names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
+    """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
+    if os.path.isdir(path):
+        return False
+    if ending.search(os.path.basename(path)):
+        return True
+    return is_list(path) and any(ending.search(line) for line in islice(_lines(path), 1))
+
+
+def names_tables(path: PathLike) -> bool:
+    """Whether the name is one of a table, of several, of a list of them, or of a folder with nothing else."""
+    if not os.path.isdir(path):
+        return names_shards(path, TABLE)
+    # Files that writers of tables leave beside them begin so: _SUCCESS, .part-0.parquet.crc.
+    names = [name for name in os.listdir(path) if name[0] not in "._"]
+    others = any(os.path.splitext(name)[1].lower() in (*EXTENSIONS, "") for name in names)
+    return not others and any(map(TABLE.search, names))
+
+
+def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] = SHARD) -> list[str]:
+    """Absolute paths of the shards in the order given, each once; see `SampleIndex.from_shards`.
+
+    Args:
+        ending: What a shard's name ends with: `SHARD` or `TABLE`. A file of another name lists them.
+
+    Raises:
+        FileNotFoundError: No shard is there.
+        IsADirectoryError: A folder is named instead of the shards in it.
+        ValueError: A pattern stands for more than a million shards, or its braces are not paired.
+    """
+    given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
+    found = dict.fromkeys(absolute(path) for one in given for path in _expand(os.fspath(one), ending))
+    kind, example = _KINDS[ending]
+    for path in found:
+        if os.path.isdir(path) and not ending.search(os.path.basename(path)):
+            raise IsADirectoryError(
+                f"{path!r} is a folder; name the {kind}s in it, as {os.path.join(path, example)!r}."
+            )
+    if not any(is_remote(path) or os.path.exists(path) for path in found):
+        named = ", ".join(repr(os.fspath(one)) for one in given[:3])
+        raise FileNotFoundError(
+            f"There is no {kind} {named}; check the path or the pattern. A file whose name does not end as "
+            f"{example!r} does is read as a list of {kind}s."
+        )
+    return list(found)
+
+
+def _expand(pattern: str, ending: re.Pattern[str]) -> Iterator[str]:
+    if is_list(pattern) and not ending.search(os.path.basename(pattern)):
+        for line in _lines(pattern):
+            yield from _named(line if is_remote(line) else os.path.join(os.path.dirname(pattern), line))
+    else:
+        yield from _named(pattern)
+
+
+def _lines(path: PathLike) -> Iterator[str]:
+    """Paths that a text file names."""
+    with io.BytesIO(content(path)) if is_remote(path) else open(path, "rb") as file:
+        for line in file:
+            if (text := os.fsdecode(line).strip()) and not text.startswith("#"):
+                yield text
+
+
+def _named(pattern: str) -> Iterator[str]:
+    """The paths that a name with braces and wildcards stands for; without wildcards they need not exist."""
+    if is_remote(pattern):
+        pattern = as_url(pattern)
+    if os.path.exists(pattern):
+        yield pattern
+        return
+    # Checked before, for braceexpand makes lists of all numbers.
+    wide = any(abs(int(first) - int(last)) >= _MOST for first, last in _RANGE.findall(pattern))
+    names = [] if wide else list(islice(braceexpand(pattern, escape=False), _MOST + 1))
+    if wide or len(names) > _MOST:
+        raise ValueError(f"The pattern {pattern!r} stands for more than {_MOST} shards; check its numbers.")
+    for name in names:
+        if not glob.has_magic(name):
+            yield name
+        elif is_remote(name):
+            bucket, key = bucket_of(name)
+            yield from (f"{bucket.url}/{one.name}" for one in bucket.glob(key))
+        else:
+            yield from sorted(glob.glob(name))
+
+
+# -- what they hold -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The usable images of one shard (or table). As arrays: there may be a hundred million in all."""
+
+    stamp: tuple[int, int]
+    """Bytes and mtime_ns, (-1, -1) if it is not there."""
+    names: NDArray[np.uint8]
+    """(n, L) of the members, NUL-padded."""
+    places: NDArray[np.int64]
+    """(n, 2) offset and bytes."""
+    sizes: NDArray[np.int32]
+    """(n, 2) stored height and width."""
+    words: list[str]
+    """The different labels: words, or numbers as text."""
+    word: NDArray[np.int32]
+    """(n,) which of the words an image has, -1 for none."""
+    left_out: list[tuple[str, str]]
+    """Name of member, or "" for the shard, and reason."""
+
+
+@dataclass
+class _Found:
+    """The contents of a shard so far."""
+
+    images: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
+    """By name: key, offset, bytes, height, width. The key (the name up to the first dot of its last part) is
+    what an image has in common with its label file."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """By key."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan_shard(path: str) -> Shard:
+    """Scans one shard, a file or an object. What is whole in a damaged one counts.
+
+    Raises:
+        SourceGoneError: The store of the object is gone; never for a bad shard.
+    """
+    found, stamp = _Found(), (-1, -1)
+    try:
+        file, stamp = _open(path)
+        with file:
+            start = file.read(tarfile.BLOCKSIZE)
+            unpack = next((tool for magic, tool in _PACKED.items() if start.startswith(magic)), None)
+            if unpack is not None:
+                raise OSError(f"compressed, so that no member can be read alone; unpack it with {unpack}")
+            file.seek(0)
+            _walk(_Limited(file), stamp[0], found)
+    except GONE:
+        raise
+    except OSError as error:
+        found.left_out.append(("", reason(error)))
+    words = sorted(set(found.labels.values()))
+    number = {word: i for i, word in enumerate(words)}
+    table = np.array([row[1:] for row in found.images.values()], np.int64).reshape(-1, 4)
+    word = [number.get(found.labels.get(row[0], ""), -1) for row in found.images.values()]
+    return Shard(
+        stamp=stamp,
+        names=pack_names([os.fsencode(name) for name in found.images]),
+        places=table[:, :2],
+        sizes=table[:, 2:].astype(np.int32),
+        words=words,
+        word=np.array(word, np.int32),
+        left_out=found.left_out,
+    )
+
+
+def _open(path: str) -> tuple[io.BufferedIOBase, tuple[int, int]]:
+    """The shard as a file, and its stamp."""
+    if is_remote(path):
+        file, entry = open_object(path)
+        return file, (entry.size, entry.version)
+    local = os.fdopen(open_stamped(path), "rb")
+    status = os.fstat(local.fileno())
+    return local, (status.st_size, status.st_mtime_ns)
+
+
+class _Limited:
+    """A shard as tarfile reads it, without the memory that a made-up header may ask for."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER:
+            raise tarfile.ReadError("a header of absurd length")
+        return self.file.read(size)
+
+
+def _walk(file: _Limited, size: int, found: _Found) -> None:
+    """Adds all members, up to the end or to the first damage."""
+    last, tar, whole = -1, None, False
+    try:
+        tar = tarfile.open(fileobj=cast(IO[bytes], file), mode="r:")  # noqa: SIM115, for `file` is closed by the caller
+        some = tar.firstmember is not None  # type: ignore[attr-defined]  # if not, Python 3.10 seeks before it
+        while some and (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # millions of them would take gigabytes
+            if member.offset <= last:
+                raise tarfile.ReadError("a header that leads back")
+            last = member.offset
+            _add(file.file, member, size, found)
+        file.seek(tar.offset)
+        whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        if whole and file.read(max(0, min(size - file.tell(), _MOST_HEADER))).strip(b"\0"):
+            more = f"ends at byte {tar.offset}; what follows, as a tar that was appended, is not read"
+            found.left_out.append(("", more))
+    except GONE:
+        raise
+    except Exception:  # tarfile's own, and whatever else it stumbles over in a damaged header
+        whole = False
+    if tar is None:
+        found.left_out.append(("", "no tar"))
+    elif not whole:
+        cut = f"damaged or cut off at byte {tar.offset}; what stands before is used"
+        found.left_out.append(("", cut))
+
+
+def _add(file: io.BufferedIOBase, member: tarfile.TarInfo, size: int, found: _Found) -> None:
+    name = os.path.normpath(member.name)
+    folder, base = os.path.split(name)
+    key, ending = os.path.join(folder, base.partition(".")[0]), os.path.splitext(name)[1].lower()
+    if member.isdir():
+        return
+    refused = _refusal(member, name, size)
+    window = io.BufferedReader(Window(of_file(file), member.offset_data, member.size))
+    if refused:
+        pass
+    elif ending in EXTENSIONS:
+        height, width, refused = inspect(window, member.size)
+        if name in found.images:
+            refused = "stands twice in its shard; the first time counts"
+        if not refused:
+            found.images[name] = key, member.offset_data, member.size, height, width
+    elif ending in (".cls", ".json"):
+        if member.size > _MOST_LABEL:
+            refused = f"longer than the {_MOST_LABEL} bytes of a label file that are read"
+        elif (word := _label(window.read(), ending)) is not None and (
+            ending == ".cls" or key not in found.labels
+        ):
+            found.labels[key] = word
+    if refused:
+        printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+        found.left_out.append((printable, refused))
+
+
+def _refusal(member: tarfile.TarInfo, name: str, size: int) -> str:
+    """Why a member must not be read, or ""."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        return "its name leads out of the shard"
+    if member.issym() or member.islnk():
+        return "a link"
+    if member.issparse():
+        return "a sparse file, whose bytes do not lie in one piece"
+    if not member.isreg():
+        return "no regular file"
+    if member.size < 0 or member.offset_data + member.size > size:
+        return "cut off with its shard"
+    return ""
+
+
+def _label(content: bytes, ending: str) -> str | None:
+    """The label in a .cls or .json file, or None."""
+    try:
+        if ending == ".cls":
+            return content.decode().strip() or None
+        facts: Any = json.loads(content)
+        numbers = [facts[key] for key in _LABEL_KEYS if type(facts.get(key)) is int]
+        return str(numbers[0]) if numbers else None
+    except (AttributeError, RecursionError, ValueError):
+        return None
+
+
+def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> Scan:
+    """The scan of all shards, in their order; errors call them `kind`.
+
+    Raises:
+        ValueError: They hold no usable image, or a label below -1.
+    """
+    left_out = [
+        LeftOut(os.path.join(name, member) if member else name, why)
+        for name, shard in zip(shards, found, strict=True)
+        for member, why in shard.left_out
+    ]
+    counts = [len(shard.names) for shard in found]
+    if not sum(counts):
+        first = "; ".join(f"{path}: {why}" for path, why in left_out[:3]) or "they are empty"
+        raise ValueError(
+            f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check the path."
+        )
+    labels, classes = _labels(found)
+    shard_of = np.repeat(np.arange(len(shards)), counts)
+    return Scan(
+        root=root,
+        paths=_paths(shards, found, sum(counts)),
+        sizes=np.concatenate([shard.sizes for shard in found]),
+        labels=labels,
+        classes=classes,
+        left_out=left_out,
+        holder="ranges",
+        files=shards,
+        file_stamps=np.array([shard.stamp for shard in found], np.int64),
+        places=np.column_stack([shard_of, np.concatenate([shard.places for shard in found])]),
+    )
+
+
+def _labels(found: list[Shard]) -> tuple[NDArray[np.int32], list[str]]:
+    """(N,) label of each image, and the classes."""
+    words = sorted({shard.words[i] for shard in found for i in np.unique(shard.word).tolist() if i >= 0})
+    numbers, classes = number_labels([*words, None])
+    label_of = dict(zip(words, numbers, strict=False))
+    # No word is number -1, which finds the last of these.
+    known = [np.array([*(label_of.get(word, -1) for word in shard.words), -1], np.int32) for shard in found]
+    return np.concatenate([k[shard.word] for k, shard in zip(known, found, strict=True)]), classes
+
+
+def _paths(shards: list[str], found: list[Shard], count: int) -> NDArray[np.uint8]:
+    """(N, L) shard.tar/member of each image."""
+    starts = [np.frombuffer(os.fsencode(os.path.join(name, "")), np.uint8) for name in shards]
+    widest = max(len(start) + shard.names.shape[1] for start, shard in zip(starts, found, strict=True))
+    paths, row = np.zeros((count, widest), np.uint8), 0
+    for start, shard in zip(starts, found, strict=True):
+        part = paths[row : row + len(shard.names)]
+        part[:, : len(start)] = start
+        part[:, len(start) : len(start) + shard.names.shape[1]] = shard.names
+        row += len(shard.names)
+    return paths
