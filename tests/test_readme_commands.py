@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import noise_images
 
-from dali_views import __main__ as loader
 from dali_views.tools import cli as loader_cli
 from dali_views.tools.scenes import make_scenes
 from trainers import cli as trainer_cli
@@ -74,7 +73,7 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, ca
             words = words[words.index("-m") :]
         if program.endswith("dali-views"):
             monkeypatch.setattr("sys.argv", [program, *words])
-            main, arguments = (loader.main, ()) if words[0] == "doctor" else (loader_cli.main, (None,))
+            main, arguments = loader_cli.main, (None,)
         else:
             assert words[:2] == ["-m", "trainers"], line
             main, arguments = trainer_cli.main, (words[2:],)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..system.arrays import Arrays, load_arrays, save_arrays
-from ..system.files import PathLike
+from ..system.files import PathLike, cache_folder
 from .headers import MAX_PIXELS, Record
 from .listing import LeftOut
 from .names import pack_names, unpack_names
@@ -286,11 +286,7 @@ class ScanCache(Generic[T]):
         self.kept: T | None = None
         if cache is False:
             return
-        if cache is True:
-            own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-            folder = Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
-        else:
-            folder = Path(cache)
+        folder = cache_folder() if cache is True else Path(cache)
         digest = hashlib.sha256(json.dumps([root, options]).encode()).hexdigest()[:16]
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
         self.file = folder / f"{name or 'root'}-{digest}.safetensors"

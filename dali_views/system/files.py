@@ -12,6 +12,12 @@ from typing import IO, TypeAlias
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
+def cache_folder() -> Path:
+    """Where scans are kept: $DALI_VIEWS_CACHE, else dali_views in $XDG_CACHE_HOME, else in ~/.cache."""
+    own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
+
+
 @contextmanager
 def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]:
     """Opens a draft beside `path` that takes its place when the block has ended without an error.
