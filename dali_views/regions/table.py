@@ -220,8 +220,8 @@ class RegionTable:
             ValueError, TypeError: the state does not fit this table or is damaged; nothing was changed.
         """
         self._settle(wait=True)
-        stored = entry(state, "fingerprint")
-        if not (isinstance(stored, str) and stored.isprintable()):
+        stored = str(entry(state, "fingerprint"))
+        if not stored.isprintable():
             raise ValueError(f"The stored fingerprint {stored!r} is no text; the state is damaged.")
         fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
         columns, self.epoch = checked_state(state, COLUMNS, len(self), self.regions)
