@@ -95,7 +95,7 @@ def test_a_cache_folder_that_cannot_be_written_is_a_note_and_a_writable_one_is_l
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda path: None, "No such file"),
+        (lambda path: None, "no image"),
         (lambda path: path.mkdir(), "no image"),
         (lambda path: path.touch(), "no image"),
         (lambda path: path.write_bytes(bytes(1_000_000)), "(8 read"),

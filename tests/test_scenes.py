@@ -16,23 +16,16 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
-    make_scenes(tmp_path / "a", 6, 48, seed=3)
-    make_scenes(tmp_path / "b", 6, 48, seed=3)
-    make_scenes(tmp_path / "c", 6, 48, seed=4)
-    a, b, c = (_bytes(tmp_path / name) for name in "abc")
+def test_equal_seeds_give_equal_bytes_however_many_scenes_there_are(tmp_path):
+    for name, count, seed in (("a", 6, 3), ("b", 6, 3), ("few", 2, 3), ("other", 6, 4)):
+        make_scenes(tmp_path / name, count, 48, seed=seed)
+    a, b, few, other = (_bytes(tmp_path / name) for name in ("a", "b", "few", "other"))
     assert a == b
-    assert a["000000.jpg"] != c["000000.jpg"]
-
-
-def test_a_scene_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
-    few, _ = make_scenes(tmp_path / "few", 2, 48)
-    many, _ = make_scenes(tmp_path / "many", 5, 48)
-    assert _bytes(few).items() <= _bytes(many).items()
+    assert few["000001.jpg"] == a["000001.jpg"] != other["000001.jpg"]
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_pixels_change_inside_the_boxes_only_and_reach_all_their_sides(kind: str) -> None:
+def test_pixels_change_inside_the_boxes_only_and_reach_all_their_sides(kind: str):
     for number in range(12):
         scene = draw_scene(1, number, (64, 80), [kind])
         assert scene.kind == kind
@@ -46,7 +39,7 @@ def test_pixels_change_inside_the_boxes_only_and_reach_all_their_sides(kind: str
         assert not changed.any()
 
 
-def test_objects_are_one_to_three_of_moderate_size_and_often_off_centre() -> None:
+def test_objects_are_one_to_three_of_moderate_size_and_often_off_centre():
     scenes = [draw_scene(0, number, 64) for number in range(150)]
     assert {len(scene.boxes) for scene in scenes} == {1, 2, 3}
     boxes = np.concatenate([scene.boxes for scene in scenes]) / 64
@@ -58,7 +51,7 @@ def test_objects_are_one_to_three_of_moderate_size_and_often_off_centre() -> Non
     assert {scene.kind for scene in scenes} == set(CLASSES)
 
 
-def test_mean_colour_does_not_tell_the_class() -> None:
+def test_mean_colour_does_not_tell_the_class():
     scenes = [draw_scene(0, number, 48) for number in range(400)]
     colour = np.stack([scene.image.mean((0, 1)) for scene in scenes])
     kinds = np.array([CLASSES.index(scene.kind) for scene in scenes])
@@ -68,7 +61,7 @@ def test_mean_colour_does_not_tell_the_class() -> None:
     assert right < 2 / len(CLASSES)
 
 
-def test_the_index_reads_labels_and_boxes_back(tmp_path: Path) -> None:
+def test_the_index_reads_labels_and_boxes_back(tmp_path):
     folder, file = make_scenes(tmp_path, 8, (48, 64), seed=2)
     index = SampleIndex.from_coco(folder, file, cache=False)
     assert index.classes == list(CLASSES)
@@ -79,18 +72,14 @@ def test_the_index_reads_labels_and_boxes_back(tmp_path: Path) -> None:
         np.testing.assert_allclose(index.truth(row), scene.boxes / [48, 64, 48, 64], atol=1e-6)
 
 
-def test_fewer_classes_are_numbered_as_given(tmp_path: Path) -> None:
+def test_fewer_classes_are_numbered_as_given(tmp_path):
     _, file = make_scenes(tmp_path, 3, 32, classes=["star", "disc"])
     assert [c["name"] for c in json.loads(file.read_text())["categories"]] == ["star", "disc"]
 
 
-def test_impossible_requests_are_refused(tmp_path: Path) -> None:
+def test_unknown_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="hexagon"):
         make_scenes(tmp_path, 3, classes=["hexagon"])
-    with pytest.raises(ValueError, match="0 scenes"):
-        make_scenes(tmp_path, 0)
-    with pytest.raises(ValueError, match="32 or more"):
-        make_scenes(tmp_path, 1, 16)
 
 
 @pytest.mark.parametrize(("options", "told"), [(["--size", "10"], "10 x 10"), (["--count", "0"], "0 scenes")])

@@ -138,16 +138,16 @@ def _packages() -> Iterator[Line]:
 def _tried(names: list[str], data: str, wait: float) -> list[Line]:
     """Tries probes in a child. If one kills it, the others go on; if one hangs, the rest is lost."""
     # Not the current folder, in which an interpreter looks for modules first.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import child; child()"
-    command, end = [sys.executable, "-W", "ignore", "-c", code, data], time.monotonic() + wait
+    program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import child; child()"
+    command, end = [sys.executable, "-W", "ignore", "-c", program, data], time.monotonic() + wait
     found: dict[str, list[Line]] = {}
     while waiting := [name for name in names if name not in found]:
         out, pipe, null = b"", subprocess.PIPE, subprocess.DEVNULL
         try:
             process = subprocess.Popen([*command, *waiting], stdin=null, stdout=pipe, stderr=null)
             out, _ = process.communicate(timeout=min(max(0.1, end - time.monotonic()), 3600))
-            number = process.returncode
-            why = f"crashed ({signal.Signals(-number).name})" if number < 0 else f"ended with code {number}"
+            code = process.returncode
+            why = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
         except subprocess.TimeoutExpired as late:
             process.kill()  # not waited for: a process that hangs in the system cannot be killed
             out, why = late.stdout or b"", _LATE
@@ -236,17 +236,21 @@ def _decode(name: str) -> Line | None:
 
 def _data(path: str) -> Line:
     """How fast images, or pieces of a shard, are read that the page cache was asked to forget."""
-    jobs = [(path, place * _PIECE) for place in range(_MOST)] if os.path.isfile(path) else []
-    jobs = jobs or [(file, -1) for file in islice(_files(path), _MOST)]
+    from ..data.listing import EXTENSIONS
+
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    images = islice((file for file in files if file.lower().endswith(EXTENSIONS)), _MOST)
+    pieces = ((path, number * _PIECE, _PIECE) for number in range(_MOST))
+    jobs = list(pieces if os.path.isfile(path) else ((image, 0, -1) for image in images))
     began = time.monotonic()
 
-    def read(job: tuple[str, int]) -> int:
+    def read(job: tuple[str, int, int]) -> int:
         if time.monotonic() - began > _SECONDS:
             return 0
         with open(job[0], "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            file.seek(max(0, job[1]))
-            return len(file.read(-1 if job[1] < 0 else _PIECE))
+            file.seek(job[1])
+            return len(file.read(job[2]))
 
     with ThreadPoolExecutor(8) as threads:
         sizes = [size for size in threads.map(read, jobs) if size]
@@ -256,17 +260,6 @@ def _data(path: str) -> Line:
     found = f"{path}: {rate * size / MiB:.0f} MiB/s, {rate:.0f} images/s of {size / 1024:.0f} KiB"
     found += f" ({len(sizes)} read, cold where the system allows)"
     return _line("data", found, rate < _SLOW, "a local disk, or dali-views pack")
-
-
-def _files(folder: str) -> Iterator[str]:
-    from ..data.listing import EXTENSIONS
-
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _files(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield entry.path
 
 
 _PROBES: dict[str, tuple[Callable[[str], Line | None], State, str]] = {

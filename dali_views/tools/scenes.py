@@ -1,8 +1,8 @@
 """Generated scenes: one to three objects of known class at known boxes on a busy background.
 
-For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. The
-class lies in shape and texture alone; colours, sizes, places and backgrounds are drawn at random, so a
-colour histogram does not give it away and a crop beside the object says nothing about it.
+For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. Only shape
+and texture tell the class. Colours, sizes, places and backgrounds are random, so neither a colour histogram
+nor a crop beside the object tells it.
 """
 
 from __future__ import annotations
@@ -37,27 +37,6 @@ class Scene(NamedTuple):
     """Class of all objects in the scene."""
 
 
-def _disc(u: Array, v: Array) -> Array:
-    return np.hypot(u, v) - 1
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.hypot(u, v) - 0.76) - 0.24
-
-
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.7
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) * np.float32(0.866) + v * np.float32(0.5), -v) - 0.5
-
-
-def _cross(u: Array, v: Array) -> Array:
-    a, b = np.abs(u), np.abs(v)
-    return np.minimum(np.maximum(a - 0.95, b - 0.3), np.maximum(b - 0.95, a - 0.3))
-
-
 def _star(u: Array, v: Array) -> Array:
     # One tenth of the star is a straight edge from its tip (radius 1) to its notch (radius 0.42).
     angle = np.abs((np.arctan2(u, v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
@@ -69,29 +48,27 @@ def _star(u: Array, v: Array) -> Array:
     return distance
 
 
-def _plain(u: Array, v: Array) -> Array:
-    return np.ones_like(u)
+def _cross(u: Array, v: Array) -> Array:
+    a, b = np.abs(u), np.abs(v)
+    return np.minimum(np.maximum(a - 0.95, b - 0.3), np.maximum(b - 0.95, a - 0.3))
 
 
-def _bands(u: Array, v: Array) -> Array:
-    return np.asarray(np.sin(u * np.float32(9.5)) > 0, np.float32)
-
-
-def _checks(u: Array, v: Array) -> Array:
-    return np.asarray((np.floor(u * 2.6) + np.floor(v * 2.6)) % 2, np.float32)
-
-
-_KINDS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]] = {
-    "disc": (_disc, _plain),
-    "ring": (_ring, _plain),
-    "square": (_square, _plain),
-    "triangle": (_triangle, _plain),
-    "cross": (_cross, _plain),
-    "star": (_star, _plain),
-    "striped disc": (_disc, _bands),
-    "checkered square": (_square, _checks),
+_half, _slope = np.float32(0.5), np.float32(0.866)  # as Python floats they would make doubles of some arrays
+# Distance to the edge, negative inside, of a shape about as large as the unit circle.
+_SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "disc": lambda u, v: np.hypot(u, v) - 1,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.76) - 0.24,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.7,
+    "triangle": lambda u, v: np.maximum(np.abs(u) * _slope + v * _half, -v) - 0.5,
+    "cross": _cross,
+    "star": _star,
 }
-CLASSES = tuple(_KINDS)
+# Share of the first of two tones.
+_TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+    "striped": lambda u, v: np.asarray(np.sin(u * np.float32(9.5)) > 0, np.float32),
+    "checkered": lambda u, v: np.asarray((np.floor(u * 2.6) + np.floor(v * 2.6)) % 2, np.float32),
+}
+CLASSES = (*_SHAPES, "striped disc", "checkered square")
 """All classes, in the order of their labels."""
 
 
@@ -108,8 +85,8 @@ def _muted(rng: np.random.Generator) -> Array:
 def _background(rng: np.random.Generator, height: int, width: int) -> Array:
     """(H, W, 3) muted clouds of two colours, faint stripes, and clutter smaller than any object.
 
-    As in a photograph that is focused on its subject, the background has less contrast than the objects;
-    otherwise telling images apart needs the background only, and nothing draws a network to the objects.
+    It has less contrast than the objects, as in a photograph that is focused on its subject. Otherwise the
+    background alone tells images apart, and a network need not look at the objects.
     """
     cells = rng.integers(2, 6)
     mix = rng.random((cells, cells, 1), np.float32)
@@ -154,21 +131,14 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[tuple[floa
 def draw_scene(
     seed: int, number: int, size: int | tuple[int, int] = 96, classes: Sequence[str] = CLASSES
 ) -> Scene:
-    """Draws one scene; a pure function of its arguments.
+    """Draws scene `number` of a set; a pure function of its arguments, which `make_scenes` explains.
 
-    Args:
-        seed: Seed of the set, 0 or more.
-        number: Number of the scene in the set.
-        size: Height and width in pixels, or one number for both; 32 or more.
-        classes: Classes to choose from.
-
-    Returns:
-        The scene. Its objects, one to three, are all of one class, so that the picture has one label.
+    Its objects, one to three, are all of one class, so that the picture has one label.
     """
     height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng([seed, number])
     kind = classes[int(rng.integers(len(classes)))]
-    shape, texture = _KINDS[kind]
+    *texture, shape = kind.split()
     background = _background(rng, height, width).clip(0, 255)
     canvas = background.copy()
     boxes = []
@@ -180,14 +150,14 @@ def draw_scene(
         dy, dx = (grid[0] + (top + 0.5 - y)) / radius, (grid[1] + (left + 0.5 - x)) / radius
         turn = rng.uniform(0, 2 * np.pi)
         u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
-        cover = (0.5 - shape(u, v) * radius).clip(0, 1)  # edges fade over one pixel
+        cover = (0.5 - _SHAPES[shape](u, v) * radius).clip(0, 1)  # edges fade over one pixel
         cover[cover < 0.1] = 0
         mean = behind.mean((0, 1))
         tries = np.stack([_colour(rng) for _ in range(4)])
         light = tries[np.abs(tries - mean).sum(1).argmax()]
         # The second tone differs in brightness from the first, so that a texture shows in any colour.
         dark = light * 0.35 if light.mean() > 90 else light + 130
-        tone = texture(u, v)[..., None]
+        tone = _TEXTURES[texture[0]](u, v)[..., None] if texture else 1
         shade = 1 + rng.uniform(0, 0.25) * v[..., None].clip(-1, 1)
         paint = (light * tone + dark * (1 - tone)) * shade + rng.normal(0, 4, (*u.shape, 1))
         before = behind.round()
@@ -213,10 +183,10 @@ def make_scenes(
     Equal arguments give equal bytes, and scene `i` does not depend on `count`.
 
     Args:
-        root: Folder to write to; it is made if need be, files of the same name are replaced.
-        count: How many scenes.
+        root: Folder to write to; files of the same name are replaced.
+        count: Number of scenes.
         size: Height and width in pixels, or one number for both; 32 or more.
-        classes: Some of `CLASSES`; all objects of one scene are of one class.
+        classes: Some of `CLASSES`; a label is a place in this list.
         seed: 0 or more.
 
     Returns:
@@ -225,14 +195,13 @@ def make_scenes(
     Raises:
         ValueError: No scene is asked for, a class is unknown, or the size is too small.
     """
-    unknown = [name for name in classes if name not in _KINDS]
+    unknown = [name for name in classes if name not in CLASSES]
     if unknown or not classes:
         raise ValueError(f"Unknown classes {unknown}; choose one or more of {list(CLASSES)}.")
     height, width = (size, size) if isinstance(size, int) else size
     if count < 1 or min(height, width) < 32:
-        raise ValueError(
-            f"Cannot make {count} scenes of {height} x {width} pixels; ask for one of 32 or more."
-        )
+        told = f"{count} scenes of {height} x {width} pixels"
+        raise ValueError(f"{told} cannot be made; give a count from 1 and a size from 32 on.")
     folder, file = Path(root) / "images", Path(root) / "instances.json"
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -243,16 +212,9 @@ def make_scenes(
         Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
         for y0, x0, y1, x1 in scene.boxes.tolist():
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": list(classes).index(scene.kind) + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (y1 - y0) * (x1 - x0),
-                    "iscrowd": 0,
-                }
-            )
+            mark = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
+            mark |= {"category_id": list(classes).index(scene.kind) + 1, "area": (y1 - y0) * (x1 - x0)}
+            annotations.append(mark | {"bbox": [x0, y0, x1 - x0, y1 - y0]})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return folder, file
@@ -265,11 +227,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    given = parser.parse_args()
 
     def command() -> Answer:
-        folder, file = make_scenes(options.out, options.count, options.size, seed=options.seed)
-        return Answer({}, f"{folder}, {file}")
+        return Answer({}, "{}, {}".format(*make_scenes(given.out, given.count, given.size, seed=given.seed)))
 
     return carry_out(command, as_json=False, mistakes=(ValueError, OSError))
 

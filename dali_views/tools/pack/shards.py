@@ -75,13 +75,12 @@ def pack_shards(
     workers: int | None = None,
     progress: bool = True,
 ) -> Packed:
-    """Writes a data set as tar shards; `SampleIndex.from_shards(destination/*.tar)` reads them.
+    """Writes a data set as tar shards, for `SampleIndex.from_shards(destination/*.tar)`.
 
-    Images keep their order and their bytes, unless `short_side` shrinks larger ones to JPEG; those of arrays
-    become PNG. Each is `KEY.jpg` (.png, ...: what it is), with its label in `KEY.cls`: the name of its class,
-    or the number if names would be numbered differently. KEY is the image's name without its ending. Every
-    image is decoded: a damaged one is left out (delete its shard to try it again). After a kill, the same
-    call skips the finished shards and ends with the same files.
+    Images keep order and bytes, unless `short_side` shrinks larger ones to JPEG; arrays become PNG. KEY.cls
+    holds the class of KEY.jpg: its name, or its number if names would be numbered differently. KEY is the
+    image's name without its ending. Every image is decoded, and a damaged one left out (delete its shard to
+    try again). After a kill, the same call skips the finished shards and ends with the same files.
 
     Args:
         source: Any index.
@@ -96,8 +95,7 @@ def pack_shards(
     Raises:
         ValueError: An option is out of range; the destination lies in the source, holds something else or was
             begun with other settings; or no image is usable.
-        SourceGoneError: The whole source cannot be read; the next call continues.
-        OSError: A shard cannot be written (a full disk); the next call continues.
+        OSError: A shard cannot be written (a full disk), or the source is gone; the next call continues.
     """
     if not 1 <= quality <= 100 or min(per_shard, 1 if short_side is None else short_side) < 1:
         given = f"quality={quality}, short_side={short_side}, per_shard={per_shard}"
@@ -147,8 +145,8 @@ def pack_shards(
                 raise
             except OSError as error:
                 raise OSError(
-                    f"{str(file)!r} cannot be written ({error.strerror or error}); free some space or repair "
-                    "the disk, and pack again: finished shards are kept."
+                    f"{str(file)!r} cannot be written ({error.strerror or error}); free some space and pack "
+                    "again: finished shards are kept."
                 ) from error
     # A file that the index left out because it is listed twice is in the shards, once.
     there = set(names) if source.left_out else set()
@@ -222,10 +220,8 @@ def _begin(
     if source.form == "names" and folder.is_relative_to(os.path.realpath(source.root)):
         raise ValueError(f"The copy {str(folder)!r} would lie in its source; choose a folder outside.")
     folder.mkdir(parents=True, exist_ok=True)
-    for draft in folder.glob(".*.tmp"):  # of a call that was killed
-        draft.unlink(missing_ok=True)
     if not (folder / STATE).is_file():
-        if any(folder.iterdir()):
+        if any(not file.name.startswith(f".{STATE}.") for file in folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds other things than packed shards; choose a new folder.")
         _save(folder, settings, {})
     try:
@@ -236,11 +232,13 @@ def _begin(
     differ = ", ".join(f"{key} {before.get(key)}" for key in settings if before.get(key) != settings[key])
     if differ:
         raise ValueError(f"{str(folder)!r} was packed with {differ}; choose a new folder or delete it.")
+    for draft in [*folder.glob(".shard-*.tmp"), *folder.glob(f".{STATE}.*.tmp")]:  # of a killed call
+        draft.unlink(missing_ok=True)
     return folder, bad
 
 
 def _save(folder: Path, settings: Mapping[str, object], bad: Mapping[int, str]) -> None:
-    with atomic_write(folder / STATE) as file:
+    with atomic_write(folder / STATE, shared=True) as file:
         file.write(json.dumps({"settings": settings, "left_out": sorted(bad.items())}).encode())
 
 
