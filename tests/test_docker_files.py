@@ -75,7 +75,7 @@ def test_code_is_copied_after_what_it_needs_is_installed():
         (".git/config", True),
         ("tests/test_docker_files.py", True),
         ("dali_views/__pycache__/plan.cpython-311.pyc", True),
-        ("dali_views/bench/peers/pil.py", False),
+        ("dali_views/tools/bench/peers/ffcv.py", False),
         ("docker/constraints-cuda.txt", False),
         ("pyproject.toml", False),
     ],

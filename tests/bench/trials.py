@@ -25,9 +25,8 @@ from dali_views.graph import build as pipeline
 from dali_views.graph.decode import decode, read
 from dali_views.plan.draw import Plan
 from dali_views.system.machine import machine
-from dali_views.tools.bench import ours
-from dali_views.tools.bench.contender import Batches, Contender, Setup
-from dali_views.tools.bench.turns import take_turns
+from dali_views.tools.bench import loaders as ours
+from dali_views.tools.bench.contest import Batches, Contender, Setup, take_turns
 
 MEAN, STD = [124.0, 116.0, 104.0], [58.0, 57.0, 57.0]
 MARGIN = 4  # pixels beyond a crop that the resize may look at
@@ -121,8 +120,8 @@ def main() -> None:
 
 def decoding(setup: Setup, act: Callable[..., Any]) -> Batches:
     """A graph that decodes as `act` says, given paths and the box around a sample's views in pixels."""
-    regions = ours.table_of_boxes(len(setup.index), 1, 0) if setup.views[0].guided else None
-    loader = ours.loader(setup, setup.views, regions)
+    regions = ours.table_of_boxes(setup) if setup.views[0].guided else None
+    loader = ours.loader_of(setup, setup.views, regions)
 
     def inputs(plan: Plan) -> list[Any]:
         sizes = setup.index.sizes[plan.index]
@@ -151,7 +150,7 @@ def around_the_views(path: Any, start: Any, shape: Any) -> Any:
 
 def viewing(setup: Setup, act: Callable[..., Any]) -> Batches:
     """A graph that makes one view, with the photometric operators that `act` chooses."""
-    loader = ours.loader(setup, setup.views[:1])
+    loader = ours.loader_of(setup, setup.views[:1])
     names = ("start", "end", "matrix", "pivot", "sigma", "window")
 
     def inputs(plan: Plan) -> list[Any]:

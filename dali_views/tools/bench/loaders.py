@@ -1,92 +1,193 @@
-"""Loaders against each other and against the limits, on the same images, in one run."""
+"""The loader in the settings people use, beside the limits and the peers, on the same images in one run.
+
+A limit is the graph cut short: the most that any loader on these readers and decoders could reach.
+"""
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from statistics import median
+from typing import Any
 
-from . import limits, ours, peers
-from .contender import Contender, Setup
-from .peers.torchvision_pil import NAME as BASE
-from .results import IMAGES, Row, joined, median_ratio
-from .turns import WARM_UP, forget_files, take_turns
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
 
-_PLANS = 50  # timed
+from ...graph.build import PREFETCH
+from ...graph.decode import decode, read
+from ...loader.batch import Batch
+from ...loader.loader import ViewLoader
+from ...plan import recipes
+from ...plan.views import View
+from ...regions.table import RegionTable
+from . import peers
+from .contest import OF_TIME, WARM_UP, Batches, Contender, Report, Row, Setup, speed_row, take_turns
+
+GUIDED, DECODE = "dali_views, guided", "decode only"
+_HARDWARE_LOADS = (0.0, 0.5, 0.8, 1.0)  # the best share differs between GPUs
 
 
 def compare(
-    setup: Setup,
-    *,
-    rounds: int,
-    seconds: float,
-    only: Sequence[str] = (),
-    cold: bool = False,
-    told: Callable[[str], None] = print,
+    setup: Setup, rounds: int, seconds: float, *, only: Sequence[str], cold: bool, report: Report
 ) -> list[Row]:
-    """A row per limit, setting of our loader and installed peer.
-
-    Args:
-        rounds, seconds: turns that each takes and their length, after a warm-up.
-        only: keep contenders whose names contain one of these; the baseline and the limit stay.
-        cold: drop the images from the page cache before every turn.
-        told: receives lines about what is left out.
-    """
+    """A row per limit, setting of our loader and installed peer; arguments as for `bench.run`."""
     enough = 8 * WARM_UP * setup.batch_size
     if cold and len(setup.index) < enough:
         raise ValueError(
             f"With a cold cache a turn reads every file once, and {len(setup.index)} files are too few for "
             f"batches of {setup.batch_size}; give at least {enough} files or lower --batch-size."
         )
-    all_of_them = [*peers.found(setup, told), *limits.contenders(setup), *ours.contenders(setup)]
+    kept = (peers.BASE, DECODE)
     contenders = [
         each
-        for each in all_of_them
-        if not only or each.name in (BASE, limits.DECODE) or any(word in each.name for word in only)
+        for each in [*peers.installed(setup, report), *limits(setup), *ours(setup)]
+        if not only or each.name in kept or any(word in each.name for word in only)
     ]
-    rates = take_turns(
-        contenders,
-        rounds,
-        seconds,
-        before=(lambda: forget_files(setup.index)) if cold else None,
-        # A file that is read again is no longer cold. Whole batches only: the next one may be an epoch later.
-        images=len(setup.index) // setup.batch_size * setup.batch_size if cold else math.inf,
-        told=told,
-    )
-    rows = [_row(each, rates) for each in contenders if each.name in rates]
-    if ours.GUIDED in rates:
-        rows.append(_plan_row(setup, statistics.median(rates[ours.GUIDED])))
+    rates = take_turns(contenders, rounds, seconds, cold=[setup.index] if cold else [], report=report)
+    rows = [speed_row("loaders", each, rates, *kept) for each in contenders if each.name in rates]
+    if GUIDED in rates:
+        rows.append(_plan_row(setup, median(rates[GUIDED])))
     return rows
+
+
+def compare_places(setups: Mapping[str, Setup], rounds: int, seconds: float, cold: bool) -> list[Row]:
+    """Two rows per place where the images lie, with ratios to the first: our loader, and decoding alone."""
+    pairs = []
+    for name, setup in setups.items():
+        start = partial(batches, setup, setup.views)
+        loader = Contender(name, "ours", setup.device, start, len(setup.views))
+        (decode,) = (limit for limit in limits(setup) if limit.name == DECODE)
+        pairs.append((loader, replace(decode, name=f"{name}, {DECODE}")))
+    indexes = [setup.index for setup in setups.values()]
+    rates = take_turns([one for pair in pairs for one in pair], rounds, seconds, cold=indexes if cold else [])
+    both = [(one, base.name) for pair in pairs for one, base in zip(pair, pairs[0], strict=True)]
+    return [speed_row("sources", one, rates, base) for one, base in both]
+
+
+def limits(setup: Setup) -> list[Contender]:
+    """Reading alone; reading and decoding; both and one resize of the whole image to the view's size."""
+    size = [setup.views[0].size] * 2
+    decoded = partial(decode, device=setup.device, hw_decoder_load=setup.hw_decoder_load)
+    stages: dict[str, Callable[[Any], Any]] = {
+        "read only": lambda encoded: encoded,
+        DECODE: decoded,
+        "decode + one resize": lambda encoded: fn.resize(decoded(encoded), size=size),
+    }
+    for load in _HARDWARE_LOADS if setup.device == "gpu" else ():
+        stages[f"{DECODE}, hardware {load:.0%}"] = partial(decoded, hw_decoder_load=load)
+    return [
+        Contender(name, "limit", "cpu" if name == "read only" else setup.device, partial(_cut, setup, act), 0)
+        for name, act in stages.items()
+    ]
+
+
+def _cut(setup: Setup, act: Callable[[Any], Any]) -> Batches:
+    order = np.random.default_rng(setup.seed).permutation(len(setup.index))
+    graph = short_graph(setup, (np.take(order, part, mode="wrap") for part in positions(setup)), act)
+    while True:
+        graph.run()
+        yield setup.batch_size
+
+
+def positions(setup: Setup) -> Iterator[Any]:
+    """The positions of each batch, without end."""
+    return (first + np.arange(setup.batch_size) for first in count(0, setup.batch_size))
+
+
+def short_graph(setup: Setup, rows: Iterator[Any], act: Callable[[Any], Any]) -> Pipeline:
+    """A built graph that reads the images of each batch of rows and applies `act` to the encoded bytes."""
+    gpu, depth = setup.device == "gpu", PREFETCH
+    graph = Pipeline(setup.batch_size, setup.workers, 0 if gpu else None, seed=0, prefetch_queue_depth=depth)
+    with graph:
+        source = map(setup.index.inputs, rows)
+        images = fn.external_source(lambda: next(source), batch=True, dtype=types.UINT8, ndim=1)
+        graph.set_outputs(act(read(images, setup.index.form)))
+    graph.build()
+    return graph
+
+
+def ours(setup: Setup) -> list[Contender]:
+    """Unguided, guided by live boxes and weights, with partner views, in half precision, multi-crop."""
+    views = setup.views
+    partners = [*views[:-1], replace(views[-1], source="partner")]
+    multi_crop = recipes.dino(views[0].size, local_size=max(1, round(views[0].size * 96 / 224)))
+    settings: dict[str, tuple[Sequence[View], int, str]] = {
+        "dali_views": (views, 0, "float32"),
+        GUIDED: (guided(views), 1, "float32"),
+        "dali_views, one of 4 boxes by weight": (guided(views), 4, "float32"),
+        "dali_views, partner view": (partners, 1, "float32"),
+        "dali_views, float16": (views, 0, "float16"),
+        "dali_views, multi-crop 2 + 8": (multi_crop, 0, "float32"),
+    }
+    return [
+        Contender(name, "ours", setup.device, partial(batches, setup, *setting), len(setting[0]))
+        for name, setting in settings.items()
+    ]
+
+
+def batches(setup: Setup, views: Sequence[View], regions: int = 0, dtype: str = "float32") -> Batches:
+    """Batches of the loader; with `regions` boxes per sample, each batch's rows are written back."""
+    table = table_of_boxes(setup, regions) if regions else None
+    for batch in endless(loader_of(setup, views, table, dtype)):
+        if setup.device == "gpu":
+            torch.cuda.synchronize()
+        if table is not None:
+            table.update(batch.index, batch.boxes, batch.weights)
+        yield len(batch)
+
+
+def guided(views: Sequence[View]) -> list[View]:
+    """The same views, with crops guided by the samples' boxes."""
+    return [replace(view, crop="contrastive") for view in views]
+
+
+def loader_of(
+    setup: Setup, views: Sequence[View], table: RegionTable | None = None, dtype: str = "float32"
+) -> ViewLoader:
+    """The loader on the setup's device, as the only rank."""
+    return ViewLoader(
+        setup.index,
+        views,
+        setup.batch_size,
+        regions=table,
+        device=setup.device,
+        dtype=dtype,
+        threads=setup.workers,
+        hw_decoder_load=setup.hw_decoder_load,
+        seed=setup.seed,
+        rank=0,
+        world=1,
+    )
+
+
+def endless(loader: ViewLoader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    for epoch in count():
+        loader.set_epoch(epoch)
+        yield from loader
+
+
+def table_of_boxes(setup: Setup, regions: int = 1) -> RegionTable:
+    """A table whose rows are all written: boxes of half a side, random weights and partners."""
+    length, draw = len(setup.index), np.random.default_rng(setup.seed)
+    table = RegionTable(length, regions)
+    low = draw.uniform(0.0, 0.4, (length, regions, 2))
+    weights = draw.uniform(0.1, 1.0, (length, regions))
+    table.update(np.arange(length), np.concatenate([low, low + 0.5], 2), weights, draw.permutation(length))
+    return table
 
 
 def _plan_row(setup: Setup, images_per_second: float) -> Row:
     """How much of a guided batch's time goes into drawing its plan, which happens on one thread."""
-    loader = ours.loader(
-        setup, ours.guided(setup.views), ours.table_of_boxes(len(setup.index), 1, setup.seed)
-    )
-    shares = []
-    for number in range(_PLANS):
+    loader = loader_of(setup, guided(setup.views), table_of_boxes(setup))
+    seconds = []
+    for number in range(50):
         began = time.perf_counter()
         loader.plan_at(number * setup.batch_size)
-        shares.append((time.perf_counter() - began) * images_per_second / setup.batch_size)
-    return Row(
-        "loaders", "plan of a guided batch", "of time", round(statistics.median(shares), 5), kind="ours"
-    )
-
-
-def _row(contender: Contender, rates: dict[str, list[float]]) -> Row:
-    values = rates[contender.name]
-    return Row(
-        part="loaders",
-        name=contender.name,
-        measure=IMAGES,
-        value=round(statistics.median(values), 1),
-        ratio=median_ratio(values, rates.get(BASE)),
-        of_limit=median_ratio(values, rates.get(limits.DECODE)),
-        rounds=joined(values),
-        kind=contender.kind,
-        device=contender.device,
-        views=contender.views,
-        note=contender.note,
-    )
+        seconds.append(time.perf_counter() - began)
+    share = median(seconds) * images_per_second / setup.batch_size
+    return Row("loaders", "plan of a guided batch", OF_TIME, round(share, 5), kind="ours")

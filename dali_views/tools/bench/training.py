@@ -1,15 +1,15 @@
 """What loading costs a training: the model on one resident batch, the loader alone, both together.
 
-The model is a torchvision ResNet with a contrastive loss between two views, mixed precision on a GPU. The
-share of time lost is what `both` falls short of `model alone`; on a GPU that decodes for itself it holds more
-than waiting, for decoding takes a share of the GPU too.
+The model is a torchvision ResNet with a contrastive loss, in mixed precision on a GPU. "Lost
+to loading" is what `both` falls short of `model alone`; on a GPU that decodes, it also holds the decoding.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,10 +23,8 @@ from ...maps.coordinates import boxes_to_image
 from ...maps.heatmap import activation_map
 from ...maps.tap import FeatureTap
 from ...plan import recipes
-from . import ours
-from .contender import Batches, Contender, Setup
-from .results import IMAGES, Row, joined, median_ratio
-from .turns import take_turns
+from .contest import IMAGES, OF_TIME, Batches, Contender, Report, Row, Setup, joined, median_ratio, take_turns
+from .loaders import endless, guided, loader_of, table_of_boxes
 
 MODELS = ("resnet18", "resnet50")
 
@@ -48,7 +46,11 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        self._keep_pace()
+        if self.device.type == "cuda":
+            # A GPU may be one step behind, no more: otherwise steps would count that are only queued.
+            if self._last is not None:
+                self._last.synchronize()
+            self._last = torch.cuda.current_stream().record_event()
 
     def embed(self, view: Tensor) -> Tensor:
         """(B, 128), in mixed precision on a GPU."""
@@ -57,42 +59,24 @@ class _Trainer:
             embedding: Tensor = self.model(view)
         return embedding
 
-    def _keep_pace(self) -> None:
-        """Let a GPU be one step behind, no more: otherwise steps would be counted that are only queued."""
-        if self.device.type == "cuda":
-            if self._last is not None:
-                self._last.synchronize()
-            self._last = torch.cuda.current_stream().record_event()
+    def boxes(self, size: int) -> Tensor:
+        """(B, 4) boxes on the images or views of the model's last forward pass."""
+        return boxes_from_maps(activation_map(self.tap.features.detach()), 0.1, (size, size))
 
 
-def measure(
-    setup: Setup,
-    *,
-    rounds: int,
-    seconds: float,
-    models: Sequence[str] = MODELS,
-    told: Callable[[str], None] = print,
-) -> list[Row]:
-    """Rows of images/s, and of the shares of time that loading and guiding take.
-
-    Args:
-        rounds, seconds: turns that each takes and their length, after a warm-up.
-        models: names of torchvision ResNets.
+def measure(setup: Setup, name: str, rounds: int, seconds: float, report: Report) -> list[Row]:
+    """Rows of images/s with one of torchvision's ResNets, and of the shares of time of loading and guiding.
 
     Raises:
-        ValueError: if the recipe has no two views to set against each other.
+        ValueError: if the recipe makes fewer than two views.
     """
     if len(setup.views) < 2:
         raise ValueError("Training compares two views of an image, and the recipe makes one; take another.")
-    return [row for name in models for row in _measure(setup, name, rounds, seconds, told)]
-
-
-def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callable[[str], None]) -> list[Row]:
     device = torch.device("cuda" if setup.device == "gpu" else "cpu")
     trainer = _Trainer(name, device)
-    views = ours.guided(setup.views)
-    table = ours.table_of_boxes(len(setup.index), 1, setup.seed)
-    resident = next(iter(ours.loader(setup, views, table)))
+    table = table_of_boxes(setup)
+    loader = partial(loader_of, setup, guided(setup.views), table)
+    resident = next(iter(loader()))
     shares: dict[str, list[float]] = {"waiting for a batch": [], "updating rows": [], "boxes off maps": []}
 
     def alone() -> Batches:
@@ -101,74 +85,57 @@ def _measure(setup: Setup, name: str, rounds: int, seconds: float, told: Callabl
             yield len(resident)
 
     def loading() -> Batches:
-        for batch in ours.endless(ours.loader(setup, views, table)):
+        for batch in endless(loader()):
             if device.type == "cuda":
                 torch.cuda.synchronize()
             yield len(batch)
 
     def both(extra: str = "", after: Callable[[Batch], None] = lambda batch: None) -> Batches:
-        loader, inside, began = ours.loader(setup, views, table), 0.0, time.perf_counter()
+        source, inside, began = loader(), 0.0, time.perf_counter()
         try:
-            for batch in ours.endless(loader):
+            for batch in endless(source):
                 trainer(batch.views)
                 done = time.perf_counter()
                 after(batch)
                 inside += time.perf_counter() - done
                 yield len(batch)
         finally:
-            share = inside / (time.perf_counter() - began) if extra else loader.stats.wait_share
+            share = inside / (time.perf_counter() - began) if extra else source.stats.wait_share
             shares[extra or "waiting for a batch"].append(share)
 
     def update(batch: Batch) -> None:
-        # What a step's own boxes and weights would be, on the model's device.
+        # As a step's own boxes and weights would be: on the model's device.
         table.update(batch.index, resident.boxes, resident.weights)
 
     def online(batch: Batch) -> None:
         # The step's last forward pass saw the second view.
-        on_view = _boxes(trainer, setup.views[1].size)
-        on_image = boxes_to_image(on_view, batch.crops[:, 1], batch.flipped[:, 1], clip=True)
-        table.update(batch.index, on_image)
+        on_view = trainer.boxes(setup.views[1].size)
+        table.update(batch.index, boxes_to_image(on_view, batch.crops[:, 1], batch.flipped[:, 1], clip=True))
 
     def localise() -> Batches:
         size = setup.views[0].size
-        for batch in ours.endless(ours.loader(setup, recipes.localisation(size))):
+        for batch in endless(loader_of(setup, recipes.localisation(size))):
             with torch.no_grad():
                 trainer.embed(batch.views[0])
-            table.update(batch.index, _boxes(trainer, size))
+            table.update(batch.index, trainer.boxes(size))
             yield len(batch)
 
     starts: dict[str, Callable[[], Batches]] = {
         "model alone": alone,
         "loader alone": loading,
         "both": both,
-        "both, rows updated every step": lambda: both("updating rows", update),
-        "both, boxes off every step's maps": lambda: both("boxes off maps", online),
+        "both, rows updated every step": partial(both, "updating rows", update),
+        "both, boxes off every step's maps": partial(both, "boxes off maps", online),
         "localisation pass": localise,
     }
-    contenders = [
-        Contender(key, "ours", setup.device, start, len(setup.views)) for key, start in starts.items()
-    ]
-    rates = take_turns(contenders, rounds, seconds, told=told)
-    shares["lost to loading"] = [
-        1.0 - together / model for model, together in zip(rates["model alone"], rates["both"], strict=True)
-    ]
+    contenders = [Contender(key, "ours", setup.device, start, 2) for key, start in starts.items()]
+    rates = take_turns(contenders, rounds, seconds, report=report)
+    model = rates["model alone"]
+    shares["lost to loading"] = [1.0 - both / alone for alone, both in zip(model, rates["both"], strict=True)]
 
-    def row(key: str, measure: str, values: list[float], digits: int) -> Row:
-        return Row(
-            part="training",
-            name=f"{name}: {key}",
-            measure=measure,
-            value=round(statistics.median(values), digits),
-            ratio=median_ratio(values, rates["model alone"]) if measure == IMAGES else None,
-            rounds=joined(values),
-            kind="ours",
-            device=setup.device,
-        )
+    def row(key: str, measure: str, values: list[float], ratio: float | None = None) -> Row:
+        value, label = round(median(values), 1 if measure == IMAGES else 5), f"{name}: {key}"
+        return Row("training", label, measure, value, ratio, None, joined(values), "ours", setup.device)
 
-    speeds = [row(key, IMAGES, values, 1) for key, values in rates.items()]
-    return speeds + [row(key, "of time", values, 5) for key, values in shares.items()]
-
-
-def _boxes(trainer: _Trainer, size: int) -> Tensor:
-    """(B, 4) boxes on the images or views of the model's last pass."""
-    return boxes_from_maps(activation_map(trainer.tap.features.detach()), 0.1, (size, size))
+    speeds = [row(key, IMAGES, values, median_ratio(values, model)) for key, values in rates.items()]
+    return speeds + [row(key, OF_TIME, values) for key, values in shares.items()]

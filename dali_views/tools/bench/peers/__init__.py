@@ -1,41 +1,37 @@
-"""What users pick instead of this package, each doing the same task its own way: one file per peer.
-
-A peer's file has `NEEDS`, the modules it imports beyond the package's own requirements, and
-`contenders(setup)`. Heavy imports stay inside functions, so that an absent peer costs nothing.
-"""
+"""What users choose instead of this package, each doing the same task its own way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 
-from ..contender import Contender, Setup
+from ..contest import Contender, Report, Setup
+from . import dataloaders, ffcv, solo_learn, spdl
 
-# In the order of the table. The first is what every ratio refers to.
-NAMES = (
-    "torchvision_pil",
-    "torchvision_v2",
-    "torchvision_gpu",
-    "albumentations_cv2",
-    "lightly_moco",
-    "solo_learn",
-    "spdl_pipeline",
-    "ffcv_jpeg",
-    "contrastive_crop",
-)
+BASE = "torchvision PIL"
+"""Every ratio refers to this contender, the first."""
+
+PEERS: dict[str, tuple[Callable[[Setup], list[Contender]], tuple[str, ...]]] = {
+    "torchvision": (dataloaders.torchvision, ()),
+    "albumentations": (dataloaders.albumentations, ("albumentations", "cv2")),
+    "lightly": (dataloaders.lightly, ("lightly",)),
+    "solo_learn": (solo_learn.contenders, ()),
+    "spdl": (spdl.contenders, ("spdl",)),
+    "ffcv": (ffcv.contenders, ("ffcv",)),
+}
+"""The contenders of each peer, and the modules beyond our own requirements that they import at the start."""
 
 
-def found(setup: Setup, told: Callable[[str], None] = print) -> list[Contender]:
-    """The contenders of all peers whose modules are installed; a line to `told` for each that lacks one."""
-    contenders = []
-    if setup.index.form != "names":
-        told("left out: all peers but the first, which read files and know no other images")
-    for name in NAMES if setup.index.form == "names" else NAMES[:1]:
-        peer = import_module(f"{__name__}.{name}")
-        missing = [module for module in peer.NEEDS if find_spec(module) is None]
+def installed(setup: Setup, report: Report = print) -> list[Contender]:
+    """The contenders of the installed peers; a line to `report` for each absent peer."""
+    if setup.index.form != "names" or any(view.crop in ("whole", "centre") for view in setup.views):
+        report("left out: all peers but the first, which make random crops of files only")
+        return dataloaders.torchvision(setup)[:1]
+    found = []
+    for name, (contenders, needs) in PEERS.items():
+        missing = [module for module in needs if find_spec(module) is None]
         if missing:
-            told(f"left out: {name} ({', '.join(missing)} not installed; most come with dali-views[bench])")
+            report(f"left out: {name} ({', '.join(missing)} not installed; most come with dali-views[bench])")
         else:
-            contenders += peer.contenders(setup)
-    return contenders
+            found += contenders(setup)
+    return found

@@ -1,12 +1,12 @@
-"""solo-learn's DALI recipe, restated: stock reader, every branch computed, 23-tap blur, tensors cloned.
+"""solo-learn's DALI recipe, restated: stock reader, masks for random choices, 23-tap blur, copied views.
 
-What it keeps of the published pipeline and what ours does otherwise: each random choice makes both
-outcomes and adds them under a mask, the blur's window does not follow its radius, crops are resized by
-cubic interpolation, and the decoder is padded for the largest ImageNet file in every thread.
+Each random choice makes both outcomes and adds them under a mask, the blur's window is fixed,
+crops are resized by cubic interpolation, and each thread's buffers hold the largest ImageNet file.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,22 +15,16 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
 from ....loader.loader import IMAGENET_MEAN, IMAGENET_STD
 from ....plan.views import View
-from ..contender import Batches, Contender, Setup
+from ..contest import Batches, Contender, Setup
 
-NEEDS: tuple[str, ...] = ()
-_DEVICE_PADDING, _HOST_PADDING = 211025920, 140544512  # bytes
+_PADDING: dict[str, Any] = {"device_memory_padding": 211025920, "host_memory_padding": 140544512}  # bytes
 _TAPS = 23
 
 
 def contenders(setup: Setup) -> list[Contender]:
-    """On the device of the setup; none for a central crop, which the recipe has no name for."""
-    if any(view.crop == "centre" for view in setup.views):
-        return []
-
-    def start() -> Batches:
-        return batches(setup)
-
+    """On the device of the setup."""
     note = f"blurs with {_TAPS} taps; cubic resize"
+    start = partial(batches, setup)
     return [Contender("solo-learn DALI", "peer", setup.device, start, len(setup.views), note)]
 
 
@@ -49,11 +43,8 @@ def batches(setup: Setup) -> Batches:
 
 
 def graph(setup: Setup) -> Any:
-    """Read, decode once, then every view with operators of its own."""
+    """Read, decode once, then every view with its own operators."""
     gpu = setup.device == "gpu"
-    padding: dict[str, Any] = {}
-    if gpu:
-        padding = {"device_memory_padding": _DEVICE_PADDING, "host_memory_padding": _HOST_PADDING}
 
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=setup.batch_size,
@@ -64,9 +55,9 @@ def graph(setup: Setup) -> Any:
     def build() -> tuple[Any, ...]:
         files = [setup.index.path(row) for row in range(len(setup.index))]
         encoded, _ = fn.readers.file(files=files, shuffle_after_epoch=True, name="Reader")
-        images = fn.decoders.image(
-            encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, **padding
-        )
+        padding = _PADDING if gpu else {}
+        where = "mixed" if gpu else "cpu"
+        images = fn.decoders.image(encoded, device=where, output_type=types.RGB, **padding)
         return tuple(augmented(images, view) for view in setup.views)
 
     return build()
@@ -74,18 +65,23 @@ def graph(setup: Setup) -> Any:
 
 def augmented(images: Any, view: View) -> Any:
     """One view, as float32 (3, size, size)."""
-    if view.crop == "whole":
-        images = fn.resize(images, size=(view.size, view.size), interp_type=types.INTERP_CUBIC)
-    else:
-        images = fn.random_resized_crop(
-            images,
-            size=view.size,
-            random_area=view.scale,
-            random_aspect_ratio=view.ratio,
-            interp_type=types.INTERP_CUBIC,
-        )
+    images = fn.random_resized_crop(
+        images,
+        size=view.size,
+        random_area=view.scale,
+        random_aspect_ratio=view.ratio,
+        interp_type=types.INTERP_CUBIC,
+    )
     if view.jitter:
-        images = sometimes(view.jitter, jittered(images, view), images)
+        brightness, contrast, saturation = (
+            fn.random.uniform(range=(max(0.0, 1 - strength), 1 + strength))
+            for strength in (view.brightness, view.contrast, view.saturation)
+        )
+        hue = fn.random.uniform(range=(-360 * view.hue, 360 * view.hue))
+        turned = fn.color_twist(
+            images, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+        )
+        images = sometimes(view.jitter, turned, images)
     if view.grayscale:
         gray = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
         images = sometimes(view.grayscale, fn.cat(gray, gray, gray, axis=2), images)
@@ -94,8 +90,7 @@ def augmented(images: Any, view: View) -> Any:
         images = sometimes(view.blur, fn.gaussian_blur(images, sigma=sigma, window_size=_TAPS), images)
     if view.solarise:
         bright = images >= 128
-        inverted = bright * (255 - images) + (bright ^ True) * images
-        images = sometimes(view.solarise, inverted, images)
+        images = sometimes(view.solarise, bright * (255 - images) + (bright ^ True) * images, images)
     return fn.crop_mirror_normalize(
         images,
         mirror=fn.random.coin_flip(probability=view.flip),
@@ -110,18 +105,3 @@ def sometimes(probability: float, changed: Any, images: Any) -> Any:
     """One or the other per image, by masks over both."""
     on = fn.cast(fn.random.coin_flip(probability=probability), dtype=types.BOOL)
     return on * changed + (on ^ True) * images
-
-
-def jittered(images: Any, view: View) -> Any:
-    """All four changes of colour in one operator."""
-
-    def factor(strength: float) -> Any:
-        return fn.random.uniform(range=(max(0.0, 1 - strength), 1 + strength))
-
-    return fn.color_twist(
-        images,
-        brightness=factor(view.brightness),
-        contrast=factor(view.contrast),
-        saturation=factor(view.saturation),
-        hue=fn.random.uniform(range=(-360 * view.hue, 360 * view.hue)),
-    )
