@@ -22,9 +22,10 @@ from trainers import cli
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
-from trainers.report import PAGE, boards
+from trainers.report import PAGE
 from trainers.report.curves import CHARTS, curves_of, draw, thinned
 from trainers.report.history import History, lines_of, passes, recorded
+from trainers.report.report import wandb_module
 
 SECTIONS = ("Curves", "How the boxes moved", "Best and worst localised", "Views of the latest evaluation",
             "Machine and configuration")  # fmt: skip
@@ -308,7 +309,7 @@ def test_a_resumed_history_has_nothing_of_the_steps_to_come(undisturbed, tmp_pat
 
 def test_without_the_library_a_run_for_wandb_ends_at_once(scenes, tmp_path, capsys):
     try:
-        boards.wandb_module()
+        wandb_module()
         pytest.skip("Weights & Biases is installed")
     except ValueError:
         pass

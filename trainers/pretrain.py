@@ -33,8 +33,7 @@ from .guides.localise import check_layers
 from .guides.schedule import outlook
 from .methods import Method, method_of
 from .report import CONFIG, INDEX
-from .report.boards import wandb_module
-from .report.report import Report
+from .report.report import Report, wandb_module
 
 __all__ = ["Result", "pretrain"]
 

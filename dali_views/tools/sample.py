@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,7 @@ CROP_COLOURS = ("#ff5a36", "#22a7f0", "#f7ca18", "#2ecc71", "#d45bff", "#00d0c4"
 INFERNO = ("#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4")
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(NamedTuple):
     """A rectangle on a picture: y0, x0, y1, x1 as fractions of it, and what it means."""
 
     box: Sequence[float]
@@ -38,8 +36,7 @@ class Outline:
     meaning: str
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """An RGB image with outlines over it and, if it has a colour, in a frame."""
 
     image: Image.Image
@@ -48,8 +45,7 @@ class Picture:
     frame: str = ""
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A sample: whole images (itself, its heatmap, its partner), and its views."""
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,8 +14,6 @@ from dali_views.tools.sample import Outline
 
 from .history import lines_of
 
-__all__ = ["CHARTS", "MOST_POINTS", "Chart", "Curve", "curves_of", "draw", "thinned"]
-
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps (n,), ascending, and values (n,), NaN where a value is not a finite number."""
 
@@ -24,15 +23,12 @@ LEFT, TOP, RIGHT, BOTTOM = 58, 7, 308, 138  # of the axes, in a drawing of 324 x
 
 
 class Chart(NamedTuple):
-    """One chart of curves that share a unit."""
+    """Curves that share a unit: key of metrics.jsonl, name in the legend."""
 
     title: str
     lines: dict[str, str]
-    """Key of metrics.jsonl: name in the legend."""
-    share: bool = False
-    """Whether values are shares, shown in per cent."""
-    unless_zero: bool = False
-    """Whether curves that are zero throughout are left out."""
+    share: bool = False  # shown in per cent
+    unless_zero: bool = False  # leave out curves that are zero throughout
 
 
 CHARTS = (
@@ -62,38 +58,34 @@ CHARTS = (
 def curves_of(metrics: Path) -> dict[str, Curve]:
     """The curves in a run's metrics.jsonl by name, without those that never have a finite value."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for line in lines_of(metrics):
+    for line in sorted(lines_of(metrics), key=lambda line: line["step"]):
         for name, value in line.items():
-            if name != "step" and isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and name != "step":
                 found.setdefault(name, []).append((line["step"], value))
-    curves = {}
-    for name, points in found.items():
-        x, y = np.array(sorted(points, key=lambda point: point[0]), np.float64).T
-        if np.isfinite(y).any():
-            curves[name] = (x, np.where(np.isfinite(y), y, np.nan))
-    return curves
+    arrays = {name: np.array(points, np.float64).T for name, points in found.items()}
+    finite = {name: (x, np.where(np.isfinite(y), y, np.nan)) for name, (x, y) in arrays.items()}
+    return {name: curve for name, curve in finite.items() if not np.isnan(curve[1]).all()}
 
 
 def thinned(curve: Curve, most: int = MOST_POINTS) -> tuple[NDArray[np.float64], ...]:
     """Mean steps and mean, least and greatest values (m,) of at most `most` equal parts of a curve.
 
-    Values that are missing do not count; a part without any is NaN.
+    Missing values do not count; a part without any value is NaN.
     """
     x, y = curve
     if len(x) <= most:
         return x, y, y, y
-    starts = np.linspace(0, len(x), most, endpoint=False).astype(int)
-    known = np.isfinite(y)
-    counts = np.add.reduceat(known, starts)
-    empty = np.where(counts > 0, 0.0, np.nan)
-    means = np.add.reduceat(np.where(known, y, 0.0), starts) / np.maximum(counts, 1) + empty
-    low, high = np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts)
-    return np.add.reduceat(x, starts) / np.diff([*starts, len(x)]), means, low, high
+    steps, parts = np.array_split(x, most), np.array_split(y, most)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of parts without a value
+        rows = [
+            (s.mean(), np.nanmean(p), np.nanmin(p), np.nanmax(p)) for s, p in zip(steps, parts, strict=True)
+        ]
+    return tuple(np.array(rows).T)
 
 
 def draw(chart: Chart, curves: dict[str, Curve]) -> dict[str, Any] | None:
-    """The chart for the template: title, legend with the last values, how many values are missing, ticks
-    (place, text) and paths of SVG (kind, colour, path). None if there is nothing to draw."""
+    """The chart for the template, in pixels, with the last values in its legend; None if it is empty."""
     shown = {key: curves[key] for key in chart.lines if key in curves}
     if chart.unless_zero:
         shown = {key: curve for key, curve in shown.items() if np.nanmax(np.abs(curve[1])) > 0}
@@ -102,51 +94,43 @@ def draw(chart: Chart, curves: dict[str, Curve]) -> dict[str, Any] | None:
     steps, values = (np.concatenate([curve[part] for curve in shown.values()]) for part in (0, 1))
     left, right, low, high = steps.min(), steps.max(), np.nanmin(values), np.nanmax(values)
     low = low if "loss" in shown else min(0.0, low)  # a loss is not compared to zero
-    right, high = right + 0.03 * (right - left or 1), high + 0.04 * (high - low or 1)
-
-    def across(x: Any) -> Any:
-        return LEFT + (RIGHT - LEFT) * (x - left) / (right - left)
-
-    def down(y: Any) -> Any:
-        return BOTTOM - (BOTTOM - TOP) * (y - low) / (high - low)
+    xs, ys = (left, right + 0.03 * (right - left or 1)), (low, high + 0.04 * (high - low or 1))
 
     def path(x: NDArray[np.float64], y: NDArray[np.float64], between: str = "L") -> str:
-        points = zip(across(x), down(y), strict=True)
+        points = zip(np.interp(x, xs, (LEFT, RIGHT)), np.interp(y, ys, (BOTTOM, TOP)), strict=True)
         return f"M{between.join(f'{a:.1f} {b:.1f}' for a, b in points)}"
 
-    legend, paths = [], []
-    for (key, name), colour in zip(chart.lines.items(), _COLOURS, strict=False):
-        if key not in shown:
-            continue
-        last = shown[key][1][np.isfinite(shown[key][1])][-1]
-        told = f"{last:.1%}" if chart.share else f"{last:.4g}"
-        legend.append(Outline((), colour, "strong", f"{name}: {told}"))
-        x, mean, least, most = thinned(shown[key])
+    legend, paths, colours = [], [], dict(zip(chart.lines, _COLOURS, strict=False))
+    for key, curve in shown.items():
+        last, colour = curve[1][np.isfinite(curve[1])][-1], colours[key]
+        told = f"{chart.lines[key]}: {last:.1%}" if chart.share else f"{chart.lines[key]}: {last:.4g}"
+        legend.append(Outline((), colour, "strong", told))
+        x, mean, least, most = thinned(curve)
         known = np.flatnonzero(np.isfinite(mean))
-        for piece in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):  # between gaps
-            if len(x) < len(shown[key][0]):
-                there_and_back = np.concatenate([x[piece], x[piece][::-1]])
-                edge = np.concatenate([least[piece], most[piece][::-1]])
-                paths.append(("band", colour, path(there_and_back, edge)))
-            paths.append(("line", colour, path(x[piece], mean[piece])))
-            if len(x) <= 40 or len(piece) == 1:  # a single value has no line
-                paths.append(("dots", colour, path(x[piece], mean[piece], "h0M") + "h0"))
+        for part in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):  # between gaps
+            if len(x) < len(curve[0]):
+                edge = np.concatenate([least[part], most[part][::-1]])
+                paths.append(("band", colour, path(np.concatenate([x[part], x[part][::-1]]), edge)))
+            paths.append(("line", colour, path(x[part], mean[part])))
+            if len(x) <= 40 or len(part) == 1:  # a single value has no line
+                paths.append(("dots", colour, path(x[part], mean[part], "h0M") + "h0"))
     return {
         "title": chart.title, "legend": legend, "missing": int(np.isnan(values).sum()), "paths": paths,
-        "thinned": any(kind == "band" for kind, _, _ in paths),
-        "x": [(across(tick), _short(tick)) for tick in _ticks(left, right, 5, whole=True)],
-        "y": [(down(y), f"{100 * y:.4g}%" if chart.share else _short(y)) for y in _ticks(low, high, 4)],
+        "x": [(np.interp(x, xs, (LEFT, RIGHT)), _label(x, False)) for x in _ticks(*xs, 5, least=1)],
+        "y": [(np.interp(y, ys, (BOTTOM, TOP)), _label(y, chart.share)) for y in _ticks(*ys, 4)],
     }  # fmt: skip
 
 
-def _ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
+def _ticks(low: float, high: float, most: int, least: float = 0) -> list[float]:
     """At most `most` round numbers, evenly spaced: steps of 1, 2 or 5 times a power of ten."""
     step: float = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10, 20) if high - low <= most * step * factor)
-    step = max(step, 1.0) if whole else step
+    step = max(step, least)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _short(value: float) -> str:
-    size, letter = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k") if abs(value) >= 1e4 else (1, "")
-    return f"{value / size:.4g}{letter}"
+def _label(value: float, share: bool) -> str:
+    if share:
+        return f"{100 * value:.4g}%"
+    size, unit = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k") if abs(value) >= 1e4 else (1, "")
+    return f"{value / size:.4g}{unit}"

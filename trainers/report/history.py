@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,22 +23,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image
 
 from dali_views import RegionTable, SampleIndex, bad_list
 from dali_views.system.files import atomic_write
+from dali_views.tools import sample
 from dali_views.tools.page import jpeg
-from dali_views.tools.sample import (
-    BOX_COLOUR,
-    TRUE_COLOUR,
-    Outline,
-    Picture,
-    class_of,
-    name_of,
-    ramp,
-    read_image,
-)
+from dali_views.tools.sample import Outline, Picture
 
 from ..evaluate.localisation import Localised
 from ..guides.health import heaviest
@@ -49,8 +42,7 @@ Lines: TypeAlias = list[tuple[str, list[Picture]]]
 """Lines of pictures under their titles."""
 
 _FOLLOWED, _PAIRS, _ENDS, _PASSES = 12, 6, 6, 8  # samples, pairs, samples of each end, passes of the guide
-_SIDE, _BYTES = 320, 16_000  # of a small picture
-_TRUE = 20  # true boxes kept of a sample
+_SIDE, _BYTES, _TRUE = 320, 16_000, 20  # of a small picture; true boxes kept of a sample
 _STREAM = 0x666F  # sets these draws apart from others of the seed
 _PLASMA = ("#8f0da4", "#c23c81", "#e66c5c", "#fba238", "#f7e425")  # passes, from first to last
 
@@ -70,16 +62,15 @@ class History:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
         keep_until(self.folder / "boxes.jsonl", step)
-        keep_until(self.folder / "events.jsonl")
+        keep_until(self.folder / "events.jsonl", math.inf)
         for file in self.folder.glob("*.json"):
-            if _stored(file).get("step", 0) > step:
+            if _stored(file).get("step", math.inf) > step:
                 file.unlink()
         bad_list.save(self.folder / "left_out.txt", dict(index.left_out))
-        if "rows" not in _stored(self.folder / "followed.json"):
+        if not (self.folder / "followed.json").exists():
             boxed = np.flatnonzero(np.diff(index.box_start))  # samples with true boxes, if there are any
             rows = self._drawn(boxed if len(boxed) else np.arange(len(index)), _FOLLOWED)
-            pictures, half = [_sample(index, row) for row in rows], len(rows) // 2
-            self._put("followed", 0, [("", pictures[:half]), ("", pictures[half:])], rows=rows)
+            self._put("followed", 0, [("", [_sample(index, row) for row in rows])], rows=rows)
         self.rows = np.array(_stored(self.folder / "followed.json")["rows"], np.int64)
 
     def event(self, name: str, step: int, **facts: Any) -> None:
@@ -88,11 +79,11 @@ class History:
 
     def boxes(self, regions: RegionTable, epoch: int, step: int) -> bool:
         """Record the heaviest boxes of the followed samples; whether the guide has written any."""
-        written, found = regions.written[self.rows], heaviest(regions, self.rows)
-        boxes = [_short(box) if known else None for box, known in zip(found, written, strict=True)]
-        if written.any():
+        written, found = regions.written[self.rows], _short(heaviest(regions, self.rows))
+        boxes = [box if known else None for box, known in zip(found, written, strict=True)]
+        if any(boxes):
             self._add("boxes.jsonl", {"step": step, "epoch": epoch, "boxes": boxes})
-        return bool(written.any())
+        return any(boxes)
 
     def pairs(self, regions: RegionTable, step: int) -> bool:
         """Record some semantic pairs, once; whether it was now."""
@@ -109,20 +100,19 @@ class History:
         scored = np.flatnonzero(np.isfinite(found.overlap))
         order = scored[np.argsort(-found.overlap[scored], kind="stable")].tolist()
         half = min(_ENDS, len(order) // 2)
-        lines = []
-        for title, rows in (("Best", order[: max(half, 1)]), ("Worst", order[::-1][:half])):
-            boxes = [(_short(found.boxes[row]), BOX_COLOUR, "strong", "box of the map") for row in rows]
-            lines.append((title, [
-                _sample(found.index, row, f"IoU {found.overlap[row]:.2f}, ", box)
-                for row, box in zip(rows, boxes, strict=True)
-            ]))  # fmt: skip
-        told = (
-            f"Boxes of the encoder's maps after epoch {epoch}, at {found.threshold:g} of the maximum: "
-            "the threshold of greatest mean IoU."
-        )
-        self._put("localised", step, [line for line in lines if line[1]], told=told)
+        boxes = [Outline(box, sample.BOX_COLOUR, "strong", "box of the map") for box in _short(found.boxes)]
+        lines = [
+            (
+                title,
+                [_sample(found.index, row, f"IoU {found.overlap[row]:.2f}, ", boxes[row]) for row in rows],
+            )
+            for title, rows in (("Best", order[: max(half, 1)]), ("Worst", order[::-1][:half]))
+            if rows
+        ]
+        at = f"at {found.threshold:g} of the maximum: the threshold of greatest mean IoU"
+        self._put("localised", step, lines, told=f"Boxes of the encoder's maps after epoch {epoch}, {at}.")
 
-    def _drawn(self, rows: npt.NDArray[np.int64], most: int) -> list[int]:
+    def _drawn(self, rows: NDArray[np.int64], most: int) -> list[int]:
         draw = np.random.default_rng([self.seed, _STREAM])
         return sorted(draw.choice(rows, min(most, len(rows)), replace=False).tolist())
 
@@ -135,15 +125,17 @@ class History:
             file.write(json.dumps(line) + "\n")
 
 
-def _sample(index: SampleIndex, row: int, told: str = "", *lines: tuple[Any, ...]) -> dict[str, Any]:
+def _sample(index: SampleIndex, row: int, told: str = "", *outlines: Outline) -> dict[str, Any]:
     """What `_picture` needs to show a sample when its image may be gone."""
-    caption = f"{told}{name_of(index, row)}{class_of(index, row)}"
+    caption = f"{told}{sample.name_of(index, row)}{sample.class_of(index, row)}"
     try:
-        jpg = jpeg(read_image(index, row), _SIDE, _BYTES)
+        jpg = jpeg(sample.read_image(index, row), _SIDE, _BYTES)
     except Exception as error:  # a user's own source may raise anything
         jpg, caption = "", f"{caption} (not readable: {error})"
-    true = [(_short(box), TRUE_COLOUR, "thin", "true boxes") for box in index.truth(row)[:_TRUE]]
-    return {"caption": caption, "outlines": [*true, *lines], "jpg": jpg}
+    true = [
+        Outline(box, sample.TRUE_COLOUR, "thin", "true boxes") for box in _short(index.truth(row)[:_TRUE])
+    ]
+    return {"caption": caption, "outlines": [*true, *outlines], "jpg": jpg}
 
 
 def _picture(caption: str, outlines: Sequence[Any], jpg: str) -> Picture:
@@ -156,17 +148,16 @@ def _picture(caption: str, outlines: Sequence[Any], jpg: str) -> Picture:
     return Picture(image, caption, [Outline(*outline) for outline in outlines])
 
 
-def _short(box: npt.NDArray[np.floating[Any]]) -> list[float]:
-    return [round(float(value), 4) for value in box]
+def _short(boxes: NDArray[Any]) -> list[Any]:
+    return list(boxes.astype(np.float64).round(4).tolist())
 
 
 def _stored(file: Path) -> dict[str, Any]:
     """The content of a .json file; empty if there is no such file, or something else in it."""
     try:
-        stored = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return stored if isinstance(stored, dict) else {}
 
 
 def recorded(folder: Path, name: str) -> tuple[str, Lines]:
@@ -179,12 +170,12 @@ def recorded(folder: Path, name: str) -> tuple[str, Lines]:
 def followed(folder: Path) -> Lines:
     """The followed samples with their boxes after passes of the guide; empty if there was none."""
     shown, lines = passes(folder), recorded(folder, "followed")[1]
-    colours = [f"#{bytes(each).hex()}" for each in ramp(np.linspace(1, 0, len(shown))[::-1], _PLASMA)]
-    pictures = [picture for _, line in lines for picture in line]
-    for note, colour in zip(shown, colours, strict=True):
-        for picture, box in zip(pictures, note["boxes"], strict=True):
+    colours = sample.ramp(np.linspace(1, 0, len(shown))[::-1], _PLASMA)
+    for line, colour in zip(shown, colours, strict=True):
+        for picture, box in zip(lines[0][1], line["boxes"], strict=True):
             if box:
-                picture.outlines.append(Outline(box, colour, "strong", f"epoch {note['epoch']}"))
+                told = f"epoch {line['epoch']}"
+                picture.outlines.append(Outline(box, f"#{bytes(colour).hex()}", "strong", told))
     return lines if shown else []
 
 
@@ -211,9 +202,9 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def keep_until(file: Path, step: float = float("inf")) -> None:
+def keep_until(file: Path, step: float) -> None:
     """Drop the lines of later steps, which a resumed run takes again, and the piece that a kill has left."""
-    kept = "".join(json.dumps(line) + "\n" for line in lines_of(file) if line["step"] <= step)
-    if file.exists() and kept != file.read_text(errors="replace"):
+    if file.exists():
+        kept = [json.dumps(line) + "\n" for line in lines_of(file) if line["step"] <= step]
         with atomic_write(file) as draft:
-            draft.write(kept.encode())
+            draft.write("".join(kept).encode())

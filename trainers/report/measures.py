@@ -13,14 +13,11 @@ from dali_views import ViewLoader
 
 from ..methods.heads import normalise
 
-__all__ = ["Collapse", "Throughput", "effective_rank", "spread"]
-
 
 class Throughput:
-    """Measures from one reading to the next, without what lies between `pause` and the next step.
+    """Speed of training alone: what lies between `pause` and the next step is left out.
 
-    The loader's own statistics do not serve: they restart at every epoch, count batches that were ready
-    before, and do not know when a GPU has finished a step.
+    The loader's own statistics restart at every epoch and do not know when a GPU has finished a step.
 
     Args:
         loader: of this rank.
@@ -28,13 +25,10 @@ class Throughput:
     """
 
     def __init__(self, loader: ViewLoader, images: int) -> None:
-        self._loader = loader
-        self._images = images
+        self._loader, self._images, self._stats = loader, images, loader.stats
         self._since: tuple[float, int] | None = None  # seconds, and steps taken
-        self._stats = loader.stats  # replaced at every epoch
         self._counted = self._waited = 0.0
-        self.latest: dict[str, float] = {}
-        """The last result of `read`; empty before that."""
+        self.latest: dict[str, float] = {}  # result of `read`
 
     def pause(self) -> None:
         """Something other than training begins: an evaluation, a pass of the guide."""
@@ -42,61 +36,52 @@ class Throughput:
 
     def step(self, step: int) -> None:
         """Step number `step` (from 1) has been launched."""
-        stats = self._loader.stats
+        stats = self._loader.stats  # replaced at every epoch
         self._waited += stats.waited - (self._counted if stats is self._stats else 0.0)
         self._stats, self._counted = stats, stats.waited
         if self._since is None:
-            self._start(step)
+            self._since, self._waited = (time.perf_counter(), step), 0.0
 
     def read(self, step: int) -> dict[str, float]:
-        """Measure up to step number `step`, which has ended: the device has been waited for.
-
-        Returns:
-            images_per_second, and wait_share, the share of the time in which the loop waited for the loader;
-            empty if no step lies between, as at the first one after a pause.
-        """
+        """images_per_second, and wait_share, the share of the time in which the loop waited for the loader,
+        up to step number `step`, which has ended. Empty at the first step after a pause."""
         if self._since is None or step == self._since[1]:
             return {}
-        seconds = time.perf_counter() - self._since[0]
-        rate = self._images * (step - self._since[1]) / seconds
-        self.latest = {"images_per_second": rate, "wait_share": self._waited / seconds}
-        self._start(step)
+        now = time.perf_counter()
+        seconds, steps = now - self._since[0], step - self._since[1]
+        self.latest = {
+            "images_per_second": self._images * steps / seconds,
+            "wait_share": self._waited / seconds,
+        }
+        self._since, self._waited = (now, step), 0.0
         return self.latest
-
-    def _start(self, step: int) -> None:
-        self._since, self._waited = (time.perf_counter(), step), 0.0
 
 
 class Collapse:
     """Measures embeddings and warns once when they have collapsed."""
 
-    least_spread = 0.05
-    least_rank = 1.5
+    least_spread, least_rank = 0.05, 1.5
 
     def __init__(self) -> None:
         self.warned = False
 
     def measure(self, embedding: Tensor) -> dict[str, float]:
         """`embedding_std` and `embedding_rank` of a batch (B, D). Waits for the device."""
-        found = {"embedding_std": spread(embedding), "embedding_rank": effective_rank(embedding)}
-        fallen = found["embedding_std"] < self.least_spread or found["embedding_rank"] < self.least_rank
-        if fallen and not self.warned:
+        width, rank = spread(embedding), effective_rank(embedding)
+        if (width < self.least_spread or rank < self.least_rank) and not self.warned:
             self.warned = True
             warnings.warn(
-                f"the embeddings have collapsed (spread {found['embedding_std']:.3f} of 1, effective rank "
-                f"{found['embedding_rank']:.1f}); lower optim.lr, lengthen the warm-up or raise the momentum",
+                f"the embeddings have collapsed (spread {width:.3f} of 1, effective rank {rank:.1f}); "
+                "lower optim.lr, lengthen the warm-up or raise the momentum",
                 stacklevel=3,
             )
-        return found
+        return {"embedding_std": width, "embedding_rank": rank}
 
 
 @torch.no_grad()
 def spread(embedding: Tensor) -> float:
-    """Standard deviation over the batch of unit embeddings (B, D), times sqrt(D).
-
-    1 if the embeddings point in all directions alike, 0 if all are equal (SimSiam, arXiv 2011.10566,
-    section 4.1, where it is not multiplied and 1 / sqrt(D) is the healthy value).
-    """
+    """Standard deviation over the batch of unit embeddings (B, D), times sqrt(D): 1 if they point in all
+    directions alike, 0 if all are equal (SimSiam, arXiv 2011.10566, section 4.1, without the factor)."""
     unit = normalise(embedding)
     return float(unit.std(dim=0, correction=0).square().mean().sqrt()) * math.sqrt(unit.shape[1])
 

@@ -20,9 +20,9 @@ from dali_views.system.files import atomic_write
 from dali_views.tools.page import render
 
 from ..config import file as config_file
+from ..guides.schedule import outlook
 from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE, history
 from .curves import CHARTS, Curve, curves_of, draw
-from .history import lines_of
 
 __all__ = ["State", "state_of", "write"]
 
@@ -53,17 +53,15 @@ def write(folder: Path) -> Path:
     except ValueError:  # of another version; all but the headline does without
         config = None
     curves = curves_of(folder / METRICS)
-    events = lines_of(folder / HISTORY / "events.jsonl")
-    # The template calls these where it needs them, so that a damaged file costs its own section only.
     page = render(
-        Path(__file__).with_name("report.html"), guarded=guarded, name=folder.resolve().name, text=text,
-        config=config, state=state_of(folder), events=events, when=when, quarantine=folder / QUARANTINE,
-        start=next((event for event in events[::-1] if event.get("event") == "start"), {}),
-        tiles=lambda: tiles(curves), curves=curves,
+        Path(__file__).with_name("report.html"), guarded=_guarded, folder=folder, history=history,
+        name=folder.resolve().name, text=text, config=config, state=state_of(folder), when=_when,
+        events=history.lines_of(folder / HISTORY / "events.jsonl"), tiles=_tiles(curves), curves=curves,
+        outlook="" if config is None else outlook(config),
         charts=lambda: [drawn for chart in CHARTS if (drawn := draw(chart, curves))],
-        followed=lambda: history.followed(folder), recorded=lambda name: history.recorded(folder, name),
-        pictures=sorted((folder / PICTURES).glob("epoch-*.png")), picture=Image.open,
-        evaluations=lines_of(folder / EVALUATIONS), left_out=folder / HISTORY / "left_out.txt",
+        pictures=sorted((folder / PICTURES).glob("epoch-*.png")), opened=Image.open,
+        evaluations=history.lines_of(folder / EVALUATIONS), quarantine=folder / QUARANTINE,
+        left_out=folder / HISTORY / "left_out.txt",
         bad_files=lambda file: list(bad_list.load(file).items()) if file.is_file() else [],
     )  # fmt: skip
     with atomic_write(folder / PAGE) as file:
@@ -71,8 +69,8 @@ def write(folder: Path) -> Path:
     return folder / PAGE
 
 
-def guarded(section: Callable[[], Markup]) -> Markup:
-    """A section, or why it is missing; a damaged file raises whatever its content leads to."""
+def _guarded(section: Callable[[], Markup]) -> Markup:
+    """A section of the page, or why it is missing. A damaged file may raise anything."""
     try:
         return section()
     except Exception as error:
@@ -82,8 +80,10 @@ def guarded(section: Callable[[], Markup]) -> Markup:
 
 def state_of(folder: Path) -> State:
     """Whether a run has finished, was stopped, failed, or left no record of its end."""
-    events, metrics = lines_of(folder / HISTORY / "events.jsonl"), folder / METRICS
-    step = max([line["step"] for lines in (events, lines_of(metrics)) for line in lines[-1:]], default=0)
+    events, metrics = history.lines_of(folder / HISTORY / "events.jsonl"), folder / METRICS
+    step = max(
+        [line["step"] for lines in (events, history.lines_of(metrics)) for line in lines[-1:]], default=0
+    )
     total = next((event["steps"] for event in events[::-1] if "steps" in event), None)
     taken = f"{step:,}{f' of {total:,}' if total else ''} steps"
     if events and events[-1].get("event") == "end":
@@ -93,23 +93,22 @@ def state_of(folder: Path) -> State:
         return State("bad" if how.startswith("failed") else "busy", f"{how} after {taken}")
     if not metrics.is_file():
         return State("busy", f"no steps noted yet ({taken})")
-    last = when(metrics.stat().st_mtime)
+    last = _when(metrics.stat().st_mtime)
     return State("busy", f"no end noted: still going, or killed; {taken} noted, the last at {last}")
 
 
-def when(seconds: float) -> str:
-    """Local date and time."""
+def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def tiles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
+def _tiles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
     """Title, value and remark of each number on top of the page."""
-    found = []
+    tiles = []
     for name, (title, unit) in _TILES.items():
         if name in curves:
             known = curves[name][1][np.isfinite(curves[name][1])]
             value, remark = known[-1], f"at first {known[0]:{unit}}"
             if name in ("images_per_second", "wait_share"):  # these go up and down
                 value, remark = np.median(known), "median"
-            found.append((title, f"{value:{unit}}", remark))
-    return found
+            tiles.append((title, f"{value:{unit}}", remark))
+    return tiles

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import shutil
+import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from dali_views import RegionTable, ViewLoader, bad_list
@@ -23,20 +24,18 @@ from dali_views.system.machine import machine
 from dali_views.tools.sample import sheet
 
 from .. import config as cfg
+from ..config import file as config_file
 from ..data import DataSets
-from ..engine import ranks as distributed
+from ..engine import ranks
 from ..evaluate import Evaluation
 from ..guides.health import box_areas, health
-from . import METRICS, PAGE, PICTURES, QUARANTINE, history, page
-from .boards import start_wandb, tensorboard
+from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, history, page
 from .measures import Collapse, Throughput
 
-__all__ = ["Report", "table"]
-
+WANDB_ID = "wandb_id.txt"  # in a run's folder: under this identifier a resumed run continues there
 _COLUMNS = {
     "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
-    "images_per_second": "images/s",
-    "loader": "loader/s",
+    "images_per_second": "images/s", "loader": "loader/s",
 }  # fmt: skip
 
 
@@ -51,78 +50,66 @@ class Report:
     """
 
     def __init__(
-        self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, steps: int, step: int,
-        outlook: str = "",
-    ) -> None:  # fmt: skip
-        self.every = run.log_every
-        self.loader = loader
-        self.throughput = Throughput(loader, batch)
-        self.index = data.train
-        self.main = distributed.is_main()
-        self._latest: torch.Tensor | None = None
+        self,
+        run: cfg.Run,
+        data: DataSets,
+        loader: ViewLoader,
+        batch: int,
+        steps: int,
+        step: int,
+        outlook: str,
+    ) -> None:
+        self.run, self.index, self.loader, self.main = run, data.train, loader, ranks.is_main()
+        self.throughput, self.collapse = Throughput(loader, batch), Collapse()
+        self._latest: torch.Tensor | None = None  # loss
         if not self.main:
             return
-        self.folder = folder = Path(run.out)
-        self.metrics = folder / METRICS
-        self._listed = 0  # bad images
+        self.folder = Path(run.out)
         if step == 0:  # what is there belongs to a run that did not come to its first checkpoint
-            self.metrics.unlink(missing_ok=True)
-        history.keep_until(self.metrics, step)
-        # First, for it copies what TensorBoard gets afterwards.
-        self.wandb = None if run.wandb is None else start_wandb(folder, run.wandb, step)
-        self.board = tensorboard(folder, step)
-        self.history = history.History(folder, data.train, run.seed, step)
-        self.collapse = Collapse()
-        self._step, self._last, self._total = step, steps, run.epochs * len(loader)
+            (self.folder / METRICS).unlink(missing_ok=True)
+        history.keep_until(self.folder / METRICS, step)
+        self.board, self.wandb = _boards(self.folder, run.wandb, step)
+        self.history = history.History(self.folder, data.train, run.seed, step)
+        self.total, self.last, self._step = run.epochs * len(loader), steps, step
+        self._listed = 0  # bad images
         device = "gpu" if loader.device.type == "cuda" else "cpu"
         self.history.event(
-            "start", step, steps=self._total, steps_per_epoch=len(loader), processes=distributed.world(),
+            "start", step, steps=self.total, steps_per_epoch=len(loader), processes=ranks.world(),
             machine=machine(device), images=len(data.train), classes=len(data.train.classes),
             true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
         )  # fmt: skip
-        resumed = f"continued after step {step} of {self._total}" if 0 < step < steps else ""
+        resumed = f"continued after step {step} of {self.total}" if 0 < step < steps else ""
         for told in filter(None, (data.train.summary(), outlook, resumed)):
             tqdm.write(told)
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float, embedding: torch.Tensor) -> None:
-        """Note step number `step` (from 1); every `run.log_every` steps the loss of all ranks is read, which
-        waits.
-
-        `embedding` (B, D) is what the loss compared: its spread and rank tell a collapse.
-        """
+        """Record step number `step` (from 1). Every `run.log_every` steps, wait for the loss of all ranks and
+        measure `embedding` (B, D), which the loss compared."""
         self._latest = loss.detach()
         self.throughput.step(step)
         if self.main:
             self._step = step
             self.bar.update()
-        if step % self.every:
+        if step % self.run.log_every:
             return
-        value = self._loss(self._latest, step)
-        pace = self.throughput.read(step)
-        if not self.main:
-            return
-        values = {
-            "loss": value, "lr": lr, **self.collapse.measure(embedding), **pace,
-            "bad_images": self.loader.stats.bad_images,
-        }  # fmt: skip
-        self._write({"step": step, "epoch": epoch, **values}, step)
-        self._list_bad_images()
-        rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
-        self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
+        value, pace = self.check_loss(step), self.throughput.read(step)
+        if self.main:
+            bad = {"bad_images": self.loader.stats.bad_images}
+            self._write(
+                step, epoch, {"loss": value, "lr": lr, **self.collapse.measure(embedding), **pace, **bad}
+            )
+            self._list_bad_images()
+            rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
+            self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
 
-    def check_loss(self, step: int) -> None:
-        """Before a checkpoint is written, see that the latest loss is a number, so that a sound one stays.
+    def check_loss(self, step: int) -> float:
+        """The latest loss, the mean of all ranks. Before a checkpoint, so that a sound one stays.
 
         Raises:
-            FloatingPointError: it is none.
+            FloatingPointError: it is not finite.
         """
-        if self._latest is not None:
-            self._loss(self._latest, step)
-
-    def _loss(self, latest: torch.Tensor, step: int) -> float:
-        """The loss of all ranks, which is waited for."""
-        value = float(distributed.all_mean(latest))
+        value = 0.0 if self._latest is None else float(ranks.all_mean(self._latest))
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
@@ -130,15 +117,15 @@ class Report:
         return value
 
     def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
-        """Note an evaluation after `epoch` epochs; its scores, with the latest loss and rate."""
+        """Record an evaluation after `epoch` epochs; its scores, with the latest loss and rate."""
         scores = dict(evaluation.scores)
         if self._latest is not None:
-            scores["loss"] = float(distributed.all_mean(self._latest))
+            scores["loss"] = float(ranks.all_mean(self._latest))
         if "images_per_second" in self.throughput.latest:
             scores["images_per_second"] = self.throughput.latest["images_per_second"]
         self.throughput.pause()
         if self.main:
-            self._write({"step": step, "epoch": epoch, **evaluation.scores}, step)
+            self._write(step, epoch, evaluation.scores)
             told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
             tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
             if evaluation.picture is not None:
@@ -152,72 +139,95 @@ class Report:
         return scores
 
     def guide(self, regions: RegionTable, before: Snapshot, epoch: int, step: int) -> None:
-        """Note the region table that a guide has just written after `epoch` epochs, and what the ranks
-        have exchanged for it since the last time: rows and bytes received by the main one, and seconds."""
+        """Record the region table that a guide has just written after `epoch` epochs, and what the main rank
+        has received for it since the last time: rows, bytes and seconds."""
         self.throughput.pause()
         if self.main:
             found = {f"guide_{name}": value for name, value in health(regions, before, self.index).items()}
-            if distributed.world() > 1:
+            if ranks.world() > 1:
                 found |= {f"sync_{name}": value for name, value in asdict(regions.traffic).items()}
                 regions.traffic = Traffic()
-            self._write({"step": step, "epoch": epoch, **found}, step)
+            self._write(step, epoch, found)
             self.board.add_histogram("guide_box_area", box_areas(regions), step)
             if self.history.boxes(regions, epoch, step):
                 self._picture("followed", sheet(history.followed(self.folder)), step)
             if self.history.pairs(regions, step):
                 self._picture("pairs", sheet(history.recorded(self.folder, "pairs")[1]), step)
 
-    def _picture(self, name: str, image: Image.Image, step: int) -> None:
-        self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
-
     def __enter__(self) -> Report:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        """Finish the bar, the curves and the page and list the images that could not be read, however the run
-        ended."""
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        """Finish the bar, curves and page and list the bad images, however the run ended."""
         if not self.main:
             return
         self.bar.close()
         self._list_bad_images()
-        self._page(ended=self._how(error))
+        how = "stopped at run.max_steps" if self._step >= self.last else "stopped by a signal"
+        how = "finished" if self._step >= self.total else how
+        self._page(how if error is None else f"failed: {type(error).__name__}: {error}"[:600])
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish(exit_code=int(error is not None))
 
-    def _how(self, error: BaseException | None) -> str:
-        """How the run came to its end."""
-        if error is not None:
-            return f"failed: {type(error).__name__}: {error}"[:600]
-        if self._step >= self._total:
-            return "finished"
-        return "stopped at run.max_steps" if self._step >= self._last else "stopped by a signal"
-
     def _page(self, ended: str = "") -> None:
-        """Write report.html; what keeps it from being written does not end a run, nor hide why it ended."""
+        """Write report.html. An error there must not end a run, nor hide why it ended."""
         try:
             if ended:
                 self.history.event("end", self._step, how=ended)
             page.write(self.folder)
-        except Exception as error:  # of whatever kind: it can be made anew at any time
-            warnings.warn(
-                f"{PAGE} could not be written ({error}); `report {self.folder}` makes it anew",
-                stacklevel=2,
-            )
+        except Exception as error:  # of any kind: the page can be made again at any time
+            told = f"{PAGE} could not be written ({error}); `report {self.folder}` makes it again"
+            warnings.warn(told, stacklevel=2)
 
     def _list_bad_images(self) -> None:
-        quarantine = self.index.quarantine
-        if len(quarantine) > self._listed:
-            bad_list.save(self.folder / QUARANTINE, quarantine)
-            self._listed = len(quarantine)
+        if len(self.index.quarantine) > self._listed:
+            bad_list.save(self.folder / QUARANTINE, self.index.quarantine)
+            self._listed = len(self.index.quarantine)
 
-    def _write(self, values: Mapping[str, Any], step: int) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        for name in values.keys() - {"step"}:
-            self.board.add_scalar(name, values[name], step)
+    def _picture(self, name: str, image: Any, step: int) -> None:
+        self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def _write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        line = {"step": step, "epoch": epoch, **values}
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name in line.keys() - {"step"}:
+            self.board.add_scalar(name, line[name], step)
+
+
+def wandb_module() -> Any:
+    """The library of Weights & Biases, or a ValueError if it is not installed."""
+    try:
+        module = importlib.import_module("wandb")
+    except ImportError:
+        module = None
+    # A folder "wandb", such as the library leaves where it runs, can be imported too.
+    if not hasattr(module, "init"):
+        raise ValueError("run.wandb needs Weights & Biases; pip install wandb, or leave run.wandb out")
+    return module
+
+
+def _boards(folder: Path, project: str | None, step: int) -> tuple[Any, Any]:
+    """The TensorBoard writer of a run, and its run in Weights & Biases, which copies it, or None.
+
+    Entries after `step` are dropped; at step 0 that is all that another run left.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    known, run = folder / WANDB_ID, None
+    if step == 0:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        known.unlink(missing_ok=True)
+    if project is not None:
+        if not known.is_file():
+            known.write_text(uuid.uuid4().hex[:12] + "\n")
+        config = config_file.parse((folder / CONFIG).read_text()).model_dump(mode="json")
+        run = wandb_module().init(
+            project=project, name=folder.name, dir=str(folder), id=known.read_text().strip(), resume="allow",
+            config=config, sync_tensorboard=True,
+        )  # fmt: skip
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step or None), run
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -226,8 +236,8 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     width = max([len(name) for name in rows] + [10])
     lines = [" " * width + "".join(f"{_COLUMNS[name]:>11s}" for name in columns)]
     for moment, row in rows.items():
-        cells = [f"{_cell(name, row[name]):>11s}" if name in row else " " * 10 + "-" for name in columns]
-        lines.append(f"{moment:{width}s}" + "".join(cells))
+        cells = [_cell(name, row[name]) if name in row else "-" for name in columns]
+        lines.append(f"{moment:{width}s}" + "".join(f"{cell:>11s}" for cell in cells))
     return "\n".join(lines)
 
 
