@@ -202,7 +202,7 @@ def open_source(scan: Scan) -> Source:
     assert scan.file_stamps is not None
     if scan.holder == "groups":
         with needs("pyarrow"):
-            from .group_source import GroupSource
+            from .tables import GroupSource
 
         return GroupSource(scan.root, scan.files, scan.file_stamps, scan.places, scan.column)
     read = ObjectSource if is_remote(scan.root) else RangeSource

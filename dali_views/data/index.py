@@ -244,7 +244,7 @@ class SampleIndex(Scan):
                 pyarrow is not installed.
         """
         with needs("pyarrow"):
-            from .table_scan import scan_tables
+            from .tables import scan_tables
         return cls._of(scan_tables(pattern, image, label, cache, processes, progress))
 
     @classmethod

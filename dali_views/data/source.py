@@ -129,9 +129,9 @@ def needs(package: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ValueError(
-            f"These images are read with {package}, which is not installed; pip install {package}."
-        ) from error
+        extra = "cloud" if package == "obstore" else "tables"
+        words = f"These images are read with {package}, which is not installed; pip install {package}"
+        raise ValueError(f"{words}, or the extra {extra!r} of dali-views.") from error
 
 
 # -- pieces of files ------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(handle)
     words = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
-    if stamp is not None and (words or (status.st_size, status.st_mtime_ns) != stamp):
+    if stamp is not None and not words and (status.st_size, status.st_mtime_ns) != stamp:
         words = (
             f"{os.path.basename(path)} has changed since it was indexed (its size or its time); "
             "index it again, or bring the old file back with its time"
