@@ -190,18 +190,23 @@ def scan_shard(path: str) -> Shard:
         raise
     except OSError as error:
         found.left_out.append(("", reason(error)))
-    words = sorted(set(found.labels.values()))
+    rows = [(os.fsencode(name), found.labels.get(key), *row) for name, (key, *row) in found.images.items()]
+    return shard_of(stamp, rows, found.left_out)
+
+
+def shard_of(stamp: tuple[int, int], rows: Sequence[Any], left_out: list[tuple[str, str]]) -> Shard:
+    """A shard of rows (name, label or None, two numbers that say the place, height, width)."""
+    words = sorted({label for _, label, *_ in rows if label is not None})
     number = {word: i for i, word in enumerate(words)}
-    table = np.array([row[1:] for row in found.images.values()], np.int64).reshape(-1, 4)
-    word = [number.get(found.labels.get(row[0], ""), -1) for row in found.images.values()]
+    table = np.array([row[2:] for row in rows], np.int64).reshape(-1, 4)
     return Shard(
         stamp=stamp,
-        names=pack_names([os.fsencode(name) for name in found.images]),
+        names=pack_names([row[0] for row in rows]),
         places=table[:, :2],
         sizes=table[:, 2:].astype(np.int32),
         words=words,
-        word=np.array(word, np.int32),
-        left_out=found.left_out,
+        word=np.array([number.get(row[1], -1) for row in rows], np.int32),
+        left_out=left_out,
     )
 
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow tables: which columns hold images, in which group and row each is, and what reads it.
+"""Parquet and Arrow tables: which columns hold images, where each image lies, and what reads it.
 
 Images of uncompressed Arrow lie in the file as they are: the scan finds their offsets in the mapped file, and
 they are read like pieces of tar shards. Any other image is read by decoding its group, a row group of Parquet
@@ -27,17 +27,15 @@ from numpy.typing import NDArray
 
 from ..system.files import PathLike
 from .headers import inspect, look_through, size_of
-from .names import may_be_name, pack_names
+from .names import may_be_name
 from .remote import is_remote
 from .scan import Scan, ScanCache, stamp_of
-from .shards import TABLE, Shard, list_shards, merge
-from .source import open_stamped, reason
+from .shards import TABLE, Shard, list_shards, merge, shard_of
+from .source import RangeSource, open_stamped, reason
 
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
-_BINARY, _TEXT = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")
+_BINARY, _TEXT = ("binary", "large_binary"), ("string", "large_string")
 _FILE, _STREAM, _PARQUET = b"ARROW1", b"\xff\xff\xff\xff", b"PAR1"  # the first bytes of each format
-_FIELDS = ("bytes", "path")  # of a struct that holds an image
-_LABEL_KINDS = ("integer", *_TEXT)
 _FOOTERS = 64  # of Parquet files, kept parsed: one of thousands of groups takes as long as a group
 _FEW = 16  # images of a group that may be decoded for the sake of one without a warning
 _LEAST = 2  # groups that stay whatever their size: threads that read in order use up to two at a time
@@ -53,16 +51,16 @@ class _Table(NamedTuple):
     rows: list[int]
     """Of each group; 0 where that is only known after decoding."""
     read: Callable[[int, list[str]], Any]
-    """Some columns of a group, as a table or a batch; "image.bytes" is a field of a struct."""
+    """At least these columns of a group, as a table or a batch; "image.bytes" is a field of a struct."""
     whole: Any = None
-    """The mapped file, where groups are views of it."""
+    """The mapped file, if the groups are views of it."""
     cut: str = ""
     """Why groups at the end are missing."""
 
 
 @contextmanager
 def _open(path: str, stamp: tuple[int, int], mapped: bool = False) -> Iterator[_Table]:
-    """A table; OSError if it has changed since its stamp, is damaged (also later), or is no table.
+    """A table; OSError if it has changed since its stamp, is damaged (also when it is read), or is none.
 
     Args:
         mapped: Uncompressed Arrow may be mapped into memory, which is fatal if the file is cut meanwhile.
@@ -70,51 +68,33 @@ def _open(path: str, stamp: tuple[int, int], mapped: bool = False) -> Iterator[_
     with open(open_stamped(path, stamp), "rb") as file, _damage():
         start = file.read(6)
         if start.startswith(_PARQUET):
-            yield _parquet(file, _footer(path, stamp))
+            parquet = pq.ParquetFile(file, metadata=_footer(path, stamp), pre_buffer=False)
+            groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
+            yield _Table(
+                parquet.schema_arrow,
+                [group.num_rows for group in groups],
+                lambda group, columns: parquet.read_row_group(group, columns, use_threads=False),
+            )
         elif start != _FILE and not start.startswith(_STREAM):
             raise OSError("neither a Parquet nor an Arrow file")
         elif mapped and (table := _mapped(path, start == _FILE)) is not None:
             yield table
         elif start == _FILE:
-            yield _compressed(file)
+            arrow = pa.ipc.open_file(file)
+            rows = [0] * arrow.num_record_batches
+            yield _Table(arrow.schema, rows, lambda group, _: _valid(arrow.get_batch(group)))
         else:
             raise OSError("an Arrow stream, compressed or beside other tables; write it as an Arrow file")
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Whatever pyarrow raises for a damaged file becomes an OSError."""
-    try:
-        yield
-    except (pa.ArrowException, ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-        what = "too large for the memory" if isinstance(error, MemoryError) else "damaged"
-        raise OSError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-@lru_cache(_FOOTERS)
-def _footer(path: str, stamp: tuple[int, int]) -> Any:
-    with open(open_stamped(path, stamp), "rb") as file:
-        return pq.read_metadata(file)
-
-
-def _parquet(file: Any, footer: Any) -> _Table:
-    parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=False)
-    rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    return _Table(
-        parquet.schema_arrow,
-        rows,
-        lambda group, columns: parquet.read_row_group(group, columns, use_threads=False),
-    )
 
 
 def _mapped(path: str, is_file: bool) -> _Table | None:
     """An Arrow file or stream, read as a stream, which needs no footer; None if it must be decoded."""
     whole = pa.memory_map(path).read_buffer()
     stream = pa.ipc.open_stream(whole[8:] if is_file else whole)
+    if re.search("dictionary<values=(large_)?binary", str(stream.schema)):
+        return None  # equal images lie in the file once
     batches: list[Any] = []
     cut = "cut off" if is_file and whole[-6:].to_pybytes() != _FILE else ""
-    if re.search("dictionary<values=(large_)?binary|binary_view", str(stream.schema)):
-        return None
     try:
         with _damage():
             for batch in stream:
@@ -128,32 +108,25 @@ def _mapped(path: str, is_file: bool) -> _Table | None:
     return _Table(stream.schema, rows, lambda group, _: _valid(batches[group]), whole, cut)
 
 
-def _compressed(file: Any) -> _Table:
-    schema, count = (whole := pa.ipc.open_file(file)).schema, whole.num_record_batches
-
-    def read(group: int, columns: list[str]) -> Any:
-        options = pa.ipc.IpcReadOptions(included_fields=_tops(schema, columns))
-        return _valid(pa.ipc.open_file(file, options=options).get_batch(group))
-
-    return _Table(schema, [0] * count, read)
+@lru_cache(_FOOTERS)
+def _footer(path: str, stamp: tuple[int, int]) -> Any:
+    with open(open_stamped(path, stamp), "rb") as file:
+        return pq.read_metadata(file)
 
 
 def _valid(batch: Any) -> Any:
-    batch.validate(full=True)
+    batch.validate(full=True)  # Arrow's offsets are used as they stand in the file
     return batch
 
 
-def _tops(schema: Any, columns: list[str]) -> list[int]:
-    """Numbers of the columns, of a field the one of its struct."""
-    tops = {one if one in schema.names else one.rpartition(".")[0] for one in columns}
-    return [number for number, name in enumerate(schema.names) if name in tops]
-
-
-def _leaf(part: Any, column: str) -> Any:
-    """A column of a table or a batch, or a field of a struct; the values of a dictionary."""
-    top, _, inner = column.rpartition(".")
-    found = part.column(column) if column in part.schema.names else pc.struct_field(part.column(top), inner)
-    return found.cast(found.type.value_type) if pa.types.is_dictionary(found.type) else found
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Whatever pyarrow raises for a damaged file becomes an OSError."""
+    try:
+        yield
+    except (pa.ArrowException, ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        what = "too large for the memory" if isinstance(error, MemoryError) else "damaged"
+        raise OSError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 # -- columns --------------------------------------------------------------------------------------
@@ -175,25 +148,26 @@ class _Columns(NamedTuple):
 
 def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns:
     """The columns of a table; ValueError if what is named does not fit, or not exactly one fits `image`."""
-    schema = table.schema
-    kinds = {one.name: _kind(one.type) for one in schema}
-    for one in schema:
-        if pa.types.is_struct(one.type):
-            kinds |= {f"{one.name}.{two.name}": _kind(two.type) for two in one.type if two.name in _FIELDS}
+    kinds = {one.name: _kind(one.type) for one in table.schema}
+    for one in table.schema:
+        inner = one.type if pa.types.is_struct(one.type) else ()
+        kinds |= {f"{one.name}.{two.name}": _kind(two.type) for two in inner if two.name in ("bytes", "path")}
     fits = [name for name, kind in kinds.items() if kind in _BINARY and not name.endswith(".path")]
     fits = [name for name in fits if image in (None, name, name.removesuffix(".bytes"))]
     if len(fits) != 1:
-        several = f"The columns {', '.join(map(repr, fits))} can all" if fits else "No column can"
+        words = f"The columns {', '.join(map(repr, fits))} can all" if fits else "No column can"
         named = "" if image is None else f" of the name {image!r}"
         raise ValueError(
-            f"{several} hold encoded images{named} (binary, or a struct with a binary field 'bytes'); the "
-            f"columns are {', '.join(map(repr, schema.names))}; name one of them as `image`."
+            f"{words} hold encoded images{named} (binary, or a struct with a binary field 'bytes'); the "
+            f"columns are {', '.join(map(repr, table.schema.names))}; name one of them as `image`."
         )
-    if label is not None and (label not in schema.names or kinds[label] not in _LABEL_KINDS):
+    if label is not None and (label not in table.schema.names or kinds[label] not in ("integer", *_TEXT)):
         raise ValueError(f"There is no column {label!r} of whole numbers or words; name another as `label`.")
     path = fits[0].removesuffix(".bytes") + ".path"
-    path_column = path if kinds.get(path) in _TEXT else None
-    return _Columns(fits[0], path_column, label, _class_names(schema, label), table.whole is not None)
+    names = _class_names(table.schema, label) if label and kinds[label] == "integer" else None
+    return _Columns(
+        fits[0], path if kinds.get(path) in _TEXT else None, label, names, table.whole is not None
+    )
 
 
 def _kind(kind: Any) -> str:
@@ -203,26 +177,27 @@ def _kind(kind: Any) -> str:
 
 def _default_label(schema: Any) -> str | None:
     named = [name for name in _LABELS if name in schema.names]
-    fits = [name for name in named if _kind(schema.field(name).type) in _LABEL_KINDS]
+    fits = [name for name in named if _kind(schema.field(name).type) in ("integer", *_TEXT)]
     if named and not fits:
-        kind = schema.field(named[0]).type
-        warnings.warn(
-            f"The images have no labels, because the column {named[0]!r} holds {kind}, neither whole numbers nor "
-            "words; convert it, or name another as `label`.",
-            stacklevel=6,
-        )
+        words = f"No labels: the column {named[0]!r} holds {schema.field(named[0]).type}, neither"
+        warnings.warn(f"{words} whole numbers nor words; name another as `label`.", stacklevel=6)
     return next(iter(fits), None)
 
 
-def _class_names(schema: Any, label: str | None) -> list[str] | None:
+def _class_names(schema: Any, label: str) -> list[str] | None:
     try:
-        told: Any = json.loads(schema.metadata[b"huggingface"])
-        names = told["info"]["features"][label]["names"]
+        names: Any = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
         "".join(names).encode()
-        known = isinstance(names, list) and pa.types.is_integer(schema.field(label).type)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
-    return list(names) if known else None
+    return names if isinstance(names, list) else None
+
+
+def _leaf(part: Any, column: str) -> Any:
+    """A column of a table or a batch, or a field of a struct; the values of a dictionary."""
+    top, _, inner = column.rpartition(".")
+    found = part.column(column) if column in part.schema.names else pc.struct_field(part.column(top), inner)
+    return found.cast(found.type.value_type) if pa.types.is_dictionary(found.type) else found
 
 
 # -- scan -----------------------------------------------------------------------------------------
@@ -239,9 +214,7 @@ def scan_tables(
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)
     if any(map(is_remote, paths)):
-        raise ValueError(
-            "Tables are read from local files alone; copy them, or pack the images as tar shards."
-        )
+        raise ValueError("Tables are read from local files alone; copy them, or pack them as tar shards.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = [os.path.relpath(path, root) for path in paths]
     place = ScanCache(cache, root, ["tables", files, image, label], Scan)
@@ -262,7 +235,8 @@ def scan_tables(
         if not columns.ranged:
             scanned = replace(scanned, holder="groups", column=columns.image)
         place.keep(scanned)
-    _warn_if_slow(scanned)
+    if scanned.holder == "groups":
+        _warn_if_slow(scanned)
     return scanned
 
 
@@ -272,8 +246,8 @@ def _tables(pattern: PathLike | Sequence[PathLike]) -> list[str]:
         return list_shards(pattern, TABLE)
     names = sorted(name for name in os.listdir(pattern) if TABLE.search(name))
     if not names:
-        told = f"The folder {os.fspath(pattern)!r} holds no table (.parquet, .arrow)"
-        raise FileNotFoundError(f"{told}; name the tables, or the folder of one split.")
+        words = f"The folder {os.fspath(pattern)!r} holds no table (.parquet, .arrow)"
+        raise FileNotFoundError(f"{words}; name the tables, or the folder of one split.")
     # Beside a saved set there may be files with what was computed from it.
     saved = [name for name in names if re.fullmatch(r"data-\d+-of-\d+\.arrow", name)]
     return [os.path.abspath(os.path.join(pattern, name)) for name in saved or names]
@@ -287,31 +261,29 @@ def _is_parquet(path: str) -> bool:
 
 def _columns(paths: list[str], mapped: bool, image: str | None, label: str | None) -> _Columns:
     """The columns to read, from the first table that can be opened."""
-    told = ""
+    words = ""
     for path in paths:
         try:
             with _open(path, stamp_of(path), mapped) as table:
-                found = _default_label(table.schema) if label is None else label
-                return _columns_of(table, image, found)
+                return _columns_of(table, image, _default_label(table.schema) if label is None else label)
         except OSError as error:
-            told = reason(error)
-    raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {told}); check the path.")
+            words = reason(error)
+    raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {words}); check the path.")
 
 
 class _Row(NamedTuple):
-    row: int
     path: bytes | None
     label: str | None
     place: tuple[int, int]
-    """Group and row in it."""
-    size: tuple[int, int]
-    refused: str
+    """Offset and bytes, or group and row in it."""
+    look: tuple[int, int, str]
+    """Height, width, and why the image cannot be used, or ""."""
 
 
 def _scan_table(job: tuple[str, bool, _Columns]) -> Shard:
     """The images in one table; never raises for a bad one. What is whole in a damaged one counts."""
     path, mapped, columns = job
-    rows: list[_Row] = []
+    rows: dict[int, _Row] = {}
     lost: list[tuple[str, str]] = []
     stamp, done = stamp_of(path), 0
     try:
@@ -322,7 +294,7 @@ def _scan_table(job: tuple[str, bool, _Columns]) -> Shard:
                 try:
                     with _damage():
                         part = table.read(group, [one for one in columns[:3] if one])
-                        rows += _rows(part, group, done, columns, table.whole)
+                        rows |= enumerate(_rows(part, group, columns, table.whole), done)
                         count = part.num_rows
                 except OSError as error:
                     lost.append((f"group {group}", f"{reason(error)}; its {count or ''} rows are lost"))
@@ -332,68 +304,56 @@ def _scan_table(job: tuple[str, bool, _Columns]) -> Shard:
     except OSError as error:
         lost.append(("", reason(error)))
     # Rows have the names of their paths if these are different and may be names, else their numbers.
-    paths = [row.path or b"" for row in rows]
-    by_path = len(set(paths)) == len(paths) and all(map(may_be_name, paths))
-    names = paths if by_path else [b"row %d" % row.row for row in rows]
-    good = [i for i, row in enumerate(rows) if not row.refused]
-    words = sorted({rows[i].label or "" for i in good if rows[i].label})
-    number = {word: i for i, word in enumerate(words)}
-    return Shard(
-        stamp=stamp,
-        names=pack_names([names[i] for i in good]) if good else np.zeros((0, 1), np.uint8),
-        places=np.array([rows[i].place for i in good], np.int64).reshape(-1, 2),
-        sizes=np.array([rows[i].size for i in good], np.int32).reshape(-1, 2),
-        words=words,
-        word=np.array([number.get(rows[i].label or "", -1) for i in good], np.int32),
-        left_out=[(os.fsdecode(names[i]), row.refused) for i, row in enumerate(rows) if row.refused] + lost,
-    )
+    paths = {row.path or b"" for row in rows.values()}
+    by_path = len(paths) == len(rows) and all(map(may_be_name, paths))
+    named = [((row.path or b"") if by_path else b"row %d" % number, row) for number, row in rows.items()]
+    good = [(name, row.label, *row.place, *row.look[:2]) for name, row in named if not row.look[2]]
+    bad = [(os.fsdecode(name), row.look[2]) for name, row in named if row.look[2]]
+    return shard_of(stamp, good, bad + lost)
 
 
-def _rows(part: Any, group: int, start: int, columns: _Columns, whole: Any) -> Iterator[_Row]:
+def _rows(part: Any, group: int, columns: _Columns, whole: Any) -> list[_Row]:
     nothing = [None] * part.num_rows
     paths = nothing if columns.path is None else _texts(_leaf(part, columns.path))
     labels = nothing if columns.label is None else _texts(_leaf(part, columns.label))
-    for i, (image, path, label) in enumerate(
-        zip(_views(_leaf(part, columns.image)), paths, labels, strict=True)
-    ):
-        place, (height, width, refused) = (group, i), (0, 0, "no bytes, at most a path")
+    found, images = [], _views(_leaf(part, columns.image))
+    for row, (image, path, label) in enumerate(zip(images, paths, labels, strict=True)):
+        look, place = (0, 0, "no bytes, at most a path"), (group, row)
         if image is not None:
-            height, width, refused = inspect(pa.BufferReader(image), image.size)
+            look = inspect(pa.BufferReader(image), image.size)
             place = place if whole is None else (image.address - whole.address, image.size)
-        word = None if label is None else os.fsdecode(label)
-        yield _Row(start + i, path, word, place, (height, width), refused)
+        found.append(_Row(path, None if label is None else os.fsdecode(label), place, look))
+    return found
 
 
 def _views(column: Any) -> Iterator[Any]:
-    """The values of a binary column as buffers, which share its memory; None for null."""
+    """The values of a binary column as buffers that share its memory, None for null."""
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         _, ends, content = chunk.buffers()
-        if len(chunk):
-            starts = np.frombuffer(ends, kind)[chunk.offset :][: len(chunk) + 1].tolist()
-            valid = chunk.is_valid().to_pylist()
-            for start, end, there in zip(starts, starts[1:], valid, strict=False):
-                yield (content or pa.py_buffer(b"")).slice(start, end - start) if there else None
+        starts = np.frombuffer(ends, kind)[chunk.offset :][: len(chunk) + 1].tolist() if len(chunk) else []
+        for start, end, there in zip(starts, starts[1:], chunk.is_valid().to_pylist(), strict=False):
+            yield (content or pa.py_buffer(b"")).slice(start, end - start) if there else None
 
 
 def _texts(column: Any) -> list[bytes | None]:
-    """Text as bytes, because in a file it need not be UTF-8; numbers in digits."""
+    """Text as bytes, because in a file it need not be UTF-8; numbers as text."""
     words = column.cast(pa.string()) if pa.types.is_integer(column.type) else column
     found: list[bytes | None] = words.cast(pa.large_binary()).to_pylist()
     return found
 
 
 def _warn_if_slow(scanned: Scan) -> None:
-    """Says what it costs to read images of Parquet in random order, if it is much."""
+    """Warns about groups of many images that do not fit the memory for groups."""
     assert scanned.places is not None
     assert scanned.file_stamps is not None
     groups = len(np.unique(scanned.places[:, 0] << 32 | scanned.places[:, 1]))
     count, total = len(scanned.places), int(scanned.file_stamps[:, 0].clip(0).sum())
-    if scanned.holder == "groups" and count > _FEW * groups and total > KEPT_BYTES:
+    if count > _FEW * groups and total > KEPT_BYTES:
         warnings.warn(
-            f"The tables below {scanned.root!r} keep about {count / groups:.0f} images in a group, decoded as a "
-            f"whole: in random order, {total / groups / 1e6:.1f} MB for each image of {total / count / 1e3:.0f} "
-            "kB. Before training, copy them to tar shards: `dali-views pack TABLE SHARDS`.",
+            f"The tables below {scanned.root!r} have about {count / groups:.0f} images in a group, decoded as a "
+            f"whole: in random order, {total / groups / 1e6:.1f} MB for each image of "
+            f"{total / count / 1e3:.0f} kB. Before training, run `dali-views pack TABLE SHARDS`.",
             stacklevel=4,
         )
 
@@ -436,34 +396,22 @@ os.register_at_fork(after_in_child=_CACHE.clear)
 
 
 @dataclass(frozen=True, eq=False)
-class GroupSource:
-    """Images in groups of tables, as a `Source`. A file must be as it was when it was scanned."""
+class GroupSource(RangeSource):
+    """Images in groups of tables; `places` (N, 3) are file, group in it and row in that."""
 
-    root: str
-    """Folder that the names start from."""
-    files: Sequence[str]
-    stamps: NDArray[np.int64]
-    """(S, 2) bytes and mtime_ns of each file when it was scanned."""
-    places: NDArray[np.int64]
-    """(N, 3) file, group in it and row in that of each image."""
     column: str
     """Column with the encoded bytes, or field of one, as "image.bytes"."""
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def read(self, rows: NDArray[np.int64]) -> list[bytes]:
         """See `Source`; an OSError for a file that is missing, has changed or cannot be read."""
-        places = self.places[rows]
-        images = [b""] * len(rows)
-        for file, group in np.unique(places[:, :2], axis=0).tolist():
+        places, images = self.places[rows], [b""] * len(rows)
+        for i in np.lexsort(places.T[::-1]).tolist():  # group by group
+            file, group, row = places[i].tolist()
             values = self._group(file, group)
-            for i in np.flatnonzero((places[:, 0] == file) & (places[:, 1] == group)).tolist():
-                row = int(places[i, 2])
-                image = values[row].as_py() if row < len(values) else None
-                if image is None:
-                    raise OSError(f"{self.files[file]} has no image in row {row} of its group {group}")
-                images[i] = image  # a copy: a view would keep the whole group in memory as long as the batch
+            image = values[row].as_py() if row < len(values) else None
+            if not isinstance(image, bytes):
+                raise OSError(f"{self.files[file]} has no image in row {row} of its group {group}")
+            images[i] = image  # a copy: a view would keep the whole group in memory as long as the batch
         return images
 
     def _group(self, file: int, group: int) -> Any:
@@ -473,9 +421,6 @@ class GroupSource:
             with _open(path, stamp) as table:
                 if group >= len(table.rows):
                     raise OSError(f"{self.files[file]} has no group {group}")
-                images = _leaf(table.read(group, [self.column]), self.column)
-                if str(images.type) not in _BINARY:
-                    raise OSError(f"{self.files[file]} has no images in its column {self.column!r}")
-                return images
+                return _leaf(table.read(group, [self.column]), self.column)
 
         return _CACHE.get((path, stamp, self.column, group), decode)
