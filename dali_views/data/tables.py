@@ -351,7 +351,7 @@ def _warn_if_slow(scanned: Scan) -> None:
     count, total = len(scanned.places), int(scanned.file_stamps[:, 0].clip(0).sum())
     if count > _FEW * groups and total > KEPT_BYTES:
         warnings.warn(
-            f"The tables below {scanned.root!r} have about {count / groups:.0f} images in a group, decoded as a "
+            f"Tables below {scanned.root!r} have about {count / groups:.0f} images in a group, decoded as a "
             f"whole: in random order, {total / groups / 1e6:.1f} MB for each image of "
             f"{total / count / 1e3:.0f} kB. Before training, run `dali-views pack TABLE SHARDS`.",
             stacklevel=4,
