@@ -34,10 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     RegionTable(3).save(folder / "short.npz")
     torch.save({"a": torch.zeros(2)}, folder / "state.pt")
     (folder / "config.yaml").write_text(
-        "run: {out: RUN, device: cpu, epochs: 1}\ndata: {kind: folder, path: PHOTOS, val_share: 0}\n"
-        "views: {size: 16}\noptim: {batch: 4}\nmodel: {backbone: resnet18}\n".replace(
-            "RUN", str(folder / "run")
-        ).replace("PHOTOS", str(folder / "photos"))
+        f"run: {{out: {folder}/run, device: cpu, epochs: 1}}\nviews: {{size: 16}}\noptim: {{batch: 4}}\n"
+        f"data: {{kind: folder, path: {folder}/photos, val_share: 0}}\nmodel: {{backbone: resnet18}}\n"
     )
     (folder / "bad.yaml").write_text("run: {out: a\n")
     (folder / "norun").mkdir()

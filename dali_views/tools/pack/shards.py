@@ -54,8 +54,9 @@ class Packed:
     """The result of `pack_shards`."""
 
     shards: int
+    """Number of tar shards."""
     images: int
-    """In all shards, also those that an earlier call has finished."""
+    """Images in all of them, also in those that an earlier call had finished."""
     left_out: dict[str, str]
     """Reason by path relative to the source: what its index had left out, and what turned out to be bad."""
 
