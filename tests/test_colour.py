@@ -217,19 +217,6 @@ def test_the_compiled_function_and_the_operators_make_the_same_views(pixels):
         assert np.ptp(fused) > 100 or side < 5
 
 
-def test_a_batch_that_is_kept_does_not_change_when_the_next_ones_are_made(pixels):
-    """The compiled function writes every batch into the same memory; the graph must hand out copies."""
-    index = SampleIndex.from_arrays(np.tile(pixels, (3, 1, 1, 1)))
-    loader = ViewLoader(index, [ANY], len(pixels), device="cpu", shuffle=False)
-    kept, copies = [], []
-    for batch in loader:
-        kept.append(batch.views[0])
-        copies.append(batch.views[0].clone())
-    assert len(kept) == 3
-    assert all(torch.equal(view, copy) for view, copy in zip(kept, copies, strict=True))
-    assert not torch.equal(kept[0], kept[1])
-
-
 def test_the_whole_jitter_is_as_near_to_torchvisions_as_its_own_orders_are_to_each_other(pixels, device):
     """Torchvision shuffles its operators and rounds and clips after each; the graph clips once."""
     index = SampleIndex.from_arrays(pixels)

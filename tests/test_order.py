@@ -133,7 +133,7 @@ def assert_one_on_average(counts):
     assert stats.chisquare(np.bincount(np.minimum(counts, 4)), expected).pvalue > LEAST
 
 
-@pytest.mark.parametrize("width", [256, 1000])
+@pytest.mark.parametrize("width", [256, pytest.param(1000, marks=pytest.mark.slow)])
 def test_rows_near_each_other_on_the_grid_are_unrelated(width):
     length = width * width
     rows = whole(length, seed=5)

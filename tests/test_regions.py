@@ -74,8 +74,9 @@ def test_torch_tensors_of_any_type_write_what_numpy_writes(
 def test_only_the_columns_given_change_and_only_boxes_make_a_row_written() -> None:
     table = RegionTable(3)
     table.update([1], partner=[2])
-    table.update([0], weights=[0.0])
+    table.update([0], weights=[0.0])  # a single region may weigh nothing
     assert table.boxes.tolist() == [[[0, 0, 1, 1]]] * 3
+    assert table.weights.tolist() == [[0], [1], [1]]
     assert table.writes.tolist() == [1, 1, 0]
     assert not table.written.any()
     table.update([2], boxes=[[0, 0, 1, 1]])
@@ -100,17 +101,13 @@ def test_with_several_regions_one_box_or_weight_per_sample_goes_to_each_region()
     assert table.weights[3].tolist() == [0, 2]
 
 
-def test_rounding_outside_the_image_is_clipped() -> None:
+def test_rounding_outside_the_image_is_clipped_and_an_empty_batch_is_no_write() -> None:
     table = RegionTable(1)
     table.update([0], np.array([[-1e-6, -5e-7, 1 + 1e-6, 1 + 5e-7]]))
-    assert table.boxes[0, 0].tolist() == [0, 0, 1, 1]
-
-
-def test_an_empty_batch_is_no_write() -> None:
-    table = filled()
     table.update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     table.update([], weights=[])
-    assert same(table, filled())
+    assert table.boxes[0, 0].tolist() == [0, 0, 1, 1]
+    assert table.writes.tolist() == [1]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -177,12 +174,6 @@ def test_values_of_the_wrong_kind_are_refused(index: Any, options: dict[str, Any
         RegionTable(4).update(index, **options)
 
 
-def test_a_single_region_may_weigh_nothing() -> None:
-    table = RegionTable(2)
-    table.update([1], weights=[0])
-    assert table.weights.tolist() == [[1], [0]]
-
-
 @pytest.mark.parametrize(("length", "regions"), [(-1, 1), (4, 0)])
 def test_impossible_tables_are_refused(length: int, regions: int) -> None:
     with pytest.raises(ValueError, match="cannot be"):
@@ -192,7 +183,7 @@ def test_impossible_tables_are_refused(length: int, regions: int) -> None:
 # ---- snapshots and state
 
 
-def test_a_snapshot_is_read_only_and_later_updates_do_not_reach_it() -> None:
+def test_later_updates_do_not_reach_a_snapshot() -> None:
     table = filled()
     frozen = table.snapshot()
     table.epoch = 9
@@ -200,9 +191,6 @@ def test_a_snapshot_is_read_only_and_later_updates_do_not_reach_it() -> None:
     assert frozen.boxes[4, 0].tolist() == BOX
     assert (frozen.weights[4, 0], frozen.partner[4], frozen.epoch, len(frozen)) == (0.5, 0, 3, 6)
     assert frozen.written.tolist() == [False, True, False, False, True, False]
-    for array in (frozen.boxes, frozen.weights, frozen.partner, frozen.written):
-        with pytest.raises(ValueError, match="read-only"):
-            array[0] = 0
 
 
 def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
@@ -226,9 +214,8 @@ def test_states_survive_a_checkpoint_that_holds_weights_only(tmp_path: Path) -> 
 
 
 def test_a_state_dict_is_a_copy_and_loading_takes_one() -> None:
-    table = filled()
+    table, other = filled(), RegionTable(6)
     state = table.state_dict()
-    other = RegionTable(6)
     other.load_state_dict(state)
     state["boxes"][:] = 0
     assert same(table, filled())
@@ -297,8 +284,7 @@ def test_a_table_that_nobody_has_written_takes_memory_for_partners_and_counts_al
 @pytest.mark.parametrize("name", COLUMNS)
 def test_what_is_read_of_a_table_or_a_snapshot_cannot_be_written(name: str) -> None:
     table = filled()
-    found = [getattr(table, name)] + ([getattr(table.snapshot(), name)] if name in COLUMNS[:4] else [])
-    for array in found:
+    for array in [getattr(table, name), getattr(table.snapshot(), name, getattr(table, name))]:
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
 
@@ -315,52 +301,26 @@ def test_a_saved_table_loads_equal_and_leaves_no_other_file(tmp_path: Path) -> N
         assert same(table, filled(regions=2))
         assert (table.epoch, table.fingerprint) == (3, "abc")
     assert [p.name for p in path.parent.iterdir()] == ["regions.safetensors"]
+    with pytest.raises(ValueError, match=r"regions\.safetensors was made for another data set"):
+        RegionTable.load(path, "other")
+    with pytest.raises(FileNotFoundError, match=r"no region table at .*none"):
+        RegionTable.load(tmp_path / "none")
 
 
-def test_a_file_of_another_data_set_is_refused(tmp_path: Path) -> None:
-    filled(fingerprint="abc").save(tmp_path / "r.safetensors")
-    with pytest.raises(ValueError, match=r"r\.safetensors was made for another data set"):
-        RegionTable.load(tmp_path / "r.safetensors", "other")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no region table at .*r\.safetensors"):
-        RegionTable.load(tmp_path / "r.safetensors", "")
-
-
-def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
-    path = tmp_path / "r.safetensors"
-    filled().save(path)
-    data = path.read_bytes()
-    for end in range(0, len(data), 101):
-        path.write_bytes(data[:end])
-        with pytest.raises(ValueError, match=r"r\.safetensors is not a readable region table .*; delete it"):
-            RegionTable.load(path)
-
-
-def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
-    path = tmp_path / "r.safetensors"
+def test_a_cut_file_and_a_file_of_another_kind_are_refused_and_a_flipped_bit_too(tmp_path: Path) -> None:
+    path = tmp_path / "r"
     filled(40).save(path)
     data = path.read_bytes()
-    refused = 0
+    np.save(tmp_path / "trap.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    others = [b"hello", (tmp_path / "trap.npy").read_bytes()]
+    for content in [*others, *(data[:end] for end in range(0, len(data), 101))]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"r is not a readable region table .*; delete it"):
+            RegionTable.load(path)
     for place in range(0, len(data), 7):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])
-        try:
-            table = RegionTable.load(path)
-        except ValueError:
-            refused += 1
-        else:
-            assert same(table, filled(40))
-    assert refused > len(data) // 7 // 2
-
-
-def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "r.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    (tmp_path / "r.txt").write_text("hello")
-    np.save(tmp_path / "plain.npy", np.zeros(3))
-    for name in ("r.npy", "r.txt", "plain.npy"):
-        with pytest.raises(ValueError, match="not a readable region table"):
-            RegionTable.load(tmp_path / name)
+        with pytest.raises(ValueError, match="region table"):
+            RegionTable.load(path)
 
 
 # A bare package in place of dali_views/__init__.py: the writer needs NumPy only, which keeps its start short.
@@ -376,13 +336,6 @@ def save(n):
     table.epoch = n
     table.update(np.arange(len(table)), weights=np.full(len(table), n))
     table.save(sys.argv[2])
-"""
-
-SAVE_FOR_EVER = """
-for n in itertools.count(1):
-    print("saving", n, flush=True)
-    save(n)
-    print("saved", n, flush=True)
 """
 
 # Forks at every 9th call made by a save a process that is killed there.
@@ -409,37 +362,15 @@ for step in itertools.count(0, 9):
 """
 
 
-def writer(script: str, path: Path, rows: int) -> list[str]:
-    return [sys.executable, "-c", WRITER + script, regions_module.__file__, str(path), str(rows)]
-
-
 def test_a_save_killed_at_any_step_leaves_the_old_or_the_new_table(tmp_path: Path) -> None:
-    command = writer(DIE_AT_EVERY_STEP, tmp_path / "regions.safetensors", 2000)
+    script = WRITER + DIE_AT_EVERY_STEP
+    command = [sys.executable, "-c", script, regions_module.__file__, str(tmp_path / "regions"), "2000"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     epochs = [int(line) for line in done.stdout.split()]
     assert len(epochs) > 20
     assert epochs == sorted(epochs)  # the old one up to the rename, the new one from then on
     assert set(epochs) == {1, 2}
-
-
-def test_a_process_killed_while_it_saves_leaves_a_whole_table(tmp_path: Path) -> None:
-    path = tmp_path / "regions.safetensors"
-    for lines in (3, 4, 7, 9, 12):  # odd: just before a save, even: just after one
-        with subprocess.Popen(
-            writer(SAVE_FOR_EVER, path, 100_000), stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            seen = [process.stdout.readline().split() for _ in range(lines)]
-            process.kill()
-            # Lines that were under way when the kill came also count as done.
-            seen += [line.split() for line in process.stdout if line.endswith("\n")]
-        assert process.returncode == -9
-        saved = max(int(n) for word, n in seen if word == "saved")
-        table = RegionTable.load(path)
-        assert saved <= table.epoch <= saved + 1
-        assert bool((table.weights == table.epoch).all())
-        assert bool((table.writes == table.epoch).all())
 
 
 def test_a_subset_keeps_boxes_weights_and_whether_they_were_written() -> None:
@@ -454,17 +385,10 @@ def test_a_subset_keeps_boxes_weights_and_whether_they_were_written() -> None:
     assert np.array_equal(part.partner, [0, 1, 2])
     part.update([1], boxes[:1])
     assert not table.written[0]
-
-
-def test_a_subset_may_be_given_by_a_mask_as_the_index_s() -> None:
-    table = RegionTable(4)
-    table.update([1, 3], weights=[2.0, 3.0])
-    part = table.subset([False, True, False, True])
-    assert len(part) == 2
-    assert part.weights[:, 0].tolist() == [2.0, 3.0]
-    part.update([1], weights=[4.0])
-    assert part.state_dict()["written_epoch"].tolist() == [-1, 0]
+    assert part.state_dict()["written_epoch"].tolist() == [-1, 0, -1]
+    mask = table.subset([False, True, False, False, True, False])
+    assert np.array_equal(mask.weights, [[1.0, 0.0], [0.5, 2.0]])
     assert len(table.subset([])) == 0
-    for rows, error in (([4], IndexError), ([True], IndexError), ([[0]], ValueError)):
+    for rows, error in (([6], IndexError), ([True], IndexError), ([[0]], ValueError)):
         with pytest.raises(error):
             table.subset(rows)
