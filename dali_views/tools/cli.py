@@ -46,12 +46,12 @@ def _parser(used: Collection[str]) -> Parser:
     """
     parser = Parser(prog="dali-views", examples=EXAMPLES, description="Images for self-supervised learning.")
     named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (place, told) in COMMANDS.items():
+    for name, (place, text) in COMMANDS.items():
         if name not in used:
-            named.add_parser(name, help=told)
+            named.add_parser(name, help=text)
             continue
         module = import_module(f".{place}", __package__)
-        command = named.add_parser(name, help=told, examples=module.EXAMPLES)
+        command = named.add_parser(name, help=text, examples=module.EXAMPLES)
         module.add(command)
         command.add_argument("--json", action="store_true", help="answer in one line of JSON")
         command.set_defaults(run=module.run)

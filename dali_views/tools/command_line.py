@@ -105,16 +105,16 @@ def _answer(
         raise
     except Exception as error:
         if is_full(error):
-            told = (
+            message = (
                 "the memory of the GPU is full; lower the batch size (--batch-size, optim.batch) or the size "
                 "of views, or end what else runs on it"
             )
         elif isinstance(error, mistakes):
-            told = str(error)
+            message = str(error)
         else:
             raise
-    print(f"error: {told}", file=sys.stderr)
-    return Answer({"error": told}, "", MISTAKE)
+    print(f"error: {message}", file=sys.stderr)
+    return Answer({"error": message}, "", MISTAKE)
 
 
 def _finite(value: Any) -> Any:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from ..system.files import cache_folder
 from ..system.machine import installed
@@ -49,14 +49,12 @@ _MARK, _LATE = "doctor: ", "no answer in time"
 _SLOW = 500  # images/s; two CPU cores decode more
 _MOST, _PIECE, _SECONDS = 2000, 128 * 1024, 2.0  # images to read, bytes of one in a shard, time for it
 
-State: TypeAlias = Literal["ok", "note", "problem"]
-
 
 class Line(NamedTuple):
     """One finding. A problem keeps a run from starting, or from starting as it would by default."""
 
     name: str
-    state: State
+    state: str  # "ok", "note" or "problem"
     found: str
     fix: str = ""
 
@@ -65,8 +63,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--data", metavar="PATH", help="folder of images or a shard: how fast is it read?")
     parser.add_argument("--quick", action="store_true", help="try neither PyTorch nor --data: a health check")
-    told = "seconds to wait for what does not answer (40, quickly 19)"
-    parser.add_argument("--timeout", type=float, metavar="S", help=told)
+    text = "seconds to wait for what does not answer (40, quickly 19)"
+    parser.add_argument("--timeout", type=float, metavar="S", help=text)
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> Answer:
     return Answer(facts, "\n".join(text), int(problems > 0))
 
 
-def _line(name: str, found: str, bad: bool, fix: str, state: State = "note") -> Line:
+def _line(name: str, found: str, bad: bool, fix: str, state: str = "note") -> Line:
     return Line(name, state, found, fix) if bad else Line(name, "ok", found)
 
 
@@ -94,11 +92,10 @@ def _machine() -> Iterator[Line]:
 
     usable = len(os.sched_getaffinity(0))
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    found = f"{usable} of {os.cpu_count()} usable, {max(1, usable // processes)} threads per process"
-    quota = min((int(most) / int(period) for most, period in _limits("cpu.max")), default=usable)
-    if fewer := quota < usable:
-        found += f"; the cgroup grants {quota:.2g}"
-    yield _line("cores", found, fewer, f"set threads={max(1, int(quota) // processes)}")
+    quota = min([usable, *(int(most) / int(period) for most, period in _limits("cpu.max"))])
+    found = f"{usable} of {os.cpu_count()} usable" + f", the cgroup grants {quota:.2g}" * (quota < usable)
+    threads = max(1, int(quota) // processes)
+    yield _line("cores", f"{found}: {threads} per process", quota < usable, f"set threads={threads}")
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = min([total, *(int(most) for (most,) in _limits("memory.max"))])
@@ -106,10 +103,9 @@ def _machine() -> Iterator[Line]:
     yield _line("memory", found, limit < 4 * GiB, "lower batch_size, or grant 4 GiB")
 
     # NCCL and the workers of DataLoaders exchange data there; this loader does not.
-    shared = os.statvfs("/dev/shm") if os.path.exists("/dev/shm") else None
-    size = shared.f_frsize * shared.f_blocks if shared else 0
-    found = f"/dev/shm has {size / MiB:.0f} MiB"
-    yield _line("shared memory", found, size < GiB, "for several GPUs: docker run --shm-size=1g")
+    size = shutil.disk_usage("/dev/shm").total if os.path.exists("/dev/shm") else 0
+    fix = "for several GPUs: docker run --shm-size=1g"
+    yield _line("shared memory", f"/dev/shm has {size / MiB:.0f} MiB", size < GiB, fix)
 
     # DALI opens all images of a batch at once.
     soft, hard = (2**63 if limit < 0 else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -153,10 +149,9 @@ def _tried(names: list[str], data: str, wait: float) -> list[Line]:
             out, why = late.stdout or b"", _LATE
         except OSError as error:  # too many open files or processes
             why = f"no process can be started ({error})"
-        for line in out.decode(errors="replace").splitlines():
-            if line.startswith(_MARK):
-                name, answer = json.loads(line.removeprefix(_MARK))
-                found[name] = [Line(*answer)] if answer else []
+        marked = [line for line in out.decode(errors="replace").splitlines() if line.startswith(_MARK)]
+        for name, *answers in (json.loads(line.removeprefix(_MARK)) for line in marked):
+            found[name] = [Line(*answer) for answer in answers if answer]
         lost = [name for name in waiting if name not in found]
         found |= {name: [_failed(name, why)] for name in lost[: None if why == _LATE else 1]}
     return [line for name in names for line in found[name]]
@@ -235,7 +230,7 @@ def _decode(name: str) -> Line | None:
 
 
 def _data(path: str) -> Line:
-    """How fast images, or pieces of a shard, are read that the page cache was asked to forget."""
+    """How fast images, or pieces of a shard, are read after a request to drop them from the page cache."""
     from ..data.listing import EXTENSIONS
 
     files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -262,7 +257,7 @@ def _data(path: str) -> Line:
     return _line("data", found, rate < _SLOW, "a local disk, or dali-views pack")
 
 
-_PROBES: dict[str, tuple[Callable[[str], Line | None], State, str]] = {
+_PROBES: dict[str, tuple[Callable[[str], Line | None], str, str]] = {
     "cache": (_cache, "note", "set DALI_VIEWS_CACHE to a folder that can be written"),
     "decode on CPU": (_decode, "problem", f"reinstall {_DALI}"),
     "GPU": (_gpu, "problem", "restart or reinstall the NVIDIA driver"),

@@ -1,8 +1,8 @@
 """Generated scenes: one to three objects of known class at known boxes on a busy background.
 
-For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. Only shape
-and texture tell the class. Colours, sizes, places and backgrounds are random, so neither a colour histogram
-nor a crop beside the object tells it.
+For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. The class
+is in shape and texture alone. Colours, sizes, places and backgrounds are random, so neither a colour
+histogram nor a crop beside the object reveals it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Array:
     """(H, W, 3) muted clouds of two colours, faint stripes, and clutter smaller than any object.
 
     It has less contrast than the objects, as in a photograph that is focused on its subject. Otherwise the
-    background alone tells images apart, and a network need not look at the objects.
+    background alone distinguishes images, and a network need not look at the objects.
     """
     cells = rng.integers(2, 6)
     mix = rng.random((cells, cells, 1), np.float32)
@@ -193,15 +193,15 @@ def make_scenes(
         The folder of the images and the file of the boxes, as `SampleIndex.from_coco` takes them.
 
     Raises:
-        ValueError: No scene is asked for, a class is unknown, or the size is too small.
+        ValueError: `count` is below 1, a class is unknown, or the size is too small.
     """
     unknown = [name for name in classes if name not in CLASSES]
     if unknown or not classes:
         raise ValueError(f"Unknown classes {unknown}; choose one or more of {list(CLASSES)}.")
     height, width = (size, size) if isinstance(size, int) else size
     if count < 1 or min(height, width) < 32:
-        told = f"{count} scenes of {height} x {width} pixels"
-        raise ValueError(f"{told} cannot be made; give a count from 1 and a size from 32 on.")
+        found = f"{count} scenes of {height} x {width} pixels"
+        raise ValueError(f"{found} cannot be made; give a count from 1 and a size from 32 on.")
     folder, file = Path(root) / "images", Path(root) / "instances.json"
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []

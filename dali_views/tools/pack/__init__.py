@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", type=Path, help="new folder, or one that an earlier call began")
     parser.add_argument("--short-side", type=number, metavar="N", help="shrink larger images to N pixels")
     parser.add_argument("--quality", type=int, help="JPEG quality of shrunk images (90)")
-    told = f"images per shard, before any is left out ({PER_SHARD}: about 1 GB of ImageNet)"
-    parser.add_argument("--per-shard", type=number, default=PER_SHARD, metavar="COUNT", help=told)
+    text = f"images per shard, before any is left out ({PER_SHARD}: about 1 GB of ImageNet)"
+    parser.add_argument("--per-shard", type=number, default=PER_SHARD, metavar="COUNT", help=text)
     parser.add_argument("--numbers", action="store_true", help="write labels as numbers, not as class names")
     parser.add_argument("--workers", type=number, help="threads (default: all cores)")
 

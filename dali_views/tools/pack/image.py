@@ -22,27 +22,18 @@ from ...data.headers import inspect
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jpg", "TIFF": "tif"}
 _ORIENTATION = 0x0112
 
-
 Stored: TypeAlias = tuple[str, bytes]
 """Ending ("jpg", "png", ...: what it is, not what it was called) and content of a stored image."""
 
 
 def pack_image(data: bytes, indexed: tuple[int, int], short_side: int | None, quality: int) -> Stored | str:
-    """What is stored for an image file, or why it is left out. Safe in threads.
-
-    Args:
-        data: The image file.
-        indexed: (height, width) that its index states.
-        short_side: Bound on the shorter side in pixels; None keeps every size.
-        quality: JPEG quality of what is shrunk.
-    """
+    """What is stored for a file of `indexed` (height, width), or why it is left out. Safe in threads."""
     height, width, reason = inspect(io.BytesIO(data), len(data))
     if reason:
         return reason
     if (height, width) != indexed:
-        return (
-            f"has changed since it was indexed: {width} x {height} pixels, then {indexed[1]} x {indexed[0]}"
-        )
+        then = f"{indexed[1]} x {indexed[0]}"
+        return f"has changed since it was indexed: {width} x {height} pixels, then {then}"
     try:
         with Image.open(io.BytesIO(data)) as image:
             if short_side is not None and min(indexed) > short_side:
