@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dali_views.maps.heatmap import activation_map, principal_map
 from trainers.encoders.backbones import build_backbone, check_sizes, look
-from trainers.guides.localise import as_grid
+from trainers.guides.encoder_maps import as_grid
 
 
 def seen_by_hook(net: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:

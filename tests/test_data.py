@@ -15,7 +15,8 @@ from dali_views import RegionTable, SampleIndex
 from trainers.config import Data
 from trainers.config.file import parse
 from trainers.data import class_names, evaluation_views, open_data, plain_loader, training_loader
-from trainers.engine import ranks as distributed
+from trainers.engine import ranks
+from trainers.engine.setting import join
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_a_list_of_bad_files_is_left_out_with_its_reasons(folders: Path, tmp_pat
     train = open_data(Data(kind="folder", path=str(folders), leave_out=str(tmp_path / "bad.txt"))).train
     assert (name, "out of focus") in train.left_out
     assert whole.path(0) not in {train.path(row) for row in range(len(train))}
-    with pytest.raises(ValueError, match="leave_out names files"):
+    with pytest.raises(ValueError, match=r"data\.leave_out is not read for data\.kind cifar10"):
         Data(kind="cifar10", path=str(folders), leave_out="bad.txt")
 
 
@@ -181,8 +182,10 @@ def test_what_is_evaluated_comes_in_batches_that_the_memory_has_held_in_training
     text = "run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: BATCH}"
     config = parse(text.replace("BATCH", str(batch)))
     index = SampleIndex.from_arrays(np.zeros((images, 8, 8, 3), np.uint8))
-    monkeypatch.setattr(distributed, "world", lambda: world)
-    assert plain_loader(config, index, evaluation_views(config.views)).batch_size == expected
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    assert (
+        plain_loader(join(config), config.views, index, evaluation_views(config.views)).batch_size == expected
+    )
 
 
 def test_of_a_few_labelled_images_one_is_held_out_if_a_share_is(folders: Path) -> None:
@@ -194,6 +197,6 @@ def test_of_a_few_labelled_images_one_is_held_out_if_a_share_is(folders: Path) -
 def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse("run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: 16}")
     index = SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(ranks, "world", lambda: 3)
     with pytest.raises(ValueError, match=r"optim\.batch 16 does not divide over 3 processes"):
-        training_loader(config, index, RegionTable(16))
+        training_loader(join(config), config.views, index, RegionTable(16))

@@ -13,9 +13,10 @@ from conftest import noise_images
 from safetensors.torch import load_file, save_file
 
 from dali_views.tools.scenes import make_scenes
-from trainers import cli, evaluate
+from trainers import cli
 from trainers.engine import checkpoint
-from trainers.evaluate.encoders import ColourHistogram, encoder_of, load_run
+from trainers.evaluate import knn
+from trainers.saved_run import ColourHistogram, encoder_of, load_run
 
 TREE = {
     "run": {"epochs": 1, "evaluate_every": 0, "log_every": 1, "device": "cpu", "threads": 1},
@@ -116,7 +117,7 @@ def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tm
 
 
 def test_a_senseless_vote_is_refused_before_features_are_extracted(run, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "extract", None)  # calling it would be a TypeError
+    monkeypatch.setattr(knn, "extract", None)  # calling it would be a TypeError
     senseless = [(["--temperature", "0"], "above 0, not 0.0"), (["-k", "5", "0"], "at least 1, not 0")]
     for words, told in senseless:
         assert cli.main(["knn", str(run), *words]) == 2

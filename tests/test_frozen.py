@@ -21,10 +21,12 @@ from trainers.encoders import frozen
 from trainers.encoders.backbones import Backbone, build_backbone
 from trainers.encoders.frozen import embed, frozen_encoder
 from trainers.engine import checkpoint
+from trainers.engine.setting import join
 from trainers.guides.partners import find_partners
 from trainers.methods import method_of
 
 CPU = torch.device("cpu")
+VIEWS = cfg.Views(size=32)
 
 
 def config_of(folder: Path, size: int = 32, **views: Any) -> cfg.Config:
@@ -56,18 +58,21 @@ def encoder() -> Backbone:
 def test_features_are_the_encoders_own_as_unit_rows_in_the_order_of_the_index(index, encoder, tmp_path):
     config = config_of(tmp_path)
     encoder.train()
-    found = embed(config, encoder, index, CPU)
+    found = embed(join(config), config.views, encoder, index)
     assert encoder.training
     encoder.eval()
     with torch.no_grad():
-        views = [b.views[0] for b in plain_loader(config, index, evaluation_views(config.views))]
+        views = [
+            b.views[0]
+            for b in plain_loader(join(config), config.views, index, evaluation_views(config.views))
+        ]
         direct = torch.nn.functional.normalize(encoder(torch.cat(views)), dim=1)
     assert found.dtype == torch.float16
     assert found.shape == (24, encoder.dim)
     torch.testing.assert_close(found, direct.half(), atol=1e-3, rtol=1e-2)
     torch.testing.assert_close(found.float().norm(dim=1), torch.ones(24), atol=1e-3, rtol=0)
     order = np.random.default_rng(0).permutation(24)
-    shuffled = embed(config, encoder, index.subset(order), CPU)
+    shuffled = embed(join(config), config.views, encoder, index.subset(order))
     torch.testing.assert_close(shuffled, found[torch.from_numpy(order)], atol=1e-3, rtol=1e-2)
     assert not torch.allclose(shuffled, found, atol=1e-3, rtol=1e-2)
 
@@ -76,9 +81,9 @@ def test_features_come_in_parts_and_are_the_same(encoder, tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
     index = SampleIndex.from_arrays(pixels)
     config = config_of(tmp_path, size=16)
-    whole = embed(config, encoder, index, CPU)
+    whole = embed(join(config), config.views, encoder, index)
     monkeypatch.setattr(frozen, "_PART", 256)  # three parts of one batch instead of one of three
-    assert torch.equal(embed(config, encoder, index, CPU), whole)
+    assert torch.equal(embed(join(config), config.views, encoder, index), whole)
     assert (whole.float().norm(dim=1) > 0.99).all()
 
 
@@ -86,8 +91,9 @@ def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(scenes, 
     images = Path(shutil.copytree(scenes[0], tmp_path / "images"))
     index = SampleIndex.from_folder(images, cache=False, progress=False)
     Path(index.path(5)).unlink()
+    config = config_of(tmp_path)
     with pytest.warns(UserWarning, match="000005"):
-        features = embed(config_of(tmp_path), encoder, index, CPU)
+        features = embed(join(config), config.views, encoder, index)
     assert (features[5] == 0).all()
     assert (features[torch.arange(24) != 5].float().norm(dim=1) > 0.99).all()
     found = find_partners(features, band=(-1, 1), progress=False).partner
@@ -103,36 +109,39 @@ def test_the_encoder_of_a_run_is_frozen_and_embeds_with_the_views_of_that_run(in
     now = config_of(tmp_path / "now", size=32, blur=0.0)
     torch.manual_seed(4)
     before = torch.get_rng_state()
-    found, like = frozen_encoder(now, str(tmp_path / "past"), CPU)
+    found, like = frozen_encoder(now.views, str(tmp_path / "past"), CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert not found.training
     assert not any(parameter.requires_grad for parameter in found.parameters())
     changed = {"size": 24, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
-    assert like == now.model_copy(update={"views": now.views.model_copy(update=changed)})
+    assert like == now.views.model_copy(update=changed)
     torch.testing.assert_close(
-        embed(like, found, index, CPU), embed(past, method.encoder, index, CPU), atol=1e-3, rtol=1e-2
+        embed(join(now), like, found, index),
+        embed(join(past), past.views, method.encoder, index),
+        atol=1e-3,
+        rtol=1e-2,
     )
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        frozen_encoder(now, tmp_path / "nowhere", CPU)
+        frozen_encoder(now.views, tmp_path / "nowhere", CPU)
 
 
 def test_torchvisions_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = config_of(tmp_path, mean=(0.1, 0.2, 0.3))
     with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*get_model"):
-        frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
+        frozen_encoder(config.views, "torchvision:shufflenet_v2_x0_5", CPU)
     assert list(tmp_path.iterdir()) == []
     model = torchvision.models.get_model("shufflenet_v2_x0_5").eval()
     url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / url.rpartition("/")[2])
-    found, like = frozen_encoder(config, "torchvision:shufflenet_v2_x0_5", CPU)
+    found, like = frozen_encoder(config.views, "torchvision:shufflenet_v2_x0_5", CPU)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.views.size, like.views.mean) == (224, (0.485, 0.456, 0.406))
+    assert (like.size, like.mean) == (224, (0.485, 0.456, 0.406))
     with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
-        frozen_encoder(config, "torchvision:resnet10", CPU)
+        frozen_encoder(config.views, "torchvision:resnet10", CPU)
 
 
 def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
@@ -142,21 +151,21 @@ def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monk
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = config_of(tmp_path)
     with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*create_model"):
-        frozen_encoder(config, "timm:test_resnet", CPU)
+        frozen_encoder(config.views, "timm:test_resnet", CPU)
     with pytest.raises(ValueError, match="not on this machine"):
-        frozen_encoder(config, "timm:legacy_seresnet18.in1k", CPU)
+        frozen_encoder(config.views, "timm:legacy_seresnet18.in1k", CPU)
     model = timm.create_model("test_resnet").eval()
     cached = tmp_path / "models--timm--test_resnet.r160_in1k"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
     (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
     save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
-    found, like = frozen_encoder(config, "timm:test_resnet", CPU)
+    found, like = frozen_encoder(config.views, "timm:test_resnet", CPU)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.views.size, like.views.mean, like.views.std) == (160, (0.5,) * 3, (0.5,) * 3)
+    assert (like.size, like.mean, like.std) == (160, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
-        frozen_encoder(config, "timm:nothing", CPU)
+        frozen_encoder(config.views, "timm:nothing", CPU)
 
 
 LIBRARIES = {"torchvision": "shufflenet_v2_x0_5", "timm": "test_resnet"}
@@ -185,15 +194,15 @@ def test_weights_come_from_a_file_whatever_head_it_holds_and_views_from_the_libr
         model = library_model(library, num_classes=classes)
         state = model.state_dict()
         file = store(state, tmp_path / f"{number}-{name}")
-        found, like = frozen_encoder(config, f"{library}:{LIBRARIES[library]}:{file}", CPU)
+        found, like = frozen_encoder(config.views, f"{library}:{LIBRARIES[library]}:{file}", CPU)
         torch.testing.assert_close(model.fc(found(images)), model(images))
         assert not found.training
         headless = {key: each for key, each in state.items() if not key.startswith("fc.")}
         store({k: v for k, v in headless.items() if not k.endswith("num_batches_tracked")}, file)
-        found, _ = frozen_encoder(config, f"{library}:{LIBRARIES[library]}:{file}", CPU)
+        found, _ = frozen_encoder(config.views, f"{library}:{LIBRARIES[library]}:{file}", CPU)
         torch.testing.assert_close(model.fc(found(images)), model(images))
     expected = (224, (0.485, 0.456, 0.406)) if library == "torchvision" else (160, (0.5, 0.5, 0.5))
-    assert (like.views.size, like.views.mean) == expected
+    assert (like.size, like.mean) == expected
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -213,11 +222,13 @@ def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
     for message, each in wrong.items():
         file = store(each, tmp_path / "weights.safetensors")
         with pytest.raises(ValueError, match=message):
-            frozen_encoder(config_of(tmp_path), f"{library}:{LIBRARIES[library]}:{file}", CPU)
+            frozen_encoder(VIEWS, f"{library}:{LIBRARIES[library]}:{file}", CPU)
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*absent"):
-        frozen_encoder(config_of(tmp_path), f"{library}:{LIBRARIES[library]}:{tmp_path}/absent.pth", CPU)
+        frozen_encoder(
+            config_of(tmp_path).views, f"{library}:{LIBRARIES[library]}:{tmp_path}/absent.pth", CPU
+        )
     with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
-        frozen_encoder(config_of(tmp_path), f"{library}:nothing:{file}", CPU)
+        frozen_encoder(VIEWS, f"{library}:nothing:{file}", CPU)
 
 
 class Executed:
@@ -240,10 +251,12 @@ def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path: Pa
     for message, content in contents.items():
         file = store(content, tmp_path / "weights.pth")
         with pytest.raises(ValueError, match=message):
-            frozen_encoder(config_of(tmp_path), f"torchvision:shufflenet_v2_x0_5:{file}", CPU)
+            frozen_encoder(VIEWS, f"torchvision:shufflenet_v2_x0_5:{file}", CPU)
     assert not trap.exists()
     for name in ("weights.pth", "weights.safetensors"):
         for content in (b"", b"<html>not found</html>", bytes(100), b"PK\x03\x04 cut short"):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(ValueError, match="cannot be read as weights alone"):
-                frozen_encoder(config_of(tmp_path), f"torchvision:shufflenet_v2_x0_5:{tmp_path / name}", CPU)
+                frozen_encoder(
+                    config_of(tmp_path).views, f"torchvision:shufflenet_v2_x0_5:{tmp_path / name}", CPU
+                )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dali_views import SampleIndex
 from dali_views.maps import boxes_from_maps, heatmaps
 from dali_views.tools.scenes import make_scenes
-from trainers.evaluate.localisation import localisation, reference
+from trainers.evaluate.box_scores import localisation, reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides.md"
 

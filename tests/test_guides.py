@@ -18,8 +18,9 @@ from dali_views import Batch, RegionTable, SampleIndex
 from trainers import config as cfg
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
+from trainers.engine.setting import join
 from trainers.guides.fixed_boxes import TrueBoxes
-from trainers.guides.guide import Guide
+from trainers.guides.guide import Guide, Training
 from trainers.guides.saliency import Saliency
 from trainers.guides.semantic_pairs import PARTNERS, SemanticPairs
 from trainers.methods import method_of
@@ -53,6 +54,10 @@ PAIRS += product(("pairs, online", "pairs, salient"), ("simclr", "byol"))
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return scenes_of(tmp_path_factory.mktemp("scenes"))
+
+
+def training_of(config: cfg.Config, index: SampleIndex) -> Training:
+    return Training(method_of(config), index, config.views, join(config), Path(config.run.out))
 
 
 def file_of(guide: str, method: str, scenes: dict[str, Any], out: Path) -> Path:
@@ -145,7 +150,8 @@ def test_a_control_pairs_the_images_that_the_encoder_pairs_and_a_band_without_pa
         config = config_file.load(file, [*encoder, *changes])
         regions = RegionTable(len(index))
         (tmp_path / "pairs" / "run").mkdir(exist_ok=True)
-        SemanticPairs(config, config.guide, Guide(), index, torch.device("cpu")).begin(regions)
+        training = training_of(config, index)
+        SemanticPairs(config.guide, training, Guide(None, training)).begin(regions)
         return torch.from_numpy(regions.partner.copy())
 
     itself = torch.arange(len(index))
@@ -173,10 +179,13 @@ def test_pairing_anew_is_no_pass_of_the_guide_for_boxes(scenes: dict[str, Any], 
         assert [json.loads(line)["epoch"] for line in kept] == passes
 
 
-def test_true_boxes_of_data_without_any_are_refused_with_the_key_to_set(tmp_path: Path) -> None:
+def test_true_boxes_of_data_without_any_are_refused_with_the_key_to_set(
+    scenes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = config_file.load(file_of("simccrop", "simclr", scenes, tmp_path / "out"))
     index = SampleIndex.from_folder(noise_images(tmp_path / "photos", 4), progress=False, cache=False)
     with pytest.raises(ValueError, match=r"needs true boxes; name them by data\.boxes"):
-        TrueBoxes(index)
+        TrueBoxes(cfg.TrueBoxes(), training_of(config, index))
 
 
 def test_a_pair_is_scored_by_the_map_of_each_image_that_a_view_was_cut_from(
@@ -185,7 +194,7 @@ def test_a_pair_is_scored_by_the_map_of_each_image_that_a_view_was_cut_from(
     config = config_file.load(file_of("pairs, salient", "simclr", scenes, tmp_path / "out"))
     index = SampleIndex.from_coco(scenes["path"], scenes["instances"], progress=False)
     assert isinstance(config.box_guide, cfg.Saliency)
-    guide = Saliency(config, config.box_guide, method_of(config), index, torch.device("cpu"))
+    guide = Saliency(config.box_guide, training_of(config, index))
     guide.maps.maps[:] = 1.0
     guide.maps.maps[1, :, :7] = 0.0  # half of image 1 is salient, all of the others
     guide.passes = 1

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainers.evaluate.localisation import CENTRE, best_threshold, localisation, reference
+from trainers.evaluate.box_scores import CENTRE, best_threshold, localisation, reference
 
 
 class Boxes:

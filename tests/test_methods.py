@@ -16,9 +16,8 @@ from trainers.methods.byol import BYOL
 from trainers.methods.dino import DINO, across_views
 from trainers.methods.heads import projector, simsiam_projector
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
-from trainers.methods.scfs import SCFS, LayerHead, feature_search
+from trainers.methods.scfs import SCFS, LayerHead, Stages, feature_search
 from trainers.methods.simsiam import SimSiam
-from trainers.methods.stages import Stages
 
 
 def step(method: Method, clock: Clock, views: list[Tensor], rate: float = 0.1) -> Tensor:

@@ -14,7 +14,6 @@ from conftest import noise_images
 from dali_views import RegionTable, SampleIndex
 from dali_views.tools import cli as loader_cli
 from trainers import cli as trainer_cli
-from trainers import commands
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,7 @@ def test_a_full_memory_of_the_gpu_says_what_to_lower(place, monkeypatch, capsys)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(commands, "train", full)
+    monkeypatch.setattr(trainer_cli, "train", full)
     assert trainer_cli.main(["pretrain", "config.yaml"]) == 2
     assert "lower the batch size" in told(capsys)
 
@@ -183,7 +182,7 @@ def test_a_fault_of_ours_keeps_its_traceback(place, monkeypatch):
         raise KeyError("of ours")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(commands, "train", faulty)
+    monkeypatch.setattr(trainer_cli, "train", faulty)
     with pytest.raises(KeyError, match="of ours"):
         trainer_cli.main(["pretrain", "config.yaml"])
 

@@ -12,7 +12,7 @@ from dali_views import SampleIndex, View, ViewLoader
 from dali_views.maps.boxes import boxes_from_maps
 from dali_views.maps.coordinates import iou, map_to_view
 from dali_views.tools.scenes import draw_scene
-from trainers.guides.image_maps import ImageMaps, ViewMaps
+from trainers.guides.kept_maps import KeptMaps, ViewMaps
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_maps_of_views_seen_in_training_find_the_red_object(red_scenes: SampleIn
     view = View(size=64, crop="random", scale=(0.2, 1.0), flip=0.5)
     views = [view, view]
     loader = ViewLoader(red_scenes, views, 10, device="cpu", mean=(0, 0, 0), std=(1, 1, 1))
-    tap, maps = ViewMaps(net, "relu"), ImageMaps(len(red_scenes), 14, 0.3, CPU)
+    tap, maps = ViewMaps(net, "relu"), KeptMaps(len(red_scenes), 14, 0.3, CPU)
     for epoch in range(8):
         loader.set_epoch(epoch)
         for batch in loader:
@@ -75,7 +75,7 @@ def test_a_pattern_comes_back_where_it_was_cut_for_any_crop(flip: bool) -> None:
     flipped = torch.tensor([flip])
     for crop in ([0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 0.5, 0.75], [0.25, 0.5, 1.0, 1.0]):
         crops = torch.tensor([crop])
-        maps = ImageMaps(1, 28, 1.0, CPU)
+        maps = KeptMaps(1, 28, 1.0, CPU)
         cells = round((crop[2] - crop[0]) * 28), round((crop[3] - crop[1]) * 28)
         maps.add(torch.tensor([0]), map_to_view(image, crops, flipped, cells), crops, flipped)
         y0, x0, y1, x1 = (round(28 * edge) for edge in crop)
@@ -87,7 +87,7 @@ def test_a_pattern_comes_back_where_it_was_cut_for_any_crop(flip: bool) -> None:
 
 
 def test_cells_are_averaged_exponentially_and_only_where_a_view_shows_them() -> None:
-    maps = ImageMaps(3, 4, 0.25, CPU)
+    maps = KeptMaps(3, 4, 0.25, CPU)
     whole, left = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0, 0.5]])
     row, upright = torch.tensor([1]), torch.tensor([False])
     maps.add(row, torch.full((1, 2, 2), 4.0), whole, upright)
@@ -100,7 +100,7 @@ def test_cells_are_averaged_exponentially_and_only_where_a_view_shows_them() -> 
 
 
 def test_a_map_put_as_a_whole_replaces_the_average() -> None:
-    maps = ImageMaps(2, 2, 0.5, CPU)
+    maps = KeptMaps(2, 2, 0.5, CPU)
     maps.put(torch.tensor([1]), torch.arange(16.0).view(1, 4, 4))
     assert maps.maps[1].tolist() == [[2.5, 4.5], [10.5, 12.5]]
 
@@ -132,7 +132,7 @@ def test_a_layer_that_is_not_there_is_answered_with_the_nearest() -> None:
 
 
 def test_maps_restored_from_a_state_are_the_same_and_others_are_refused() -> None:
-    maps, other = ImageMaps(3, 4, 0.5, CPU), ImageMaps(3, 4, 0.5, CPU)
+    maps, other = KeptMaps(3, 4, 0.5, CPU), KeptMaps(3, 4, 0.5, CPU)
     maps.add(
         torch.tensor([2]), torch.rand(1, 2, 2), torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([True])
     )
@@ -140,4 +140,4 @@ def test_maps_restored_from_a_state_are_the_same_and_others_are_refused() -> Non
     assert torch.equal(other.maps.nan_to_num(-1), maps.maps.nan_to_num(-1))
     assert torch.equal(other.fresh, maps.fresh)
     with pytest.raises(ValueError, match="resume with the data and the guide"):
-        ImageMaps(4, 4, 0.5, CPU).load_state_dict(maps.state_dict())
+        KeptMaps(4, 4, 0.5, CPU).load_state_dict(maps.state_dict())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from trainers.guides.partner_checks import label_partners, precision, random_partners
+from trainers.guides.partners import label_partners, precision, random_partners
 
 
 def test_random_partners_are_all_others_with_equal_probability():

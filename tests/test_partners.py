@@ -19,6 +19,7 @@ from dali_views import SampleIndex
 from dali_views.tools.scenes import make_scenes
 from trainers.encoders.backbones import build_backbone
 from trainers.encoders.frozen import embed
+from trainers.engine.setting import join
 from trainers.guides import partners
 from trainers.guides.partners import find_partners
 
@@ -200,7 +201,7 @@ def test_a_tile_of_the_default_size_fits_its_budget_and_a_small_one_is_still_a_t
     for budget, dim in ((2**30, 2048), (2**30, 512), (2**20, 2048), (10**5, 64)):
         side = partners._tile(budget, dim)
         assert 7 * side**2 + 16 * side * dim <= budget < 7 * (side + 1) ** 2 + 16 * (side + 1) * dim
-    found = find_partners(features_of(5), band=(-1, 1), budget=1, progress=False)
+    found = find_partners(features_of(5), band=(-1, 1), chunk=1, progress=False)
     assert found.partner.tolist() == plain_search(features_of(5), "absolute", (-1, 1), list(range(5)))[0]
 
 
@@ -209,7 +210,8 @@ def searches(images: Path, instances: Path, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     encoder = build_backbone("resnet10")
     index = SampleIndex.from_coco(images, instances, cache=False, progress=False)
-    found: dict[str, Any] = {"embed": embed(config_of(folder), encoder, index, torch.device("cpu"))}
+    config = config_of(folder)
+    found: dict[str, Any] = {"embed": embed(join(config), config.views, encoder, index)}
     for number, (kind, band) in enumerate(BANDS):
         found[f"all {number}"] = find_partners(features_of(31), band=band, kind=kind, progress=False)
     for name, anchors in (("some", [30, 2, 17]), ("one", [9]), ("none", [])):

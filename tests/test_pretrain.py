@@ -19,10 +19,11 @@ from runs import curve, scenes_in, write_config
 
 from dali_views import SampleIndex
 from trainers import cli
+from trainers.config import ContrastiveCrop
 from trainers.config import file as config_file
 from trainers.demo import demo
 from trainers.engine import checkpoint
-from trainers.guides.schedule import boxes_due, outlook
+from trainers.guides.guide import boxes_due, outlook
 from trainers.pretrain import pretrain
 
 
@@ -117,7 +118,8 @@ def test_simccrop_guides_from_the_first_epoch_by_one_fixed_box(scenes, tmp_path)
     [(500, 100, 100, [100, 200, 300, 400]), (100, 20, 20, [20, 40, 60, 80]), (10, 0, 5, [5])],
 )
 def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, published):
-    due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, warmup, interval)]
+    how = ContrastiveCrop(warmup=warmup, interval=interval)
+    due = [epoch for epoch in range(1, epochs + 1) if boxes_due(epoch, epochs, how)]
     assert due == published
 
 

@@ -32,7 +32,8 @@ from trainers.config import file as config_file
 from trainers.encoders.backbones import build_backbone
 from trainers.engine import checkpoint
 from trainers.engine import ranks as distributed
-from trainers.guides.localise import boxes_of, maps_of
+from trainers.engine.setting import join
+from trainers.guides.encoder_maps import EncoderMaps
 from trainers.pretrain import pretrain
 
 VIEWS = [View(size=8), View(size=8)]
@@ -388,9 +389,8 @@ def test_where_the_object_is_in_an_image_that_cannot_be_read_is_not_known(tmp_pa
     Path(index.path(7)).unlink()
     data = {"kind": "coco", "path": str(images), "instances": str(instances)}
     config = config_file.load(write_config(tmp_path, data, localise={"size": 96}))
-    encoder, device = build_backbone("resnet10"), torch.device("cpu")
-    boxes = boxes_of(config, encoder, index, device, config.localise, "activation", [0.5])
-    maps = maps_of(config, encoder, index, device, config.localise, "activation")
+    encoder, asked = build_backbone("resnet10"), EncoderMaps(join(config), config.views, config.localise)
+    boxes, maps = asked.boxes(encoder, index, "activation", [0.5]), asked.whole(encoder, index, "activation")
     assert boxes[0, 7].tolist() == [0, 0, 1, 1]
     assert (maps[7] == 1).all()
     others = np.arange(12) != 7

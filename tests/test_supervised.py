@@ -20,10 +20,20 @@ from trainers import config as cfg
 from trainers.data import DataSets, evaluation_views, open_data, plain_loader
 from trainers.encoders.backbones import Backbone, build_backbone
 from trainers.engine import checkpoint
+from trainers.engine.setting import join
+from trainers.evaluate.classifiers import (
+    FEW_LABELS,
+    MORE_LABELS,
+    PROBES,
+    finetune,
+    finetune_recipe,
+    labelled_list,
+    labelled_share,
+    linear_probe,
+    probe_recipe,
+)
 from trainers.evaluate.knn import extract
-from trainers.evaluate.linear import linear_probe, probe_settings
-from trainers.evaluate.recipes import FEW_LABELS, MORE_LABELS, PROBES, Settings, rate
-from trainers.evaluate.semi_supervised import finetune, finetune_settings, labelled_list, labelled_share
+from trainers.evaluate.learners import Recipe, rate
 
 CPU = torch.device("cpu")
 PLACES = {"cpu": CPU, "gpu": torch.device("cuda")}
@@ -111,7 +121,7 @@ def test_a_probe_separates_classes_of_different_colour_and_leaves_the_encoder_as
     net = encoder().train().to(PLACES[device])
     net.conv1.weight.requires_grad_(False)  # as in a momentum encoder
     before = copy_of(net)
-    result = linear_probe(settings, net, open_data(data), PLACES[device], tmp_path)
+    result = linear_probe(settings, join(settings), net, open_data(data), tmp_path)
     assert result.top1 > 0.9
     assert result.top5 == 1  # of four classes
     assert result.epochs == len(result.curve) == 4
@@ -128,10 +138,10 @@ def test_a_probe_is_gradient_descent_with_momentum_on_the_mean_cross_entropy(tmp
         probe=cfg.Probe(epochs=6, batch=64, lr=2.0, weight_decay=0.01, augment=False, recipe="moco")
     )
     net = encoder()
-    result = linear_probe(settings, net, sets(bank, colours(12, 2)), CPU, tmp_path)
+    result = linear_probe(settings, join(settings), net, sets(bank, colours(12, 2)), tmp_path)
 
     plain = evaluation_views(settings.views)
-    features, labels, _ = extract(net, plain_loader(settings, bank, plain), CPU)
+    features, labels, _ = extract(net, plain_loader(join(settings), settings.views, bank, plain), CPU)
     features = features.double()
     weight = 0.01 * torch.randn(4, net.dim, generator=torch.Generator().manual_seed(0)).double()
     bias = torch.zeros(4).double()
@@ -159,7 +169,7 @@ def test_rates_fall_by_drops_between_epochs_or_along_half_a_cosine():
     assert rate(PROBES["moco"], 60 * 7 - 1, 7) == 1.0
     orl = [rate(FEW_LABELS, epoch, 1) for epoch in range(20)]
     assert orl == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
-    cosine = [rate(Settings(epochs=2, batch=8, head_lr=1.0), step, 4) for step in range(9)]
+    cosine = [rate(Recipe(epochs=2, batch=8, head_lr=1.0), step, 4) for step in range(9)]
     assert cosine == pytest.approx([(1 + np.cos(np.pi * step / 8)) / 2 for step in range(9)])
 
 
@@ -174,17 +184,17 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
     }
     methods = [cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS()]
     for method in methods:
-        assert probe_settings(config(method=method, views=cfg.Views(size=224))) == PROBES[names[method.name]]
-        assert probe_settings(config(method=method, views=cfg.Views(size=96))) == PROBES["small"]
+        assert probe_recipe(config(method=method, views=cfg.Views(size=224))) == PROBES[names[method.name]]
+        assert probe_recipe(config(method=method, views=cfg.Views(size=96))) == PROBES["small"]
 
     class Mine(cfg.Section):
         name: Literal["mine"] = "mine"
 
     mine = config(views=cfg.Views(size=224)).model_copy(update={"method": Mine()})
     with pytest.raises(ValueError, match=r"method.name mine.*probe.recipe=.*simclr"):
-        probe_settings(mine)
+        probe_recipe(mine)
     asked = cfg.Probe(recipe="byol", lr=0.4, epochs=5, batch=64, weight_decay=0.0, augment=False)
-    assert probe_settings(config(probe=asked)) == Settings(
+    assert probe_recipe(config(probe=asked)) == Recipe(
         epochs=5, batch=64, head_lr=0.4, optimizer="nesterov", augment=False
     )
     # Each whole step as published: rate times batch / 256.
@@ -192,9 +202,9 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
     assert peaks == pytest.approx(
         {"moco": 30, "small": 10, "simclr": 1.6, "byol": 0.8, "simsiam": 1.6, "dino": 0.08}
     )
-    assert finetune_settings(cfg.FineTune(), 0.01) == FEW_LABELS
-    assert finetune_settings(cfg.FineTune(), 0.1) == MORE_LABELS
-    assert finetune_settings(cfg.FineTune(lr=0.02, head_lr=5.0, weight_decay=0.0), 0.01) == Settings(
+    assert finetune_recipe(cfg.FineTune(), 0.01) == FEW_LABELS
+    assert finetune_recipe(cfg.FineTune(), 0.1) == MORE_LABELS
+    assert finetune_recipe(cfg.FineTune(lr=0.02, head_lr=5.0, weight_decay=0.0), 0.01) == Recipe(
         epochs=20, batch=256, head_lr=5.0, encoder_lr=0.02, drops=(0.6, 0.8), gamma=0.2
     )
 
@@ -202,7 +212,7 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
 @pytest.mark.parametrize(("recipe", "mark"), [("simclr", "nesterov"), ("simsiam", "trust")])
 def test_nesterov_and_lars_lower_the_loss(tmp_path, recipe, mark):
     settings = config(probe=cfg.Probe(recipe=recipe, epochs=20, batch=64, lr=10.0, augment=False))
-    result = linear_probe(settings, encoder(), sets(colours(64, 1), colours(12, 2)), CPU, tmp_path)
+    result = linear_probe(settings, join(settings), encoder(), sets(colours(64, 1), colours(12, 2)), tmp_path)
     assert result.curve[-1]["loss"] < result.curve[0]["loss"] - 0.05
     assert all(group[mark] for group in checkpoint.load(tmp_path)["optimizer"]["param_groups"])
 
@@ -210,7 +220,11 @@ def test_nesterov_and_lars_lower_the_loss(tmp_path, recipe, mark):
 def test_the_last_and_the_best_epoch_are_both_told(tmp_path):
     settings = config(probe=cfg.Probe(epochs=5, batch=16, lr=300.0, recipe="simclr", augment=False))
     result = linear_probe(
-        settings, encoder(), sets(colours(32, 1, spread=200), colours(40, 2, spread=200)), CPU, tmp_path
+        settings,
+        join(settings),
+        encoder(),
+        sets(colours(32, 1, spread=200), colours(40, 2, spread=200)),
+        tmp_path,
     )
     scores = [epoch["top1"] for epoch in result.curve]
     assert result.top1 == scores[-1]
@@ -237,18 +251,18 @@ def test_a_run_that_lost_its_last_epoch_is_resumed_to_the_very_weights_of_one_th
     tmp_path, evaluate: Callable, settings: cfg.Config
 ):
     data = sets(colours(40, 1, spread=90), colours(12, 2))
-    whole = evaluate(settings, encoder(), data, CPU, tmp_path)
+    whole = evaluate(settings, join(settings), encoder(), data, tmp_path)
     weights = learnt(tmp_path)
     assert checkpoint.load(tmp_path)["curve"] == whole.curve
     # All that a run leaves which is killed after its last step but one: the checkpoint of the epoch before.
     (tmp_path / checkpoint.LAST).unlink()
     with pytest.warns(UserWarning, match="resuming from"):
-        again = evaluate(settings, encoder(), data, CPU, tmp_path, resume=True)
+        again = evaluate(settings, join(settings), encoder(), data, tmp_path, resume=True)
     assert again == whole
     assert equal(learnt(tmp_path), weights)
     # A finished run only tells its result, and a fine-tuned encoder comes back fine-tuned.
     net = encoder()
-    assert evaluate(settings, net, data, CPU, tmp_path, resume=True) == whole
+    assert evaluate(settings, join(settings), net, data, tmp_path, resume=True) == whole
     if evaluate is finetune:
         assert equal(
             copy_of(net), {name[8:]: value for name, value in weights.items() if name[:8] == "encoder."}
@@ -257,10 +271,10 @@ def test_a_run_that_lost_its_last_epoch_is_resumed_to_the_very_weights_of_one_th
 
 def test_a_run_is_neither_overwritten_nor_continued_with_other_settings_data_or_encoder(tmp_path):
     bank, queries = colours(40, 1), colours(12, 2)
-    linear_probe(probe_of(epochs=1), encoder(), sets(bank, queries), CPU, tmp_path)
+    linear_probe(probe_of(epochs=1), join(probe_of(epochs=1)), encoder(), sets(bank, queries), tmp_path)
 
     def again(settings: cfg.Config, net: Backbone, data: DataSets, resume: bool = True) -> None:
-        linear_probe(settings, net, data, CPU, tmp_path, resume)
+        linear_probe(settings, join(settings), net, data, tmp_path, resume)
 
     data = sets(bank, queries)
     with pytest.raises(FileExistsError, match="--resume"):
@@ -280,11 +294,11 @@ def test_a_batch_that_the_labelled_images_do_not_fill_is_reduced_and_its_rate_wi
     data = sets(colours(40, 1), colours(12, 2))
     asked = config(probe=cfg.Probe(epochs=2, batch=64, lr=2.0, augment=False))
     with pytest.warns(UserWarning, match=r"a batch of 64 does not fit 40 labelled images.*batches are of 40"):
-        reduced = linear_probe(asked, encoder(), data, CPU, tmp_path / "reduced")
+        reduced = linear_probe(asked, join(asked), encoder(), data, tmp_path / "reduced")
     fitting = config(probe=cfg.Probe(epochs=2, batch=40, lr=2.0, augment=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert linear_probe(fitting, encoder(), data, CPU, tmp_path / "fitting") == reduced
+        assert linear_probe(fitting, join(fitting), encoder(), data, tmp_path / "fitting") == reduced
     groups = checkpoint.load(tmp_path / "reduced")["optimizer"]["param_groups"]
     assert [group["peak_lr"] for group in groups] == [2.0 * 40 / 256]
 
@@ -298,7 +312,7 @@ def test_images_without_a_label_take_no_part(tmp_path):
     with_holes = sets(with_labels(bank, labels), with_labels(queries, holes))
     without = sets(bank.subset(labels >= 0), queries.subset(holes >= 0))
     results = [
-        linear_probe(probe_of(), encoder(), data, CPU, tmp_path / name)
+        linear_probe(probe_of(), join(probe_of()), encoder(), data, tmp_path / name)
         for name, data in (("with", with_holes), ("without", without))
     ]
     assert results[0] == results[1]
@@ -310,17 +324,17 @@ def test_missing_labels_are_refused_with_the_key_that_mends_it(tmp_path, evaluat
     bank, queries = colours(16, 1), colours(8, 2)
     none = np.full(len(queries), -1)
     with pytest.raises(ValueError, match=r"no test image has a label; .* data\.eval_val=DIR"):
-        evaluate(config(), encoder(), sets(bank, None), CPU, tmp_path)
+        evaluate(config(), join(config()), encoder(), sets(bank, None), tmp_path)
     with pytest.raises(ValueError, match="no test image has a label"):
-        evaluate(config(), encoder(), sets(bank, with_labels(queries, none)), CPU, tmp_path)
+        evaluate(config(), join(config()), encoder(), sets(bank, with_labels(queries, none)), tmp_path)
     with pytest.raises(ValueError, match=r"no training image has a label; .* data\.eval_train=DIR"):
-        evaluate(config(), encoder(), sets(with_labels(queries, none), queries), CPU, tmp_path)
+        evaluate(config(), join(config()), encoder(), sets(with_labels(queries, none), queries), tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_hint(tmp_path):
     settings = config(probe=cfg.Probe(epochs=2, batch=16, lr=1e38, augment=False, recipe="moco"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        linear_probe(settings, encoder(), sets(colours(64, 1, 200), colours(8, 2)), CPU, tmp_path)
+        linear_probe(settings, join(settings), encoder(), sets(colours(64, 1, 200), colours(8, 2)), tmp_path)
 
 
 def test_fine_tuning_changes_the_encoder_and_rises_above_chance(folders, tmp_path, device):
@@ -334,7 +348,7 @@ def test_fine_tuning_changes_the_encoder_and_rises_above_chance(folders, tmp_pat
     settings = fine_tuning_of(labels=0.5).model_copy(update={"data": data, "run": run})
     net = encoder().eval().requires_grad_(False).to(PLACES[device])  # as a momentum encoder comes
     before = copy_of(net)
-    result = finetune(settings, net, open_data(data), PLACES[device], tmp_path)
+    result = finetune(settings, join(settings), net, open_data(data), tmp_path)
     assert result.top1 > 0.5  # chance is a quarter
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(before)  # weights, and the statistics of batch norm
@@ -360,7 +374,7 @@ def evaluate_on_one_rank(rank: int, folder: str) -> None:
     found = {}
     for name, (evaluate, settings) in two_rank_configs().items():
         net = encoder()
-        result = evaluate(settings, net, two_rank_data(), CPU, f"{folder}/{name}")
+        result = evaluate(settings, join(settings), net, two_rank_data(), Path(folder, name))
         found[name] = {"curve": result.curve, "encoder": net.state_dict()}
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -379,7 +393,7 @@ def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path)
             net.load_state_dict(one["encoder"])
         else:
             assert equal(one["encoder"], copy_of(encoder()))
-            alone = evaluate(settings, encoder(), two_rank_data(), CPU, tmp_path / name)
+            alone = evaluate(settings, join(settings), encoder(), two_rank_data(), tmp_path / name)
             assert [epoch["loss"] for epoch in one["curve"]] == pytest.approx(
                 [epoch["loss"] for epoch in alone.curve], abs=1e-6
             )
@@ -388,7 +402,7 @@ def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path)
                 torch.testing.assert_close(weights[key], value, atol=1e-6, rtol=0)
         queries = two_rank_data().queries
         features, labels, _ = extract(
-            net, plain_loader(settings, queries, evaluation_views(settings.views)), CPU
+            net, plain_loader(join(settings), settings.views, queries, evaluation_views(settings.views)), CPU
         )
         head = [value for key, value in weights.items() if key.removeprefix("head.") in ("weight", "bias")]
         guesses = F.linear(features, *head).argmax(1)
@@ -461,7 +475,7 @@ def test_a_list_says_which_labels_are_used_and_by_how_many_they_are_the_recipe(f
     file.write_text("".join(f"{Path(index.path(row)).name}\n" for row in range(0, 96, 6)))
     settings = fine_tuning_of(epochs=1, labels=str(file), weight_decay=None)
     val = SampleIndex.from_folder(folders / "val", cache=False, progress=False)
-    finetune(settings, encoder(), sets(index, val), CPU, tmp_path / "run")
+    finetune(settings, join(settings), encoder(), sets(index, val), tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run")["description"]
     assert saved["weight_decay"] == MORE_LABELS.weight_decay  # a sixth of the labels
     assert saved["batch"] == 16

@@ -8,6 +8,7 @@ and repeats nothing. OUT/compare.csv has the raw numbers, a line per run, and OU
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gc
 import io
@@ -18,7 +19,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,61 +27,69 @@ from dali_views import RegionTable
 from dali_views.graph.build import default_threads
 from dali_views.system.files import atomic_write
 from dali_views.system.machine import machine
+from dali_views.tools.command_line import MISTAKE, Answer
 
 from . import config as cfg
 from .compare_table import LOCALISED, Row, Run, table
 from .config import file as config_file
 from .data import open_data
-from .engine import checkpoint
-from .engine import ranks as distributed
-from .engine.amp import device_kind
-from .evaluate import Evaluator
-from .evaluate.encoders import encoder_of
-from .evaluate.linear import linear_probe, probe_settings
-from .guides.localise import input_size
+from .engine import checkpoint, ranks
+from .engine.setting import device_kind, join
+from .evaluate.classifiers import linear_probe, probe_recipe
+from .evaluate.evaluator import Evaluator
 from .pretrain import pretrain
 from .report import METRICS
 from .report.history import lines_of
+from .saved_run import encoder_of
 
-__all__ = ["compare", "extra_passes"]
+__all__ = ["command", "compare"]
 
+Evaluation = Literal["knn", "linear"]
 UNTRAINED = "untrained"
-RECORD = "compare.json"  # in a run's folder: for how long it trained, and on what
+RECORD = "compare.json"  # in a run's folder: how long it trained, and on what
 _BUDGET = (
     *("data.", "model.", "probe.", "localise.", "optim.batch"),
     *("run.epochs", "run.max_steps", "run.evaluate_every", "views.size", "views.mean", "views.std"),
 )
 
 
+def command(args: argparse.Namespace) -> Answer:
+    """`compare`: the table, and exit code 2 if runs failed."""
+    words = [*args.words, *args.overrides]
+    configs = [Path(word) for word in words if "=" not in word]
+    changes = [word for word in words if "=" in word]
+    evaluations: tuple[Evaluation, ...] = ("knn", "linear") if args.linear else ("knn",)
+    rows = compare(configs, args.seeds, args.out, changes, evaluations, args.unequal)
+    failed = sum(bool(run.failure) for row in rows for run in row.runs)
+    text = table(rows)
+    if failed:
+        text += f"\n{failed} runs did not come to their end; {args.out}/compare.csv says why"
+    facts = {"out": args.out, "rows": [asdict(row) for row in rows], "failed": failed}
+    return Answer(facts, text, MISTAKE if failed else 0)
+
+
 def compare(
-    configs: Sequence[Path],
-    seeds: int,
-    out: Path,
-    overrides: Sequence[str] = (),
-    evaluations: Sequence[Literal["knn", "linear"]] = ("knn",),
-    unequal: bool = False,
-) -> list[Row]:
+    configs: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str] = (),
+    evaluations: Sequence[Evaluation] = ("knn",), unequal: bool = False,
+) -> list[Row]:  # fmt: skip
     """Pretrain and evaluate every configuration with seeds 0, 1, ..., and save the table after every run.
 
-    Configurations take turns, seed by seed, so that a comparison that is cut short is even. A run that fails
-    is noted with the reason and the others go on. On several processes all take part and the main one writes;
-    there only a loss that is no number is survived: other errors may leave processes waiting for each other.
+    Configurations alternate, seed by seed, so that an interrupted comparison is balanced. A failed run is
+    recorded with the reason and the others continue; with several processes, which may wait for each other,
+    only if its loss was not finite.
 
     Args:
         configs: YAML files, named in the table by stem, and by folders above where stems are equal.
-        seeds: how many.
-        out: folder for the runs and the table.
         overrides: "section.key=value", for all of them.
-        evaluations: "knn": as during pretraining, hence localisation too; "linear": a linear probe.
+        evaluations: "knn": as during pretraining, with localisation; "linear": a linear probe.
         unequal: compare although data, encoder, batch, length or evaluation differ.
 
     Returns:
-        A row of the untrained encoder, if it was evaluated, and one per configuration; `table` prints them.
-        `Run.failure` tells whether all went well. After a signal the remaining runs are missing.
+        A row of the untrained encoder, if it was evaluated, and one per configuration. After a signal the
+        remaining runs are missing.
 
     Raises:
         ValueError: budgets differ (configuration and keys are named), or the arguments make no sense.
-        FileNotFoundError: there is no such configuration.
     """
     if seeds < 1 or not configs:
         raise ValueError(
@@ -90,21 +99,19 @@ def compare(
         raise ValueError("run.seed and run.out are set run by run here; give a number of seeds and a folder")
     files = dict(zip(_names(configs), configs, strict=True))
     order = list(product(range(seeds), files))
-    # All are read before one trains: a misspelt key should not be found out after hours.
-    arms = {
-        (seed, name): config_file.load(
-            files[name],
-            [*overrides, f"run.seed={seed}", f"run.out={json.dumps(str(out / name / f'seed-{seed}'))}"],
-        )
-        for seed, name in order
-    }
+    # All are read before one trains: a misspelt key should not be found after hours.
+    arms: dict[tuple[int, str], cfg.Config] = {}
+    for seed, name in order:
+        folder = json.dumps(str(out / name / f"seed-{seed}"))
+        own = [f"run.seed={seed}", f"run.out={folder}"]
+        arms[seed, name] = config_file.load(files[name], [*overrides, *own])
     if not unequal:
         _check_budgets({name: arms[0, name] for name in files}, "linear" in evaluations)
-    distributed.init(device_kind(arms[order[0]]))
+    join(arms[order[0]])
     runs: list[Run] = []
     for seed, name in order:
         runs.append(_run(name, arms[seed, name], evaluations))
-        gc.collect()  # what is left of a run refers to itself, so that only this frees its memory
+        gc.collect()  # the parts of a run refer to each other, so only this frees its memory
         rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
         _save(out, rows, last=len(runs) == len(order))
         if runs[-1].stopped:
@@ -112,54 +119,57 @@ def compare(
     return rows
 
 
-def extra_passes(saved: Mapping[str, Any]) -> int:
-    """Passes over the training images that a checkpoint's guide had made beside training."""
-    return int(saved["guide"]["passes"])
-
-
 def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
     """One run, continued if it was begun, with its numbers or the reason why some are missing."""
-    folder = Path(config.run.out)
-    run = Run(name, config.run.seed, localisation=_reading(config), budget=_budget(config))
+    folder, how, size = Path(config.run.out), config.localise, config.views.size
+    cut = f" cut at {config.run.max_steps} steps" if config.run.max_steps else ""
+    budget = (
+        f"{config.run.epochs} epochs{cut}, batch {config.optim.batch}, {config.model.backbone} "
+        f"at {size} pixels, {config.data.kind} {config.data.path}"
+    )
+    reading = f"{how.map} of {how.layer or 'the last stage'} at {how.size or size} pixels"
+    run = Run(name, config.run.seed, localisation=reading, budget=budget)
     try:
         run = _pretrained(run, config)
         if run.stopped:
             return run
-        device, saved = distributed.init(device_kind(config)), checkpoint.load(folder)
-        data = open_data(config.data, config.run.seed)
-        encoder = encoder_of(config, saved, "trained", device)
-        run = replace(run, extra_passes=extra_passes(saved), **_guide(folder))
+        setting, saved = join(config), checkpoint.load(folder)
+        data = open_data(config.data, setting.seed)
+        encoder = encoder_of(config, saved, "trained", setting.device)
+        run = replace(run, extra_passes=int(saved["guide"]["passes"]), **_guide(folder))
         # A run that is shorter than run.log_every has never read its loss.
         if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-            raise FloatingPointError("weights of the trained encoder are no numbers; lower optim.lr")
+            raise FloatingPointError("weights of the trained encoder are not finite; lower optim.lr")
         if "knn" in evaluations:
-            found = [scores for step, scores in _evaluations(folder) if step == run.step]
+            logged = [line for line in lines_of(folder / METRICS) if line.get("step") == run.step]
+            found = [scores for line in logged if (scores := _scores(line))]
             # None if run.evaluate_every is 0 or run.max_steps cut an epoch short.
-            if distributed.any_rank(not found):
-                evaluator = Evaluator(config, data, encoder, RegionTable(len(data.train)), device)
+            if ranks.any_rank(not found):
+                regions = RegionTable(len(data.train))
+                evaluator = Evaluator(setting, config.views, config.localise, data, encoder, regions)
                 line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
                 found = [_scores(line)]
-                if distributed.is_main():
+                if ranks.is_main():
                     with (folder / METRICS).open("a") as file:
                         file.write(json.dumps(line) + "\n")
             run = replace(run, **found[-1])
         if "linear" in evaluations:
-            result = linear_probe(config, encoder, data, device, folder / "linear", resume=True)
+            result = linear_probe(config, setting, encoder, data, folder / "linear", resume=True)
             run = replace(run, linear_top1=result.top1, linear_top5=result.top5)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if distributed.world() > 1 and not isinstance(error, FloatingPointError):
+        if ranks.world() > 1 and not isinstance(error, FloatingPointError):
             raise
         run = replace(run, failure=textwrap.shorten(f"{type(error).__name__}: {error}", 500))
     return run
 
 
 def _pretrained(run: Run, config: cfg.Config) -> Run:
-    folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config)
+    folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config.run)
     threads = config.run.threads or default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    where = {"threads": threads, "processes": distributed.world(), "machine": machine(device)}
+    where = {"threads": threads, "processes": ranks.world(), "machine": machine(device)}
     _clock(folder, {"at": time.time(), "device": device, **where})
     result = pretrain(config, resume=True)
-    distributed.barrier()  # the main process may still be writing what all read now
+    ranks.barrier()  # the main process may still be writing what all read now
     run = replace(run, step=result.step, **_clock(folder))
     if limit is not None and result.step > limit:
         raise ValueError(f"{folder} took {result.step} steps, more than run.max_steps; name another folder")
@@ -173,25 +183,21 @@ def _pretrained(run: Run, config: cfg.Config) -> Run:
 def _clock(folder: Path, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of training so far and where it was, from the run's record, in which `begun` opens a stretch.
 
-    A stretch counts up to the newest checkpoint, for what a killed process did after it is done again.
+    A stretch counts up to the newest checkpoint, because what a killed process did after it is repeated.
     """
     file, last = folder / RECORD, folder / checkpoint.LAST
     record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     before = record.pop("begun", None)
     if before and last.is_file() and (spent := last.stat().st_mtime - before.pop("at")) > 0:
         record |= {**before, "seconds": record.get("seconds", 0.0) + spent}
-    if distributed.is_main():
+    if ranks.is_main():
         with atomic_write(file) as draft:
             draft.write(json.dumps({**record, "begun": begun} if begun else record).encode())
     return record
 
 
-def _evaluations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Step and scores of every evaluation of a run."""
-    return [(line["step"], scores) for line in lines_of(folder / METRICS) if (scores := _scores(line))]
-
-
 def _scores(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores in a line of a run's log; none if it is not of an evaluation."""
     return {name: line[name] for name in ("knn_top1", "knn_top5", *LOCALISED) if name in line}
 
 
@@ -209,8 +215,8 @@ def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
     untrained = [
         replace(Run(UNTRAINED, seed, 0, localisation=runs[0].localisation), **scores)
         for seed, folder in enumerate(folders)
-        for step, scores in _evaluations(folder)
-        if step == 0
+        for line in lines_of(folder / METRICS)
+        if line.get("step") == 0 and (scores := _scores(line))
     ]
     return [Row(UNTRAINED, tuple(untrained), reference=True), *rows] if untrained else rows
 
@@ -220,7 +226,7 @@ def _save(out: Path, rows: Sequence[Row], last: bool) -> None:
     runs, file = [asdict(run) for row in rows for run in row.runs], out / "compare.csv"
     # Until an interrupted comparison has come as far again, it keeps what was saved then.
     behind = not last and file.is_file() and file.read_text().count("\n") > 1 + len(runs)
-    if behind or not distributed.is_main():
+    if behind or not ranks.is_main():
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Run)], lineterminator="\n")
@@ -236,36 +242,21 @@ def _names(configs: Sequence[Path]) -> list[str]:
     ways = [Path(os.path.abspath(path)).with_suffix("").parts for path in configs]
     if len(set(ways)) < len(ways):
         raise ValueError(f"a configuration is named twice in {', '.join(map(str, configs))}; leave one out")
-    names = []
-    for way in ways:
-        depth = 1
-        while sum(other[-depth:] == way[-depth:] for other in ways) > 1:
-            depth += 1
-        names.append("/".join(way[-depth:]))
-    return names
+
+    def depth(way: tuple[str, ...]) -> int:
+        return next(n for n in count(1) if sum(other[-n:] == way[-n:] for other in ways) == 1)
+
+    return ["/".join(way[-depth(way) :]) for way in ways]
 
 
 def _check_budgets(configs: Mapping[str, cfg.Config], probed: bool) -> None:
     (first, model), *others = configs.items()
     for name, config in others:
         unlike = [key for key in config_file.differences(model, config) if key.startswith(_BUDGET)]
-        if probed and not unlike and probe_settings(config) != probe_settings(model):
+        if probed and not unlike and probe_recipe(config) != probe_recipe(model):
             unlike = ["probe.recipe (auto follows the method)"]
         if unlike:
             raise ValueError(
                 f"{name} has another {', '.join(unlike)} than {first}, which makes budgets or evaluations "
                 "unequal; make them equal or give --unequal"
             )
-
-
-def _budget(config: cfg.Config) -> str:
-    steps = f" cut at {config.run.max_steps} steps" if config.run.max_steps else ""
-    return (
-        f"{config.run.epochs} epochs{steps}, batch {config.optim.batch}, {config.model.backbone} "
-        f"at {config.views.size} pixels, {config.data.kind} {config.data.path}"
-    )
-
-
-def _reading(config: cfg.Config) -> str:
-    how = config.localise
-    return f"{how.map} of {how.layer or 'the last stage'} at {input_size(config, how)} pixels"

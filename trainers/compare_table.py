@@ -14,7 +14,7 @@ _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes":
 _GUIDE = {"guide_iou": "guide's IoU", "guide_area": "guide's area"}
 _COLUMNS = {**_SCORES, "box_area": "box area", **_GUIDE, **_COSTS}
 LOCALISED = ("iou", "corloc", "box_area")
-"""Measures that hang on how boxes are read off."""
+"""Measures that depend on how boxes are read."""
 
 
 @dataclass(frozen=True)
@@ -26,39 +26,37 @@ class Run:
     seed: int
     step: int | None = None
     """Optimiser steps taken."""
+    # Shares in [0, 1] after the last step; boxes are the encoder's, at the threshold that suits it best.
     knn_top1: float | None = None
-    """A share in [0, 1] after the last step, as are all scores."""
     knn_top5: float | None = None
     linear_top1: float | None = None
     linear_top5: float | None = None
     iou: float | None = None
-    """Of the encoder's box with the best true one, at the threshold that suits it best."""
     corloc: float | None = None
     box_area: float | None = None
-    """Median share of the image that the encoder's box covers."""
+    """Median share of the image that the box covers."""
     guide_iou: float | None = None
-    """Of the boxes that the guide wrote last, the best region of each image: what crops were drawn from."""
+    """IoU of the boxes that the guide wrote last, which crops were drawn from; `guide_area`: their area."""
     guide_area: float | None = None
-    """Median share of the image that they cover."""
     seconds: float | None = None
-    """Wall clock of pretraining, its start and its evaluations included, up to the last checkpoint."""
+    """Wall clock of pretraining with its evaluations, up to the last checkpoint."""
     images_per_second: float | None = None
-    """Median of what the log says."""
+    """Median of the log."""
     extra_passes: int | None = None
     """Passes over the training images that the guide made beside training."""
     localisation: str = ""
-    """What boxes are read off; only scores of equal reading are compared."""
+    """How boxes are read; only scores of equal reading are compared."""
     budget: str = ""
     device: str = ""
     threads: int | None = None
-    """Per process, that decode and augment."""
+    """Per process, for decoding and augmentation."""
     processes: int | None = None
     machine: str = ""
     """Cores, processor, GPU and versions where the run was trained last."""
     stopped: bool = False
     """A signal ended it; the same command continues it."""
     failure: str = ""
-    """Why it did not come to its end, or not to all of its numbers."""
+    """Why it, or one of its numbers, is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,20 @@ class Row:
     """Whether this is the untrained encoder."""
 
     def values(self, measure: str) -> dict[int, float]:
-        """By seed, what the runs that have it have of a measure (a field of `Run`)."""
+        """A measure (a field of `Run`) by seed, of the runs that have it."""
         return {run.seed: v for run in self.runs if (v := getattr(run, measure)) is not None}
 
 
 def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and sample deviation (n - 1), which a single value does not have."""
+    """Mean, and sample deviation (n - 1); None for a single value."""
     known = list(values)
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float | None] | None:
-    """Mean of `one` less `other` over the seeds that both have, and its standard error; None: no such seed.
+    """Mean of `one` minus `other` over the seeds that both have, and its standard error; None: no such seed.
 
-    Paired: a seed gives both the same held-out images and first weights, and that noise cancels.
+    Paired: a seed gives both the same held-out images and initial weights, so that this noise cancels.
     """
     pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
     if not pairs:

@@ -5,6 +5,7 @@ python -m trainers demo runs/demo
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,20 +13,31 @@ from pathlib import Path
 
 from dali_views import RegionTable
 from dali_views.tools import scenes
+from dali_views.tools.command_line import Answer
 
 from . import config as cfg
 from .config import file as config_file
 from .data import open_data, training_loader
 from .engine import checkpoint
-from .evaluate.localisation import reference
-from .pretrain import Result, pretrain
+from .engine.setting import join
+from .evaluate.box_scores import reference
+from .pretrain import pretrain
 from .report import CONFIG as CONFIG_OF_RUN
 from .report.report import table
 
-__all__ = ["demo"]
+__all__ = ["command", "demo"]
 
 CONFIG = Path(__file__).resolve().parent / "configs" / "demo.yaml"
 SCENES = 1200
+_OWN = ("run.out", "data.path", "data.kind", "data.instances")
+# The published baseline is the same run whose warm-up never ends: no box is written, so all crops are random.
+_ARMS = {"random": ["guide.warmup=1000"], "guided": []}
+
+
+def command(args: argparse.Namespace) -> Answer:
+    """`demo`, which prints as it goes."""
+    demo(args.out, changes=args.overrides)
+    return Answer({"out": args.out}, "")
 
 
 def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
@@ -36,16 +48,15 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
         changes: overrides of configs/demo.yaml for both arms, such as "run.epochs=4".
 
     Raises:
-        ValueError: a change is of what the demonstration sets itself, or as by `config_file.load`.
-        FileExistsError: an arm's folder is there and holds no run.
+        ValueError: a change is of a key that the demo sets itself, or as `config_file.load`.
+        FileExistsError: an arm's folder exists and holds no run.
         InterruptedError: a signal has stopped an arm.
     """
-    own = [change for change in changes if change.partition("=")[0] in _OWN]
-    if own:
+    if own := [change for change in changes if change.partition("=")[0] in _OWN]:
         raise ValueError(
             f"{own[0]}: the demo has scenes and folders of its own; use pretrain with configs/demo.yaml"
         )
-    # What is wrong is told before scenes are made and an earlier demo's runs are deleted.
+    # Mistakes are found before scenes are made and an earlier demo's runs are deleted.
     guide = config_file.load(CONFIG, changes).guide
     if not isinstance(guide, cfg.Localised):
         raise ValueError(
@@ -63,18 +74,23 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
     for name, difference in _ARMS.items():
         folder = out / name
         if folder.exists():
-            print(f"\n{folder} is of an earlier demo and is made anew.")
+            print(f"\n{folder} is from an earlier demo and is made again.")
             shutil.rmtree(folder)
         paths = [f"run.out={folder}", f"data.path={images}", f"data.instances={instances}"]
         print(f"\n{name}: {' '.join(difference) or 'as configured'}")
         config = config_file.load(CONFIG, [*paths, *changes, *difference])
         result = pretrain(config)
-        if not result.finished:  # by a signal: arms of unequal length compare nothing
+        if not result.finished:  # by a signal: arms of unequal length cannot be compared
             raise InterruptedError(
-                f"the demo was stopped after {result.step} steps; give it again to begin anew"
+                f"the demo was stopped after {result.step} steps; repeat it to start again"
             )
-        rows |= _rows(name, result, _loader_rate(config))
-    print(f"\n{table(rows | _references(config))}")
+        # The untrained network is the same in both arms.
+        rows["untrained"], *_, last = result.scores.values()
+        rows[f"{name} crops"] = {**last, "loader": _loader_rate(config)}
+    data = open_data(config.data, config.run.seed)
+    references = {} if data.queries is None else reference(data.queries)
+    boxes = {f"{n} box": {"iou": f["iou_best"], "corloc": f["corloc"]} for n, f in references.items()}
+    print(f"\n{table(rows | boxes)}")
     start = rows["untrained"].get("corloc", 0.0)
     if worse := [name for name, row in rows.items() if row.get("corloc", 0.0) < start]:
         print(f"After so short a training {' and '.join(worse)} find objects worse (CorLoc) than untrained.")
@@ -84,13 +100,8 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
     print(f"The demo took {time.perf_counter() - began:.0f} s.")
 
 
-_OWN = ("run.out", "data.path", "data.kind", "data.instances")
-# The published baseline is the same run whose warm-up never ends: no box is written, so all crops are random.
-_ARMS = {"random": ["guide.warmup=1000"], "guided": []}
-
-
 def _holds_a_run(folder: Path) -> bool:
-    """Whether a folder has a run's configuration, so that it is ours to delete."""
+    """Whether a folder has a run's configuration, so that the demo may delete it."""
     try:
         config_file.load(folder / CONFIG_OF_RUN)
     except (OSError, ValueError):
@@ -98,32 +109,12 @@ def _holds_a_run(folder: Path) -> bool:
     return True
 
 
-def _references(config: cfg.Config) -> dict[str, dict[str, float]]:
-    """What boxes that look at nothing score on the held-out scenes."""
-    index = open_data(config.data, config.run.seed).queries
-    if index is None:
-        return {}
-    return {
-        f"{name} box": {"iou": found["iou_best"], "corloc": found["corloc"]}
-        for name, found in reference(index).items()
-    }
-
-
-def _rows(name: str, result: Result, loader_rate: float) -> dict[str, dict[str, float]]:
-    """The untrained network, the same in both arms, and the arm's last scores."""
-    moments = list(result.scores)
-    return {
-        "untrained": result.scores[moments[0]],
-        f"{name} crops": {**result.scores[moments[-1]], "loader": loader_rate},
-    }
-
-
 def _loader_rate(config: cfg.Config) -> float:
-    """Images per second of a run's loader alone, with the boxes that the run came to."""
+    """Images per second of a run's loader alone, with the boxes of the end of the run."""
     data = open_data(config.data, config.run.seed)
     regions = RegionTable(len(data.train), config.regions)
     regions.load_state_dict(checkpoint.load(config.run.out)["regions"])
-    loader = training_loader(config, data.train, regions)
+    loader = training_loader(join(config), config.views, data.train, regions)
     for epoch in range(2):  # the first one builds the graph
         loader.set_epoch(epoch)
         for _ in loader:

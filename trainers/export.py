@@ -23,7 +23,7 @@ from dali_views.system.files import atomic_write
 from . import config as cfg
 from .encoders.backbones import Backbone
 from .encoders.key_maps import Library, architecture_in, convert
-from .evaluate.encoders import encoder_of, load_run
+from .saved_run import encoder_of, load_run
 
 __all__ = ["TOLERANCE", "Exported", "export", "write"]
 

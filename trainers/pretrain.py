@@ -22,15 +22,14 @@ from dali_views.system.machine import stage
 from . import config as cfg
 from .config import file as config_file
 from .data import open_data, training_loader
-from .engine import checkpoint, optim
-from .engine import ranks as distributed
-from .engine.amp import autocast, device_kind, precision
+from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt
 from .engine.schedules import Clock, cosine, lr_at
-from .evaluate import Evaluator
-from .guides import build_guide
-from .guides.localise import check_layers
-from .guides.schedule import outlook
+from .engine.setting import join
+from .evaluate.evaluator import Evaluator
+from .guides import Training, build_guide
+from .guides.encoder_maps import check_layers
+from .guides.guide import outlook
 from .methods import Method, method_of
 from .report import CONFIG, INDEX
 from .report.report import Report, wandb_module
@@ -40,14 +39,14 @@ __all__ = ["Result", "pretrain"]
 
 @dataclass
 class Result:
-    """What a run came to."""
+    """The outcome of a run."""
 
     finished: bool
     """False if a signal or `max_steps` ended it early; it can be resumed."""
     step: int
-    """Optimiser steps taken since the very beginning."""
+    """Optimiser steps since the beginning of the run, resumed or not."""
     ctrl_c: bool = False
-    """Whether this process was asked to stop by Ctrl-C."""
+    """Whether this process was stopped by Ctrl-C."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Measures by moment ("untrained", "epoch 10", ...) taken by this process, see `Evaluator`."""
 
@@ -55,41 +54,44 @@ class Result:
 def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     """Train as `config` says; with `resume`, continue from the run folder's checkpoint if there is one.
 
-    What torchrun starts again continues by itself what its first processes began.
+    Processes that torchrun restarts continue by themselves.
 
     Raises:
-        FileExistsError: the folder holds a run and `resume` was not asked for.
+        FileExistsError: the folder holds a run and `resume` is False.
         ValueError: parts of the configuration do not fit each other, the data or the run to resume.
-        FloatingPointError: the loss is no number any more.
+        FloatingPointError: the loss is not finite.
     """
-    device = distributed.init(device_kind(config))
+    setting = join(config)
     if config.run.wandb is not None:
-        wandb_module()  # or an error, before the work begins
-    # First of all, for images may take minutes to list, and then it is late to tell what does not fit.
-    torch.manual_seed(config.run.seed)
+        wandb_module()  # fails early if it is missing
+    # Checked before images are listed, which may take minutes.
+    torch.manual_seed(setting.seed)
     method = method_of(config)
     check_layers(config, method.backbone)
     saved = open_run(config, resume)
-    data = open_data(config.data, config.run.seed, Path(config.run.out) / INDEX)
+    out, device = Path(config.run.out), setting.device
+    data = open_data(config.data, setting.seed, out / INDEX)
     regions = RegionTable(len(data.train), config.regions)
-    loader = training_loader(config, data.train, regions)
-    if method.sync_bn and distributed.world() > 1 and device.type == "cuda":
+    loader = training_loader(setting, config.views, data.train, regions, method.split_bn)
+    if method.sync_bn and ranks.world() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     method = method.to(device).to(memory_format=torch.channels_last)
-    network = wrap(method, config, device)
+    network = wrap(method, config.run.compile, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision(config) is torch.float16)
-    guide = build_guide(config, method, data.train, device)
-    evaluator = Evaluator(config, data, method.encoder, regions, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.precision is torch.float16)
+    guide = build_guide(config.guide, Training(method, data.train, config.views, setting, out))
+    evaluator = Evaluator(setting, config.views, config.localise, data, method.encoder, regions)
 
     total = config.run.epochs * len(loader)
     warmup = round(config.optim.warmup_epochs * len(loader))
     last = min(total, config.run.max_steps or total)
     keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader,
             "guide": guide}  # fmt: skip
-    step = restore(saved, keep) if saved else 0
-    resumed, saved = bool(saved), None  # which holds a table and maps, too
-    report = Report(config.run, data, loader, config.optim.batch, last, step, outlook(config))
+    step, resumed = 0, saved is not None
+    if saved is not None:
+        checkpoint.restore(saved, keep)
+        step, saved = int(saved["step"]), None  # frees the table and the maps in it
+    report = Report(config.run, data, loader, setting.batch, last, step, outlook(config))
     result = Result(finished=False, step=step)
 
     with report, Interrupt() as interrupt:
@@ -111,9 +113,9 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 if config.optim.final_weight_decay is not None:
                     decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
                     optim.set_weight_decay(optimizer, decay)
-                distributed.seed_step(config.run.seed, step)
+                ranks.seed_step(setting.seed, step)
                 method.before_step(clock)
-                with stage("trainers: forward"), autocast(config, device):
+                with stage("trainers: forward"), setting.autocast():
                     losses = network(batch.views, guide.kin(batch))
                 loss = (losses * guide.weights(batch)).mean()
                 optimizer.zero_grad(set_to_none=True)
@@ -137,9 +139,9 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 if stop:
                     break
             if stop and step < total:
-                break  # what belongs after the epoch is done when the run is resumed
+                break  # the resumed run does what follows an epoch
             report.check_loss(step)
-            distributed.broadcast_buffers(method)
+            ranks.broadcast_buffers(method)
             before = regions.snapshot()
             if guide.after_epoch(regions, epoch + 1, config.run.epochs):
                 report.guide(regions, before, epoch + 1, step)
@@ -154,73 +156,61 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
 
 
 def is_due(number: int, every: int) -> bool:
-    """Whether something that happens every `every` times, never if 0, happens at `number` (from 1)."""
+    """Whether something that happens every `every` times (0: never) happens at `number` (from 1)."""
     return every > 0 and number % every == 0
 
 
-def wrap(method: Method, config: cfg.Config, device: torch.device) -> nn.Module:
-    """The method as the loop calls it: compiled and spread over processes as configured."""
+def wrap(method: Method, compiled: bool, device: torch.device) -> nn.Module:
+    """The method as the loop calls it: compiled if asked for, and spread over processes."""
     network: nn.Module = method
-    if config.run.compile:
-        torch.compiler.reset()  # a graph of an earlier run in this process would not see this one's hooks
+    if compiled:
+        torch.compiler.reset()  # a graph of an earlier run in this process lacks the hooks of this one
         network = torch.compile(network)  # type: ignore[assignment]
-    if distributed.world() > 1:
-        network = distributed.spread(network, device)  # MoCo's queue is a buffer that need not travel
+    if ranks.world() > 1:
+        network = ranks.spread(network, device)  # without buffers: MoCo's queue is equal everywhere
     return network
 
 
 def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to continue, or None for a new run; the resolved configuration is written down."""
+    """The checkpoint to continue, or None for a new run; writes the resolved configuration."""
     folder = Path(config.run.out)
     try:
         saved = checkpoint.load_run(folder)
     except FileNotFoundError:
         saved = None
-    if not distributed.all_equal(saved["step"] if saved else -1):
+    if not ranks.all_equal(saved["step"] if saved else -1):
         raise ValueError(
             f"the processes find different checkpoints in {folder}; let run.out be a folder of all machines"
         )
-    if saved is None:
-        if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_config(folder, config)
-            (folder / INDEX).unlink(missing_ok=True)  # of a run that did not come to its first checkpoint
-        return None
-    if not (resume or distributed.began(saved.get("launch", ""))):
+    if saved is not None and not (resume or ranks.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
-    changed = config_file.differences(config_file.parse(saved["config"]), config)
-    # What these hold (device, threads, how to evaluate, what is kept) does not change what is trained.
-    free = ("run.", "localise.", "probe.", "finetune.", "data.cache_")
-    fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
-    if fixed:
-        raise ValueError(
-            f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
-        )
-    if distributed.is_main():
-        _write_config(folder, config)
+    if saved is not None:
+        changed = config_file.differences(config_file.parse(saved["config"]), config)
+        # These do not change what is trained: device, threads, evaluations, caches.
+        free = ("run.", "localise.", "probe.", "finetune.", "data.cache_")
+        fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
+        if fixed:
+            raise ValueError(
+                f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
+            )
+    if ranks.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / CONFIG) as file:
+            file.write(config_file.dump(config).encode())
+        if saved is None:
+            (folder / INDEX).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     return saved
-
-
-def _write_config(folder: Path, config: cfg.Config) -> None:
-    with atomic_write(folder / CONFIG) as file:
-        file.write(config_file.dump(config).encode())
 
 
 def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     """Write a checkpoint of everything that the next step depends on. Called on all ranks."""
-    distributed.broadcast_buffers(keep["method"])
+    ranks.broadcast_buffers(keep["method"])
     keep["guide"].sync()
     keep["loader"].sync()
-    if distributed.is_main():
+    if ranks.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
-        state["loader"]["table"] = None  # it is kept once, as `regions`
-        about = {"config": config_file.dump(config), "step": step, "launch": distributed.launch()}
+        state["loader"]["table"] = None  # saved once, as `regions`
+        about = {"config": config_file.dump(config), "step": step, "launch": ranks.launch()}
         checkpoint.save(config.run.out, {**about, **state})
-
-
-def restore(saved: Mapping[str, Any], keep: Mapping[str, Any]) -> int:
-    """Put a checkpoint's state back into the parts; the step it was written after."""
-    checkpoint.restore(saved, keep)
-    return int(saved["step"])

@@ -6,7 +6,8 @@ chosen and leave the photometric part as published, as ContrastiveCrop (arXiv 22
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from .views import View
@@ -99,3 +100,9 @@ def localisation(size: int = 224) -> list[View]:
 BY_NAME: dict[str, Callable[..., list[View]]] = {
     recipe.__name__: recipe for recipe in (moco_v2, simclr, byol, dino, evaluation, localisation)
 }
+
+
+def not_taken(name: str, settings: Iterable[str]) -> list[str]:
+    """The settings that the recipe of this name does not take."""
+    taken = inspect.signature(BY_NAME[name]).parameters
+    return [key for key in settings if key not in taken]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +96,7 @@ def _views(args: argparse.Namespace) -> list[View]:
         raise ValueError("--weights and --layer are of --model; name one, or leave them out.")
     if args.alpha is not None and args.crop != "contrastive":
         raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
-    if strange := sorted(changes.keys() - inspect.signature(recipe).parameters.keys()):
+    if strange := recipes.not_taken(args.recipe, changes):
         option = "--" + strange[0].replace("_", "-")
         raise ValueError(
             f"The recipe {args.recipe} takes no {option}; leave it out, or choose another --recipe."

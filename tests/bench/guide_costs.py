@@ -23,10 +23,9 @@ from trainers import config as cfg
 from trainers.config import file as config_file
 from trainers.data import open_data, training_loader
 from trainers.engine import optim
-from trainers.engine import ranks as distributed
-from trainers.engine.amp import autocast, device_kind
-from trainers.guides import Guide
-from trainers.guides.localise import input_size, locate
+from trainers.engine.setting import join
+from trainers.guides import Training
+from trainers.guides.encoder_maps import EncoderMaps
 from trainers.guides.online_crop import OnlineCrop
 from trainers.methods import Method, method_of
 
@@ -36,25 +35,26 @@ ROUNDS = 3
 def main(file: Path, out: Path, changes: list[str]) -> None:
     config = config_file.load(file, changes)
     assert isinstance(config.guide, cfg.OnlineCrop), "give a configuration with guide.name online_crop"
-    device = distributed.init(device_kind(config))
+    setting = join(config)
+    device = setting.device
     index = open_data(config.data, config.run.seed).train
     regions = RegionTable(len(index))
-    loader = training_loader(config, index, regions)
+    loader = training_loader(setting, config.views, index, regions)
     # Two equal networks, for the one that online maps come from keeps its hook.
     bare, method = (method_of(config).to(device).to(memory_format=torch.channels_last) for _ in range(2))
     optimizers = {
         each: optim.build_optimizer(each, config.optim, each.constant_lr) for each in (bare, method)
     }
     guide = config.guide
-    online = OnlineCrop(config, guide, method, index, device)
-    size = input_size(config, guide)
+    online = OnlineCrop(guide, Training(method, index, config.views, setting, Path(config.run.out)))
+    encoder_maps = EncoderMaps(setting, config.views, guide)
     epochs = iter(range(10**6))
 
     def train(method: Method, after_step: Callable[..., None]) -> None:
         optimizer = optimizers[method]
         loader.set_epoch(next(epochs))
         for batch in loader:
-            with autocast(config, device):
+            with setting.autocast():
                 loss = method(batch.views).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -62,7 +62,7 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
             after_step(batch)
 
     def plain() -> None:
-        train(bare, Guide().after_step)
+        train(bare, lambda batch: None)
 
     def with_maps() -> None:
         train(method, online.after_step)
@@ -71,8 +71,8 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
         online.after_epoch(regions, guide.warmup + guide.interval, 10**6)
 
     def localise() -> None:
-        for found in locate(config, method, index, device, guide):
-            regions.update(found.rows, boxes_from_maps(found.maps, guide.threshold, (size, size)))
+        for found in encoder_maps.located(method, index, "activation"):
+            regions.update(found.rows, boxes_from_maps(found.maps, guide.threshold, encoder_maps.shape))
 
     turns = {"epoch": plain, "epoch with online maps": with_maps, "online boxes": read, "pass": localise}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
@@ -91,7 +91,7 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
             share = statistics.median(a / b for a, b in zip(each, seconds["epoch"], strict=True))
             told = " ".join(f"{value:.2f}" for value in each)
             row = [name, f"{statistics.median(each):.2f}", f"{share:.3f}", told, len(index)]
-            writer.writerow([*row, machine(device_kind(config))])
+            writer.writerow([*row, machine(setting.kind)])
             print(f"{name:24s} {row[1]:>8s} s  {100 * share:6.1f} % of an epoch")
 
 

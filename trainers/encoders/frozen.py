@@ -15,9 +15,9 @@ from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..data import evaluation_views, plain_loader
-from ..engine.amp import autocast
-from ..evaluate.encoders import encoder_of, load_run
+from ..engine.setting import Setting
 from ..evaluate.knn import extract
+from ..saved_run import encoder_of, load_run
 from .backbones import Backbone, build_backbone
 from .weights_file import load_weights
 
@@ -26,24 +26,22 @@ __all__ = ["embed", "frozen_encoder"]
 _PART = 16384  # images whose features are held in float32 at a time
 
 
-def frozen_encoder(
-    config: cfg.Config, source: str | Path, device: torch.device
-) -> tuple[Backbone, cfg.Config]:
-    """An encoder to measure similarity with, and the configuration to `embed` with.
+def frozen_encoder(views: cfg.Views, source: str | Path, device: torch.device) -> tuple[Backbone, cfg.Views]:
+    """An encoder to measure similarity with, and the views to `embed` with.
 
     Nothing is downloaded: pretrained weights are those of a file or of the library's cache, and torch's
     random numbers go on as if nothing had been built. The paper's encoder learnt without labels;
     torchvision's learnt from ImageNet's, and so did most of timm's.
 
     Args:
-        config: of the run that wants partners.
+        views: of the run that wants partners.
         source: a run folder or its last.pt; "torchvision:NAME" (its default weights) or "timm:NAME", from the
             cache; or "torchvision:NAME:FILE" or "timm:NAME:FILE", where the file holds a state dict of that
             model, see `load_weights`.
 
     Returns:
-        The encoder in eval mode, without gradients, on `device`; and `config` with the size and
-        normalisation of views that this encoder was trained with: for a library's those of its own weights
+        The encoder in eval mode, without gradients, on `device`; and `views` with the size and
+        normalisation that this encoder was trained with: for a library's those of its own weights
         of this name, whatever the file.
 
     Raises:
@@ -55,15 +53,15 @@ def frozen_encoder(
     name, _, file = rest.partition(":")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if library == "torchvision":
-            encoder, views = _from_torchvision(name, file)
+            encoder, like = _from_torchvision(name, file)
         elif library == "timm":
-            encoder, views = _from_timm(name, file)
+            encoder, like = _from_timm(name, file)
         else:
             _, run, saved = load_run(Path(source))
             encoder = encoder_of(run, saved, "trained", device)
-            views = {key: getattr(run.views, key) for key in ("size", "mean", "std")}
+            like = {key: getattr(run.views, key) for key in ("size", "mean", "std")}
     encoder.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return encoder, config.model_copy(update={"views": config.views.model_copy(update=views)})
+    return encoder, views.model_copy(update=like)
 
 
 def _from_torchvision(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
@@ -125,7 +123,7 @@ def _in_cache(file: str | None, source: str, fetch: str) -> None:
 
 
 @torch.no_grad()
-def embed(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: torch.device) -> Tensor:
+def embed(setting: Setting, views: cfg.Views, encoder: Backbone, index: SampleIndex) -> Tensor:
     """Features of the plain central view of every image, in the order of the index, equal on all ranks.
 
     Peak memory on the device, beside the network and a batch of at most 256 images, is 2 N D + 16 P D bytes,
@@ -133,25 +131,25 @@ def embed(config: cfg.Config, encoder: Backbone, index: SampleIndex, device: tor
     N = 1,281,167 and D = 2048.
 
     Args:
-        config: how to decode, resize and normalise; see `frozen_encoder`.
-        encoder: on `device`; evaluated in eval mode.
+        views: how to resize and normalise; see `frozen_encoder`.
+        encoder: on the device of `setting`; evaluated in eval mode.
 
     Returns:
         (N, D) float16 on `device`, rows of length 1. An image that cannot be read has a row of zeros.
     """
 
     def unit(images: Tensor) -> Tensor:
-        with autocast(config, device):
+        with setting.autocast():
             features = encoder(images)
         return F.normalize(features.float(), dim=1)
 
-    loader = plain_loader(config, index, evaluation_views(config.views))
+    loader = plain_loader(setting, views, index, evaluation_views(views))
     batches, at_a_time = iter(loader), max(1, _PART // loader.global_batch)
     training = encoder.training
     encoder.eval()
-    whole = torch.zeros(0, dtype=torch.float16, device=device)
+    whole = torch.zeros(0, dtype=torch.float16, device=setting.device)
     for _ in range(0, len(loader), at_a_time):
-        features, _, rows = extract(unit, islice(batches, at_a_time), device)
+        features, _, rows = extract(unit, islice(batches, at_a_time), setting.device)
         if not len(whole):
             whole = whole.new_zeros(len(index), features.shape[1])
         whole[rows] = features.half()

@@ -9,9 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.engine import ranks as distributed
+from dali_views import SampleIndex
 
-__all__ = ["BatchLike", "check_votes", "extract", "knn_accuracy"]
+from .. import config as cfg
+from ..data import evaluation_views, plain_loader
+from ..encoders.backbones import Backbone
+from ..engine import ranks
+from ..engine.setting import Setting
+
+__all__ = ["BatchLike", "check_votes", "extract", "knn", "knn_accuracy"]
+
+
+def knn(
+    setting: Setting, views: cfg.Views, encoder: Backbone, bank: SampleIndex, queries: SampleIndex,
+    k: Sequence[int] = (200,), temperature: float = 0.1,
+) -> dict[int, dict[str, float]]:  # fmt: skip
+    """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each k.
+
+    Raises:
+        ValueError: as `check_votes` and `knn_accuracy`.
+    """
+    check_votes(k, temperature)
+
+    def features(images: Tensor) -> Tensor:
+        with setting.autocast():
+            return encoder(images)
+
+    training = encoder.training
+    encoder.eval()
+    voters, asked = (
+        extract(features, plain_loader(setting, views, index, evaluation_views(views)), setting.device)
+        for index in (bank, queries)
+    )
+    encoder.train(training)
+    return {each: knn_accuracy(*voters[:2], *asked[:2], each, temperature) for each in k}
 
 
 class BatchLike(Protocol):
@@ -31,12 +62,12 @@ def extract(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of the first view of every sample, gathered over ranks and in the order of the index.
 
-    A module is put in eval mode and back. A sample that comes more than once (padding of the last batch,
-    ranks of unequal length) is kept once.
+    A module is in eval mode meanwhile. A sample that occurs more than once (padding of the last batch, ranks
+    of unequal length) is kept once.
 
     Args:
         encoder: images (B, 3, S, S) -> features (B, D).
-        loader: batches; every rank brings its own share, and at least one batch.
+        loader: batches of this rank's share, at least one.
         device: where the encoder is.
 
     Returns:
@@ -56,9 +87,9 @@ def extract(
             encoder.train(was_training)
     if not features:
         raise ValueError("the loader gave no batch; nothing to extract features from")
-    all_index = distributed.gather_rows(torch.cat(index).long())
-    all_features = distributed.gather_rows(torch.cat(features))
-    all_labels = distributed.gather_rows(torch.cat(labels).long())
+    all_index = ranks.gather_rows(torch.cat(index).long())
+    all_features = ranks.gather_rows(torch.cat(features))
+    all_labels = ranks.gather_rows(torch.cat(labels).long())
     order = torch.argsort(all_index, stable=True)
     sorted_index = all_index[order]
     first = torch.ones_like(sorted_index, dtype=torch.bool)
@@ -68,11 +99,7 @@ def extract(
 
 
 def check_votes(k: Sequence[int], temperature: float) -> None:
-    """Refuse numbers of neighbours below 1, and a temperature with which the nearest does not count most.
-
-    Raises:
-        ValueError: one of them is so.
-    """
+    """Raise a ValueError if a number of neighbours is below 1, or the nearest one does not count most."""
     if min(k, default=0) < 1:
         raise ValueError(f"k should be at least 1, not {min(k, default=0)}")
     if not temperature > 0:  # so that nan is refused too
@@ -81,27 +108,22 @@ def check_votes(k: Sequence[int], temperature: float) -> None:
 
 @torch.no_grad()
 def knn_accuracy(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    k: int = 200,
-    temperature: float = 0.1,
-    chunk: int = 1024,
-) -> dict[str, float]:
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor,
+    k: int = 200, temperature: float = 0.1, chunk: int = 1024,
+) -> dict[str, float]:  # fmt: skip
     """Share of test samples whose class wins the vote of their k nearest training samples.
 
-    Each neighbour votes for its class with exp(cos / temperature). Samples of label -1 are left out.
+    Each neighbour votes for its class with exp(cos / temperature). Samples with label -1 are left out.
 
     Args:
         train_features, test_features: (N, D) and (M, D), any scale; rows are normalised here.
         train_labels, test_labels: (N,) and (M,) int64.
-        k: neighbours; at most N are asked.
+        k: neighbours; at most N.
         temperature: the paper has 0.07, MoCo's CIFAR demo 0.1.
         chunk: test samples compared at a time; memory is chunk * N * 4 bytes.
 
     Returns:
-        {"top1": share, "top5": share} in [0, 1]; top5 asks for the best min(5, classes).
+        {"top1": share, "top5": share} in [0, 1]; top5 uses the best min(5, classes).
 
     Raises:
         ValueError: no labelled sample on one of the sides, or as by `check_votes`.

@@ -1,7 +1,7 @@
 """The one loop that learns from labels: a linear classifier on an encoder that is frozen or learns with it.
 
-Read `train_classifier` from top to bottom. A linear probe (`linear`) and fine-tuning (`semi_supervised`)
-are this loop with different settings.
+Read `train_classifier` from top to bottom. A linear probe and fine-tuning (`classifiers`) are this loop with
+different recipes.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone
-from ..engine import checkpoint
-from ..engine import ranks as distributed
-from ..engine.amp import precision
+from ..engine import checkpoint, ranks
 from ..engine.optim import Lars
-from .learners import FineTuned, Frozen, Learner
-from .recipes import Settings, rate
+from ..engine.setting import Setting
+from .learners import Learner, Recipe, rate
 
 __all__ = ["Result", "labelled", "train_classifier"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation came to. Accuracies are shares in [0, 1] of all labelled test images."""
+    """Accuracies are shares in [0, 1] of all labelled test images."""
 
     curve: list[dict[str, float]]
-    """Of every epoch: loss (mean over its training steps), top1 and top5 of the test images after it."""
+    """Of every epoch: loss (mean over its training steps), and top1 and top5 of the test images after it."""
 
     @property
     def epochs(self) -> int:
@@ -54,7 +52,7 @@ class Result:
 
     @property
     def top5(self) -> float:
-        """After the last epoch; of fewer than five classes, all are asked for."""
+        """After the last epoch; all classes if there are fewer than five."""
         return self.curve[-1]["top5"]
 
     @property
@@ -65,58 +63,52 @@ class Result:
 
     @property
     def best_top1(self) -> float:
-        """After `best_epoch`. It is picked on the test images, hence flattering, but it is what
-        ContrastiveCrop's code (arXiv 2202.03278) and others report."""
+        """After `best_epoch`. Optimistic, because it is selected on the test images, but ContrastiveCrop's
+        code (arXiv 2202.03278) and others report it."""
         return self.curve[self.best_epoch - 1]["top1"]
 
 
 def train_classifier(
-    config: cfg.Config,
-    encoder: Backbone,
-    images: SampleIndex,
-    tests: SampleIndex,
-    settings: Settings,
-    device: torch.device,
-    folder: str | Path,
-    resume: bool = False,
-) -> Result:
+    setting: Setting, views: cfg.Views, encoder: Backbone, images: SampleIndex, tests: SampleIndex | None,
+    recipe: Recipe, folder: Path, resume: bool = False,
+) -> Result:  # fmt: skip
     """Train a linear classifier and test it after every epoch. All ranks take part and return the same.
 
-    The global batch is shared out over the ranks; a run on another number of ranks takes the same steps.
-    The classifier starts at N(0, 0.01) weights, zero bias. After every epoch a checkpoint is written.
+    The ranks share the batch; a run on another number of ranks takes the same steps. The classifier starts at
+    N(0, 0.01) weights, zero bias. After every epoch a checkpoint is written.
 
     Args:
-        encoder: on `device`. Frozen, it is in eval mode, its batch norm too, and comes back bit for bit as
-            it was; otherwise it is changed in place.
+        encoder: on the device. If frozen, it is in eval mode, batch norm included, and bit for bit the same
+            afterwards; otherwise it is changed in place.
         images: to learn from; tests: to be tested on. Those without a label are left out.
-        settings: a batch that the images do not fill, or the ranks do not divide, is reduced, with a warning.
+        recipe: a batch that the images do not fill, or the ranks do not divide, is reduced, with a warning.
         folder: for the checkpoint.
         resume: continue from the folder's checkpoint, if there is one.
 
     Raises:
         ValueError: no image of one of the sides has a label, or the run to resume was begun differently.
-        FileExistsError: the folder holds a run and `resume` was not asked for.
-        FloatingPointError: the loss is no number any more.
+        FileExistsError: the folder holds a run and `resume` is False.
+        FloatingPointError: the loss is not finite.
     """
+    device = setting.device
     images, tests = labelled(images, "training"), labelled(tests, "test")
-    settings = replace(settings, batch=_fitting(settings.batch, len(images)))
-    description = _description(config, encoder, images, tests, settings)
-    saved = _open(Path(folder), description, resume)
+    recipe = replace(recipe, batch=_fitting(recipe.batch, len(images)))
+    description = _description(setting, views, encoder, images, tests, recipe)
+    saved = _open(folder, description, resume)
 
     classes = 1 + int(max(images.labels.max(), tests.labels.max()))
     head = nn.Linear(encoder.dim, classes)
-    nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(config.run.seed))
+    nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(setting.seed))
     nn.init.zeros_(head.bias)
     was_training = encoder.training
-    kind = Frozen if settings.encoder_lr is None else FineTuned
-    learner: Learner = kind(config, encoder, head.to(device), images, tests, settings, device)
+    learner = Learner(setting, views, encoder, head.to(device), images, tests, recipe)
 
     network: nn.Module = learner.module
-    if distributed.world() > 1:
-        network = distributed.spread(network, device)
-    optimizer = _optimizer(learner, settings)
-    # The head is in full precision, so that there is nothing to scale while the encoder is frozen.
-    scaled = precision(config) is torch.float16 and settings.encoder_lr is not None
+    if ranks.world() > 1:
+        network = ranks.spread(network, device)
+    optimizer = _optimizer(learner, recipe)
+    # The head is in full precision, so nothing needs scaling while the encoder is frozen.
+    scaled = setting.precision is torch.float16 and not learner.frozen
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     keep: dict[str, Any] = {"learner": learner.module, "optimizer": optimizer, "scaler": scaler}
     curve: list[dict[str, float]] = []
@@ -124,15 +116,15 @@ def train_classifier(
         checkpoint.restore(saved, keep)
         curve = list(saved["curve"])
 
-    steps, main, first = learner.steps, distributed.is_main(), len(curve)
-    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", disable=not main)
-    for epoch in range(first, settings.epochs):
+    steps, main, first = learner.steps, ranks.is_main(), len(curve)
+    bar = tqdm(total=recipe.epochs * steps, initial=first * steps, unit="step", disable=not main)
+    for epoch in range(first, recipe.epochs):
         learner.module.train()
         total = torch.zeros((), device=device)
         for step, (inputs, labels) in enumerate(learner.batches(epoch), epoch * steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate(settings, step, steps)
-            distributed.seed_step(config.run.seed, step)
+                group["lr"] = group["peak_lr"] * rate(recipe, step, steps)
+            ranks.seed_step(setting.seed, step)
             loss = F.cross_entropy(network(inputs), labels)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -140,7 +132,7 @@ def train_classifier(
             scaler.update()
             total += loss.detach()
             bar.update()
-        mean = float(distributed.all_mean(total)) / steps
+        mean = float(ranks.all_mean(total)) / steps
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate")
         top1, top5 = learner.score()
@@ -148,7 +140,7 @@ def train_classifier(
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
         if main:
             state = {name: part.state_dict() for name, part in keep.items()}
-            about = {"description": description, "curve": curve, "launch": distributed.launch()}
+            about = {"description": description, "curve": curve, "launch": ranks.launch()}
             checkpoint.save(folder, {**about, **state})
     bar.close()
     encoder.train(was_training)
@@ -159,7 +151,7 @@ def labelled(index: SampleIndex | None, side: str) -> SampleIndex:
     """The labelled images of an index.
 
     Raises:
-        ValueError: there are none; `side` says of what.
+        ValueError: there are none; `side` names the index in the message.
     """
     if index is None or not (index.labels >= 0).any():
         raise ValueError(
@@ -170,9 +162,9 @@ def labelled(index: SampleIndex | None, side: str) -> SampleIndex:
 
 def _fitting(batch: int, images: int) -> int:
     """The largest batch up to `batch` that the images fill and the ranks divide."""
-    world = distributed.world()
+    world = ranks.world()
     fitting = max(world, min(batch, images) // world * world)
-    if fitting != batch and distributed.is_main():
+    if fitting != batch and ranks.is_main():
         warnings.warn(
             f"a batch of {batch} does not fit {images} labelled images on {world} processes; "
             f"batches are of {fitting}, with the learning rate in proportion",
@@ -181,27 +173,27 @@ def _fitting(batch: int, images: int) -> int:
     return fitting
 
 
-def _optimizer(learner: Learner, settings: Settings) -> Optimizer:
-    """The optimiser over what learns; every group carries its `peak_lr`, for the batch as it is."""
-    parts: list[tuple[nn.Module, float]] = [(learner.head, settings.head_lr)]
-    if settings.encoder_lr is not None:
-        parts.append((learner.encoder, settings.encoder_lr))
-    groups = [{"params": list(part.parameters()), "peak_lr": lr * settings.batch / 256} for part, lr in parts]
-    momentum, decay = settings.momentum, settings.weight_decay
-    if settings.optimizer == "lars":
+def _optimizer(learner: Learner, recipe: Recipe) -> Optimizer:
+    """The optimiser of what learns; every group has its `peak_lr` for the batch."""
+    parts: list[tuple[nn.Module, float]] = [(learner.head, recipe.head_lr)]
+    if recipe.encoder_lr is not None:
+        parts.append((learner.encoder, recipe.encoder_lr))
+    groups = [{"params": list(part.parameters()), "peak_lr": lr * recipe.batch / 256} for part, lr in parts]
+    momentum, decay = recipe.momentum, recipe.weight_decay
+    if recipe.optimizer == "lars":
         return Lars(groups, lr=1.0, momentum=momentum, weight_decay=decay)
-    nesterov = settings.optimizer == "nesterov"
+    nesterov = recipe.optimizer == "nesterov"
     return torch.optim.SGD(groups, lr=1.0, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
 def _description(
-    config: cfg.Config, encoder: nn.Module, images: SampleIndex, tests: SampleIndex, settings: Settings
-) -> dict[str, Any]:
-    """Everything that the numbers depend on, by a name that a message can use."""
-    views = config.views
+    setting: Setting, views: cfg.Views, encoder: nn.Module, images: SampleIndex, tests: SampleIndex,
+    recipe: Recipe,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that the numbers depend on, by the name that a message uses."""
     return {
-        **asdict(settings),
-        "run.seed": config.run.seed,
+        **asdict(recipe),
+        "run.seed": setting.seed,
         "views.size": views.size,
         "views.mean": views.mean,
         "views.std": views.std,
@@ -225,7 +217,7 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
         saved = checkpoint.load(folder)
     except FileNotFoundError:
         return None
-    if not (resume or distributed.began(saved.get("launch", ""))):
+    if not (resume or ranks.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds an evaluation already; --resume continues it, --name OTHER keeps both"
         )
@@ -233,6 +225,6 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
     if changed:
         raise ValueError(
             f"the evaluation in {folder} was begun with another {', '.join(changed)}; "
-            "remove the folder to start afresh"
+            "remove the folder to start again"
         )
     return saved

@@ -1,48 +1,37 @@
-"""Guides: who writes the region table, and when; one file each."""
+"""Guides, one file each: who writes the region table, and when; which one a configuration names."""
 
 from __future__ import annotations
 
-import torch
-
-from dali_views import SampleIndex
+from collections.abc import Callable
+from typing import Any
 
 from .. import config as cfg
-from ..methods import Method
 from .contrastive_crop import ContrastiveCrop
 from .fixed_boxes import SimCCrop, TrueBoxes
-from .guide import Guide
+from .guide import Guide, Training
 from .online_crop import OnlineCrop
 from .saliency import Saliency
 from .semantic_pairs import SemanticPairs
 
-__all__ = ["Guide", "build_guide"]
+__all__ = ["GUIDES", "Guide", "Training", "build_guide"]
+
+GUIDES: dict[str, Callable[[Any, Training], Guide]] = {
+    "none": Guide,
+    "contrastive_crop": ContrastiveCrop,
+    "online_crop": OnlineCrop,
+    "saliency": Saliency,
+    "simccrop": SimCCrop,
+    "true_boxes": TrueBoxes,
+}
+"""By `guide.name`: called with the guide's section of the configuration and what it guides."""
 
 
-def build_guide(config: cfg.Config, method: Method, index: SampleIndex, device: torch.device) -> Guide:
-    """The guide of a configuration.
+def build_guide(config: cfg.Guide, training: Training) -> Guide:
+    """The guide of a configuration; semantic pairs have another guide for boxes inside.
 
     Raises:
-        ValueError: the guide wants something that the data or the network do not have.
+        ValueError: the guide needs something that the data or the network do not have.
     """
-    boxes = _box_guide(config, config.box_guide, method, index, device)
-    if isinstance(config.guide, cfg.SemanticPairs):
-        return SemanticPairs(config, config.guide, boxes, index, device)
-    return boxes
-
-
-def _box_guide(
-    config: cfg.Config, guide: cfg.BoxGuide, method: Method, index: SampleIndex, device: torch.device
-) -> Guide:
-    match guide:
-        case cfg.NoGuide():
-            return Guide()
-        case cfg.ContrastiveCrop():
-            return ContrastiveCrop(config, guide, method, index, device)
-        case cfg.OnlineCrop():
-            return OnlineCrop(config, guide, method, index, device)
-        case cfg.Saliency():
-            return Saliency(config, guide, method, index, device)
-        case cfg.SimCCrop():
-            return SimCCrop(guide)
-        case cfg.TrueBoxes():
-            return TrueBoxes(index)
+    if isinstance(config, cfg.SemanticPairs):
+        return SemanticPairs(config, training, build_guide(config.boxes, training))
+    return GUIDES[config.name](config, training)

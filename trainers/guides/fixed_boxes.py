@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dali_views import RegionTable, SampleIndex
+from dali_views import RegionTable
 
 from .. import config as cfg
-from ..engine import ranks as distributed
-from .guide import Guide
+from ..engine import ranks
+from .guide import Guide, Training
 
 __all__ = ["SimCCrop", "TrueBoxes"]
 
@@ -16,37 +16,34 @@ __all__ = ["SimCCrop", "TrueBoxes"]
 class SimCCrop(Guide):
     """One fixed centre box for every image, from the first epoch on, without a pass."""
 
-    def __init__(self, guide: cfg.SimCCrop) -> None:
-        self.guide = guide
+    config: cfg.SimCCrop
 
     def begin(self, regions: RegionTable) -> None:
-        box = np.array(self.guide.box, np.float32)
-        rows = np.arange(distributed.rank(), len(regions), distributed.world())
-        regions.update(rows, np.tile(box, (len(rows), 1)))
+        rows = np.arange(ranks.rank(), len(regions), ranks.world())
+        regions.update(rows, np.tile(np.array(self.config.box, np.float32), (len(rows), 1)))
         regions.sync()
 
 
 class TrueBoxes(Guide):
-    """The largest true box of every image that has one: what better boxes could bring at most.
+    """The largest true box of every image that has one: an upper bound of what better boxes can bring.
 
-    A control to be read beside guides that look for themselves; images without true boxes stay at random
-    crops.
+    A control for guides that find boxes themselves; images without true boxes keep random crops.
 
     Raises:
         ValueError: the training images have no true boxes.
     """
 
-    def __init__(self, index: SampleIndex) -> None:
-        if not len(index.boxes):
+    def __init__(self, config: cfg.TrueBoxes, training: Training) -> None:
+        if not len(training.index.boxes):
             raise ValueError(
                 "guide.name true_boxes needs true boxes; name them by data.boxes or data.instances"
             )
-        self.index = index
+        super().__init__(config, training)
 
     def begin(self, regions: RegionTable) -> None:
         rows, boxes = [], []
-        for row in range(distributed.rank(), len(self.index), distributed.world()):
-            true = self.index.truth(row)
+        for row in range(ranks.rank(), len(regions), ranks.world()):
+            true = self.training.index.truth(row)
             if len(true):
                 rows.append(row)
                 boxes.append(true[np.prod(true[:, 2:] - true[:, :2], axis=1).argmax()])

@@ -1,52 +1,120 @@
-"""What every guide is: the one who writes the region table."""
+"""The interface of all guides, which write the region table; when boxes are due, and whether they guide."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from dali_views import Batch, RegionTable
+from dali_views import Batch, RegionTable, SampleIndex
 
-__all__ = ["Guide"]
+from .. import config as cfg
+from ..engine.setting import Setting
+from ..methods import Method
+
+__all__ = ["Guide", "Training", "boxes_due", "outlook", "warn_if_wide"]
+
+WIDE = 0.9  # median share of the image above which boxes say nothing
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a guide guides, and may look at."""
+
+    method: Method
+    index: SampleIndex
+    views: cfg.Views
+    setting: Setting
+    out: Path
+    """The run folder."""
 
 
 class Guide:
-    """Nobody writes: all crops stay random. Guides proper override what they need.
+    """Writes nothing: all crops stay random. Other guides override what they need.
 
-    Every rank calls every method, so that a guide may share work. What it writes is seen after
+    Every rank calls every method, so that guides may share work. What a guide writes takes effect after
     `regions.sync()`.
+
+    Args:
+        config: the guide's section of the configuration.
+        training: what it guides.
     """
 
     passes: int = 0
     """Passes over the training images that the guide has made beside training."""
 
+    def __init__(self, config: Any, training: Training) -> None:
+        self.config = config
+        self.training = training
+
     def begin(self, regions: RegionTable) -> None:
-        """Called once, before the first epoch of a run; not after a resume, whose table is restored."""
+        """Called once, before the first epoch of a run; not after a resume, which restores the table."""
 
     def weights(self, batch: Batch) -> Tensor:
         """Weights (B,) of the losses, before the forward pass. By default those of the region table."""
         return batch.weights
 
     def kin(self, batch: Batch) -> Tensor | None:
-        """Number and partner (B, 2) of every sample, if partners are to be no negatives; see `Method`."""
+        """Number and partner (B, 2) of every sample if partners are no negatives; see `Method.forward`."""
         return None
 
     def after_step(self, batch: Batch) -> None:
-        """Called after every optimiser step. May not wait for the device."""
+        """Called after every optimiser step. Must not wait for the device."""
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        """Called after epoch number `epoch` (from 1) of `epochs`; says whether it wrote boxes."""
+        """Called after epoch number `epoch` (from 1) of `epochs`; returns whether it wrote boxes."""
         return False
 
     def sync(self) -> None:
-        """Called on all ranks before the main one saves: make equal what `state_dict` holds."""
+        """Called on all ranks before the main one saves: makes equal what `state_dict` holds."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the region table."""
         return {"passes": self.passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict()`."""
+        """Restore a `state_dict()`."""
         self.passes = int(state["passes"])
+
+
+def boxes_due(epoch: int, epochs: int, how: cfg.Localised) -> bool:
+    """Whether boxes are rewritten after `epoch`, counted from 1, of `epochs` (ContrastiveCrop's code).
+
+    From the end of the warm-up on, at multiples of the interval, but not after the last epoch.
+    """
+    return epoch >= how.warmup and epoch % how.interval == 0 and epoch != epochs
+
+
+def outlook(config: cfg.Config) -> str:
+    """When crops will follow boxes, as a line for the start of a run; empty if crops ignore boxes."""
+    crop, guide = config.views.crop, config.box_guide
+    if crop not in ("contrastive", "inside"):
+        return ""
+    key = "guide" if guide is config.guide else "guide.boxes"
+    if isinstance(guide, cfg.NoGuide):
+        return f"{crop} crops, but {key}.name none writes no boxes: all crops stay random"
+    if not isinstance(guide, cfg.Localised):
+        return f"{crop} crops in the boxes of {guide.name} from the start"
+    epochs = config.run.epochs
+    if first := next((n for n in range(1, epochs + 1) if boxes_due(n, epochs, guide)), None):
+        return f"{crop} crops in the boxes of {guide.name} after epoch {first} of {epochs}; random until then"
+    return (
+        f"{crop} crops, but with {key}.warmup {guide.warmup} and {key}.interval {guide.interval} "
+        f"{guide.name} writes no boxes in {epochs} epochs: all crops stay random"
+    )
+
+
+def warn_if_wide(regions: RegionTable) -> None:
+    """Warn when the median box is nearly the whole image."""
+    areas = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)
+    if np.median(areas) > WIDE:
+        warnings.warn(
+            f"half of the boxes cover more than {WIDE:.0%} of their image, so they hardly guide; "
+            "raise guide.threshold or look at the heatmaps",
+            stacklevel=2,
+        )

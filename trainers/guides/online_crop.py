@@ -1,4 +1,4 @@
-"""ContrastiveCrop's boxes without its pass: from the maps of the very views that training looks at (ours)."""
+"""ContrastiveCrop's boxes without its pass: from the maps of the views that training sees anyway (ours)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 
-from dali_views import Batch, RegionTable, SampleIndex
+from dali_views import Batch, RegionTable
 from dali_views.maps.boxes import boxes_from_maps
 
 from .. import config as cfg
 from ..data import training_views
-from ..engine import ranks as distributed
-from ..methods import Method
-from .guide import Guide
-from .image_maps import ImageMaps, ViewMaps
-from .localise import input_size
-from .schedule import boxes_due, warn_if_wide
+from ..engine import ranks
+from .guide import Guide, Training, boxes_due, warn_if_wide
+from .kept_maps import KeptMaps, ViewMaps
 
 __all__ = ["OnlineCrop"]
 
@@ -27,26 +24,21 @@ _CHUNK = 4096  # maps upsampled at a time
 class OnlineCrop(Guide):
     """Puts the maps of all views back where they were cut and reads boxes off the averages.
 
-    The boxes, their threshold and their schedule are ContrastiveCrop's (arXiv 2202.03278), but the network
-    looks at augmented views in training mode, and never at an image for the boxes' sake.
+    Boxes, threshold and schedule are ContrastiveCrop's (arXiv 2202.03278), but the network sees augmented
+    views in training mode, and never an image for the sake of boxes.
     """
 
-    def __init__(
-        self, config: cfg.Config, guide: cfg.OnlineCrop, method: Method, index: SampleIndex,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.guide = guide
-        self.size = input_size(config, guide)
-        # A partner may be shown several times in a batch, and has views of its own elsewhere.
-        self.own = [view.source == "self" for view in training_views(config.views)]
-        backbone = method.backbone
-        self.views = ViewMaps(
-            backbone,
-            guide.layer or backbone.feature_layer,
-            backbone.prefix_tokens,
-            backbone.channels_last_maps,
-        )
-        self.maps = ImageMaps(len(index), guide.map_size, guide.rate, device)
+    config: cfg.OnlineCrop
+
+    def __init__(self, config: cfg.OnlineCrop, training: Training) -> None:
+        super().__init__(config, training)
+        # Not those of a partner, which may occur several times in a batch and has views of its own.
+        self.own = [view.source == "self" for view in training_views(training.views)]
+        net = training.method.backbone
+        layer = config.layer or net.feature_layer
+        self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps)
+        length, device = len(training.index), training.setting.device
+        self.maps = KeptMaps(length, config.map_size, config.rate, device)
 
     def after_step(self, batch: Batch) -> None:
         for number, view in enumerate(self.views.take(len(batch))):
@@ -55,14 +47,15 @@ class OnlineCrop(Guide):
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         self.maps.sync()
-        if not boxes_due(epoch, epochs, self.guide.warmup, self.guide.interval):
+        if not boxes_due(epoch, epochs, self.config):
             return False
+        size = self.config.size or self.training.views.size
         # The maps are equal on all ranks; each reads the boxes of its share.
-        first, step = distributed.rank() * _CHUNK, distributed.world() * _CHUNK
+        first, step = ranks.rank() * _CHUNK, ranks.world() * _CHUNK
         for start in range(first, len(regions), step):
             rows = torch.arange(start, min(start + _CHUNK, len(regions)), device=self.maps.maps.device)
             maps = self.maps.normalised(rows)
-            regions.update(rows, boxes_from_maps(maps, self.guide.threshold, (self.size, self.size)))
+            regions.update(rows, boxes_from_maps(maps, self.config.threshold, (size, size)))
         regions.sync()
         warn_if_wide(regions)
         return True

@@ -1,26 +1,31 @@
-"""Semantic partners: for each image another one of similar content (arXiv 2306.16122).
+"""Semantic partners: for each image another one of similar content (arXiv 2306.16122), and controls.
 
-Of the paper's search only this is known to us: a pre-trained encoder and a measure of similarity choose the
-pairs, without labels. The band of cosines, the single best partner and all numbers here are our choice.
+Of the paper's search we know only this: a pre-trained encoder and a measure of similarity choose the pairs,
+without labels. The band of cosines, the single best partner and all numbers here are our choice.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine import ranks as distributed
+from dali_views.plan import rng
 
-__all__ = ["Partners", "anchor_rows", "find_partners"]
+from ..engine import ranks
+
+__all__ = ["Partners", "find_partners", "label_partners", "precision", "random_partners"]
 
 PAIRS = 10_000_000
 """Random pairs that quantiles of the cosine are estimated from."""
-_BEYOND = 10  # of them that must lie beyond a quantile: its share is then known to about a third
+_BEYOND = 10  # of them must lie beyond a quantile: then its share is known to about a third
+_BUDGET = 2**30  # bytes of a tile
+_STREAM = 0x7061  # separates these random numbers from those of the loader
 
 
 class Partners(NamedTuple):
@@ -42,29 +47,27 @@ def find_partners(
     kind: Literal["absolute", "quantile"] = "absolute",
     anchors: Tensor | None = None,
     chunk: int | None = None,
-    budget: int = 2**30,
     pairs: int = PAIRS,
     seed: int = 0,
     progress: bool = True,
 ) -> Partners:
     """The most similar other image of every anchor among those whose cosine lies inside a band.
 
-    The upper bound leaves (near-)duplicates out. Of equally similar images the first is taken. Features are
+    The upper bound excludes (near-)duplicates. Among equally similar images the first is taken. Features are
     compared in float32, a tile of C anchors and C images at a time: beside them, memory is at most
-    7 C^2 + 16 C D bytes, some 60 bytes per image and, for quantiles, 24 per random pair. Anchors are shared
-    out over the ranks; 2 A N D operations are 6.7e15 for all of ImageNet at D = 2048.
+    7 C^2 + 16 C D bytes, about 60 bytes per image and, for quantiles, 24 per random pair. The ranks share the
+    anchors; 2 A N D operations are 6.7e15 for all of ImageNet at D = 2048.
 
     Args:
         features: (N, D), float of any width and scale, equal on all ranks. A row of zeros has no cosine, so
-            no partner, and is nobody's.
+            it has no partner and is none.
         band: least and greatest cosine, both included.
-        kind: "absolute", cosines; or "quantile", quantiles in [0, 1] of the cosine of two random images, for
-            how large a cosine is hangs on the encoder. 0 and 1 mean no bound. They are estimated from `pairs`
-            random pairs, or exactly from all of them if there are no more, and must have at least 10 pairs
-            beyond them: of ten million, none closer to 0 or 1 than 1e-6.
+        kind: "absolute", cosines; or "quantile", quantiles in [0, 1] of the cosine of two random images,
+            because the range of cosines depends on the encoder. 0 and 1 mean no bound. They are estimated
+            from `pairs` random pairs, or exactly if there are no more, and need at least 10 pairs beyond
+            them: with ten million, none closer to 0 or 1 than 1e-6.
         anchors: (A,) rows to find partners for; default all. The others stay alone.
-        chunk: C; default what the budget allows.
-        budget: bytes for a tile.
+        chunk: C; by default a tile takes 1 GB.
         seed: of the random pairs.
         progress: show a bar on the main rank.
 
@@ -77,20 +80,20 @@ def find_partners(
         raise ValueError(
             f"features should be floats (N, D) of at least 2 images, not {tuple(features.shape)}"
         )
-    wanted = anchor_rows(anchors, n).to(device)
-    chunk = min(n, chunk or _tile(budget, features.shape[1]))
+    wanted = _anchor_rows(anchors, n).to(device)
+    chunk = min(n, chunk or _tile(_BUDGET, features.shape[1]))
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, chunk)):
         raise ValueError("some features are not finite; look for the images or the layer that they come from")
     low, high = _absolute(features, band, kind, pairs, seed, max(1, chunk // 2))
     # Rounding may take the cosine of two equal rows beyond 1.
     least, most = low if low > -1 else -math.inf, high if high < 1 else math.inf
 
-    rank, world = distributed.rank(), distributed.world()
+    rank, world = ranks.rank(), ranks.world()
     mine = wanted[rank::world]
     best = torch.full((len(mine),), -math.inf, device=device)
     found = mine.clone()
     tiles = -(-n // chunk) * -(-len(mine) // chunk)
-    silent = not (progress and distributed.is_main())
+    silent = not (progress and ranks.is_main())
     with tqdm(total=tiles, desc="partners", unit="tile", disable=silent) as bar:
         for first in range(0, n, chunk):
             others = _unit(features[first : first + chunk])
@@ -105,7 +108,7 @@ def find_partners(
                 best[part] = torch.where(better, value, best[part])
                 found[part] = torch.where(better, place + first, found[part])
                 bar.update()
-    rows, found, best = (distributed.gather_rows(each) for each in (mine, found, best))
+    rows, found, best = (ranks.gather_rows(each) for each in (mine, found, best))
     partner = torch.arange(n, device=device)
     partner[rows] = found
     cosine = torch.full((n,), math.nan, device=device)
@@ -125,7 +128,7 @@ def _tile(budget: int, dim: int) -> int:
     return max(1, int((math.sqrt((16 * dim) ** 2 + 28 * budget) - 16 * dim) / 14))
 
 
-def anchor_rows(anchors: Tensor | None, n: int) -> Tensor:
+def _anchor_rows(anchors: Tensor | None, n: int) -> Tensor:
     """(A,) int64 rows to find partners for, all N if none are given; a ValueError if they are not rows."""
     if anchors is None:
         return torch.arange(n)
@@ -170,12 +173,100 @@ def _absolute(
         draw = torch.Generator().manual_seed(seed)
         one = torch.randint(n, (count,), generator=draw)
         other = (one + 1 + torch.randint(n - 1, (count,), generator=draw)) % n
-    share = slice(distributed.rank(), None, distributed.world())
+    share = slice(ranks.rank(), None, ranks.world())
     sides = (torch.split(side[share].to(features.device), chunk) for side in (one, other))
     cosines = [(_unit(features[i]) * _unit(features[j])).sum(dim=1) for i, j in zip(*sides, strict=True)]
-    known = distributed.gather_rows(torch.cat(cosines)).cpu().numpy()
+    known = ranks.gather_rows(torch.cat(cosines)).cpu().numpy()
     known = known[~np.isnan(known)]
     if not len(known):
         raise ValueError("all features are zeros, so their cosines have no quantiles; look at the encoder")
     quantiles = np.quantile(known, (low, high)).clip(-1, 1).tolist()
     return quantiles[0] if low > 0 else -1.0, quantiles[1] if high < 1 else 1.0
+
+
+def random_partners(n: int, seed: int, anchors: Tensor | None = None) -> Tensor:
+    """The control that must hurt: any other image, all equally likely. As `label_partners` with one label.
+
+    Raises:
+        ValueError: fewer than two images, or anchors that are not rows.
+    """
+    if n < 2:
+        raise ValueError(f"partners need at least 2 images, not {n}")
+    return label_partners(torch.zeros(n, dtype=torch.long), seed, anchors)
+
+
+def label_partners(
+    labels: Tensor | NDArray[np.integer[Any]], seed: int, anchors: Tensor | None = None
+) -> Tensor:
+    """The control that knows the answer: any other image of the same label, all equally likely.
+
+    Args:
+        labels: (N,), -1 where unknown.
+        anchors: (A,) rows that get a partner, independent of the other anchors; default all.
+
+    Returns:
+        (N,) int64 on the CPU, a pure function of the arguments; the row itself if its label is unknown or
+        unique.
+
+    Raises:
+        ValueError: anchors that are not rows.
+    """
+    label = torch.as_tensor(labels).cpu().numpy()
+    _, group, sizes = np.unique(label, return_inverse=True, return_counts=True)
+    members = np.argsort(group, kind="stable")  # group by group
+    place = np.empty(len(label), np.int64)
+    place[members] = np.arange(len(label))
+    start, others = (np.cumsum(sizes) - sizes)[group], sizes[group] - 1
+    rows = _anchor_rows(anchors, len(label)).cpu().numpy()
+    rows = rows[(label[rows] >= 0) & (others[rows] > 0)]
+    step = 1 + (rng.uniform(rng.keys(seed, _STREAM, rows), 0) * others[rows]).astype(np.int64)
+    partner = np.arange(len(label))
+    partner[rows] = members[start[rows] + (place[rows] - start[rows] + step) % (others[rows] + 1)]
+    return torch.from_numpy(partner)
+
+
+def precision(
+    partner: Tensor,
+    labels: Tensor | NDArray[np.integer[Any]],
+    cosine: Tensor | None = None,
+    bands: int = 10,
+) -> dict[str, Any]:
+    """How many partners are of the same class: to judge a search, never to train.
+
+    Pairs are images with another image as their partner, where both labels are known.
+
+    Args:
+        partner: (N,), as `find_partners` returns it.
+        labels: (N,), -1 where unknown.
+        cosine: (N,) similarity of the pairs.
+        bands: number of equal parts into which the pairs are sorted by similarity.
+
+    Returns:
+        "precision", the share of pairs with equal labels; "pairs", their number; "chance", that share for
+        random partners of the same images; and with `cosine` "bands", a list of {"low", "high",
+        "precision", "pairs"} by ascending similarity. Unknown values are NaN.
+
+    Raises:
+        ValueError: the arguments have different lengths, or there are no bands.
+    """
+    who, label = partner.cpu(), torch.as_tensor(labels).long().cpu()
+    if bands < 1 or len({len(each) for each in (who, label, cosine) if each is not None}) > 1:
+        raise ValueError("partners, labels and cosines should be of the same images, and bands at least 1")
+    asked = (who != torch.arange(len(who))) & (label >= 0) & (label[who] >= 0)
+    right = (label[who] == label)[asked].double()
+    known = label[label >= 0]
+    alike = (torch.bincount(known)[label[asked]] - 1).double()
+    found: dict[str, Any] = {"precision": float(right.mean()), "pairs": len(right)}
+    found["chance"] = float(alike.mean() / (len(known) - 1)) if len(right) else math.nan
+    if cosine is not None:
+        similarity = cosine.cpu()[asked].double()
+        found["bands"] = [
+            {
+                "low": float(similarity[part[0]]) if len(part) else math.nan,
+                "high": float(similarity[part[-1]]) if len(part) else math.nan,
+                "precision": float(right[part].mean()),
+                "pairs": len(part),
+            }
+            for part in similarity.argsort(stable=True).tensor_split(bands)
+        ]
+    return found

@@ -1,7 +1,7 @@
 """Saliency for scene images (arXiv 2302.11461): pairs from salient regions, losses weighted by saliency.
 
-Of the paper only the abstract is known to us. It names the two uses of the map; everything else here is our
-design: the map, how regions are read off it, how crops are scored and how scores become weights.
+We know only the abstract of the paper. It names the two uses of the map; everything else here is our design:
+the map, how regions are read off it, how crops are scored and how scores become weights.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dali_views import Batch, RegionTable, SampleIndex
+from dali_views import Batch, RegionTable
 from dali_views.maps.boxes import regions_from_maps
 from dali_views.maps.weights import crop_saliency, pair_weights
 
 from .. import config as cfg
 from ..data import training_views
-from ..engine import ranks as distributed
-from ..methods import Method
-from .guide import Guide
-from .image_maps import ImageMaps
-from .localise import input_size, locate
-from .schedule import boxes_due, warn_if_wide
+from ..engine import ranks
+from .encoder_maps import EncoderMaps
+from .guide import Guide, Training, boxes_due, warn_if_wide
+from .kept_maps import KeptMaps
 
 __all__ = ["Saliency"]
 
@@ -34,42 +32,37 @@ PAIRED = 2  # views whose crops are scored: the two global ones
 class Saliency(Guide):
     """A pass at intervals makes a map per image; from it come up to K regions, and the weights of losses.
 
-    A sample's guided views are all cut from one of its regions, drawn in proportion to its mean saliency.
-    The weight of its loss is exp(s1 s2 / temperature) over the batch mean of that, s the mean of the map in
-    the crop of a view.
+    All guided views of a sample are cut from one of its regions, drawn in proportion to its mean saliency.
+    The weight of its loss is exp(s1 s2 / temperature), divided by the batch mean of that; s is the mean of
+    the map inside the crop of a view.
     """
 
-    def __init__(
-        self, config: cfg.Config, guide: cfg.Saliency, method: Method, index: SampleIndex,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.config = config
-        self.guide = guide
-        self.method = method
-        self.index = index
-        self.device = device
-        self.views = training_views(config.views)
-        self.maps = ImageMaps(len(index), guide.map_size, 1.0, device)
+    config: cfg.Saliency
+
+    def __init__(self, config: cfg.Saliency, training: Training) -> None:
+        super().__init__(config, training)
+        self.views = training_views(training.views)
+        self.maps = KeptMaps(len(training.index), config.map_size, 1.0, training.setting.device)
 
     def weights(self, batch: Batch) -> Tensor:
         if not self.passes:
-            return torch.ones(len(batch), device=self.device)
-        temperature = math.inf if self.guide.temperature is None else self.guide.temperature
+            return torch.ones(len(batch), device=self.maps.maps.device)
+        temperature = math.inf if self.config.temperature is None else self.config.temperature
         scores = []
         for number in range(PAIRED):
             rows = batch.partner if self.views[number].source == "partner" else batch.index
             maps = self.maps.normalised(rows)
             scores.append(crop_saliency(maps, batch.crops[:, number], batch.flipped[:, number]))
-        return pair_weights(torch.stack(scores, dim=1), temperature, distributed.all_mean)
+        return pair_weights(torch.stack(scores, dim=1), temperature, ranks.all_mean)
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        guide = self.guide
-        if not boxes_due(epoch, epochs, guide.warmup, guide.interval):
+        how, training = self.config, self.training
+        if not boxes_due(epoch, epochs, how):
             return False
-        size = input_size(self.config, guide)
-        for part in locate(self.config, self.method, self.index, self.device, guide, guide.map):
+        encoder_maps = EncoderMaps(training.setting, training.views, how)
+        for part in encoder_maps.located(training.method, training.index, how.map):
             boxes, weights = regions_from_maps(
-                part.maps, guide.regions, guide.threshold, guide.min_area, size=(size, size)
+                part.maps, how.regions, how.threshold, how.min_area, size=encoder_maps.shape
             )
             regions.update(part.rows, boxes, weights)
             self.maps.put(part.rows, part.maps)

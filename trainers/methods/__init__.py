@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from trainers import config as cfg
 from trainers.data import training_views
 from trainers.encoders.backbones import Backbone, build_backbone, check_sizes
@@ -14,14 +17,29 @@ from .scfs import SCFS
 from .simclr import SimCLR
 from .simsiam import SimSiam
 
-__all__ = ["Method", "build_method", "method_of"]
+__all__ = ["METHODS", "Method", "build_method", "method_of"]
+
+METHODS: dict[str, Callable[[Backbone, Any], Method]] = {
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
+    "scfs": SCFS,
+}
+"""By `method.name`: called with the backbone and the method's section of the configuration."""
+
+
+def build_method(config: cfg.Method, backbone: Backbone) -> Method:
+    """The method of a configuration around a backbone."""
+    return METHODS[config.name](backbone, config)
 
 
 def method_of(config: cfg.Config) -> Method:
     """Encoder and method of a run, with initial weights from torch's global generator.
 
     Raises:
-        ValueError: as by `build_backbone` and `training_views`, or encoder or method do not take the views.
+        ValueError: as `build_backbone` and `training_views`, or encoder or method do not accept the views.
     """
     sizes = [view.size for view in training_views(config.views)]
     backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
@@ -29,20 +47,3 @@ def method_of(config: cfg.Config) -> Method:
     method = build_method(config.method, backbone)
     method.check_views(sizes)
     return method
-
-
-def build_method(config: cfg.Method, backbone: Backbone) -> Method:
-    """The method of a configuration around a backbone."""
-    match config:
-        case cfg.SimCLR():
-            return SimCLR(backbone, config)
-        case cfg.MoCo():
-            return MoCo(backbone, config)
-        case cfg.BYOL():
-            return BYOL(backbone, config)
-        case cfg.SimSiam():
-            return SimSiam(backbone, config)
-        case cfg.SCFS():
-            return SCFS(backbone, config)
-        case cfg.DINO():
-            return DINO(backbone, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -16,16 +18,16 @@ __all__ = ["BYOL", "squared_distance"]
 
 
 def squared_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """|p - z|^2 = 2 - 2 cos(p, z) per row, of vectors (B, D) that are made unit vectors here."""
+    """|p - z|^2 = 2 - 2 cos(p, z) per row of vectors (B, D), which are normalised here."""
     return 2 - 2 * (normalise(prediction) * normalise(target)).sum(dim=1)
 
 
 class BYOL(Method):
     """Online network, predictor and target network; both directions are summed.
 
-    The target starts as a copy of the online network and keeps a share of itself at each step that goes
-    from `momentum` to `final_momentum` by half a cosine (section 3.2). Every view is a batch of its own to
-    batch norm, as published; the target's batch norm computes its own statistics.
+    The target starts as a copy of the online network; the share of itself that it keeps at each step goes
+    from `momentum` to `final_momentum` by half a cosine (section 3.2). Batch norm sees each view as its own
+    batch, as published; the target's batch norm computes its own statistics.
     """
 
     def __init__(self, backbone: Backbone, config: cfg.BYOL) -> None:
@@ -57,5 +59,4 @@ class BYOL(Method):
 
     @torch.no_grad()
     def _targets(self, view: Tensor) -> Tensor:
-        projected: Tensor = self.target_projector(self.target_backbone(view))
-        return projected
+        return cast(Tensor, self.target_projector(self.target_backbone(view)))

@@ -21,7 +21,7 @@ GLOBAL = 2  # views that the teacher sees
 
 
 def cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
-    """-sum over k of softmax(teacher)_k log softmax(student)_k, of logits (..., K) over the temperatures."""
+    """-sum over k of softmax(teacher)_k log softmax(student)_k, from logits (..., K) over temperatures."""
     return -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)
 
 
@@ -38,7 +38,7 @@ def across_views(teacher: Tensor, student: Tensor) -> Tensor:
         student: logits (V, B, K) over the temperature, of all views.
 
     Returns:
-        Losses (B,), the mean over T * (V - 1) pairs.
+        Losses (B,), means over T * (V - 1) pairs.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         pairs = -torch.einsum("tbk,vbk->tvb", teacher.softmax(dim=-1), student.log_softmax(dim=-1))
@@ -49,8 +49,8 @@ def across_views(teacher: Tensor, student: Tensor) -> Tensor:
 class DINO(Method):
     """Student, teacher, centre and sharpening, with two global and any number of local views.
 
-    The teacher's temperature warms up epoch by epoch, its momentum follows half a cosine step by step, the
-    prototypes get no gradient in the first epoch (appendix A and the public code). The teacher is the
+    The teacher's temperature warms up epoch by epoch, its momentum follows half a cosine step by step, and
+    the prototypes get no gradient in the first epoch (appendix A and the public code). The teacher is the
     encoder to evaluate.
     """
 
@@ -65,7 +65,7 @@ class DINO(Method):
         self.teacher_head = momentum_copy(self.head)
         self.centre = Centre(prototypes, config.centre_momentum)
         self.config = config
-        # A tensor and not a number, for a compiled forward pass is made anew when a number changes.
+        # A tensor, because a change of a number would recompile the forward pass.
         self.register_buffer("temperature", torch.tensor(config.teacher_temperature), persistent=False)
 
     def check_views(self, sizes: Sequence[int]) -> None:
@@ -107,7 +107,7 @@ class DINO(Method):
     def final_loss(self, teacher: Tensor, student: Tensor, samples: int) -> Tensor:
         """Losses (B,) of B samples from logits of the global views (2B, K) and of all views (V * B, K)."""
         targets = self.centre(teacher) / self.temperature
-        # Where all images fall to one prototype, or to all alike, the unit vectors need not tell.
+        # Not unit vectors: they do not show when all images belong to one prototype, or equally to all.
         self.embedding = targets[:samples].softmax(dim=1)
         logits = student / self.config.student_temperature
         return across_views(per_view(targets, samples), per_view(logits, samples))
@@ -128,6 +128,6 @@ class DINO(Method):
 
 
 def global_and_local(views: list[Tensor]) -> list[Tensor]:
-    """The global views as one batch (2B, ...), and the local ones, if there are any, as another."""
+    """The global views as one batch (2B, ...), and local ones, if any, as another."""
     kinds = [views[:GLOBAL], views[GLOBAL:]] if len(views) > GLOBAL else [views]
     return [torch.cat(kind) for kind in kinds]

@@ -1,4 +1,4 @@
-"""What sits between backbone and loss: projectors, predictors, prototypes, unit vectors."""
+"""Between backbone and loss: projectors, predictors, prototypes, unit vectors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequent
     """Linear, optional batch norm, ReLU, Linear: projectors, and the predictors of BYOL and SimSiam.
 
     Args:
-        dim: width of the input.
-        hidden: hidden width; None: `dim`; 0: a single linear layer.
-        output: width of the embedding.
-        bn: batch norm after the hidden layer (SimCLR, BYOL, SimSiam); without it, MoCo v2's and
-            ContrastiveCrop's head.
+        dim, hidden, output: widths; `hidden` None: `dim`; 0: a single linear layer.
+        bn: batch norm after the hidden layer (SimCLR, BYOL, SimSiam; not MoCo v2 and ContrastiveCrop).
     """
     if hidden == 0:
         return nn.Sequential(nn.Linear(dim, output))
@@ -30,7 +27,7 @@ def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequent
 
 
 def simsiam_projector(dim: int, hidden: int, output: int) -> nn.Sequential:
-    """Three times Linear and batch norm, ReLU between; the last norm has no scale and no shift."""
+    """Three times Linear and batch norm, with ReLU between; the last norm has no scale and no shift."""
     layers: list[nn.Module] = []
     for wide, narrow in ((dim, hidden), (hidden, hidden)):
         layers += [nn.Linear(wide, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
@@ -40,7 +37,7 @@ def simsiam_projector(dim: int, hidden: int, output: int) -> nn.Sequential:
 class PrototypeHead(nn.Module):
     """DINO's head: three linear layers with GELU, a unit vector, its cosines with the prototypes.
 
-    Normalising the prototypes is weight norm with its lengths fixed at 1 (the code's norm_last_layer).
+    Normalised prototypes are weight norm with lengths fixed at 1 (the code's norm_last_layer).
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, bn: bool = False) -> None:
@@ -57,7 +54,7 @@ class PrototypeHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, dim) -> logits (B, prototypes), float32, of a product in the run's precision."""
+        """Features (B, dim) -> logits (B, prototypes), float32; the product is in the run's precision."""
         return full(F.linear(normalise(self.mlp(features)), F.normalize(self.last_layer.weight, dim=1)))
 
 

@@ -1,58 +1,59 @@
-"""What every method is: a loss together with the networks it trains."""
+"""The interface of all methods: a loss together with the networks that it trains."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from trainers.encoders.backbones import Backbone
 from trainers.engine.schedules import Clock
 
-__all__ = ["Method"]
+__all__ = ["Method", "are_kin", "log_ratio"]
 
 
 class Method(nn.Module, ABC):
     """A loss and its networks.
 
-    Around every optimiser step the loop calls `before_step`, `forward`, whose losses it weighs, averages and
-    differentiates, `after_backward`, the optimiser, and `after_step`.
+    Around every optimiser step the loop calls `before_step`, `forward` (the loop weights the losses, averages
+    and differentiates them), `after_backward`, the optimiser, and `after_step`.
     """
 
     backbone: Backbone
     """The encoder that learns by gradient."""
     embedding: Tensor
-    """(B, D) what the loss compared last, of the first view, without gradient: to tell a collapse by.
-    Projections; of DINO, the teacher's distributions over the prototypes."""
+    """(B, D) what the last loss compared, of the first view, without gradient; shows a collapse. Projections,
+    or for DINO the teacher's distributions over the prototypes."""
     sync_bn: bool = True
-    """Whether batch norm is to be computed over all processes; false where that would leak the answer."""
+    """Whether batch norm is computed over all processes; False where that would reveal the answer."""
+    split_bn: int = 0
+    """Groups of batch norm into which the batch of each process must divide; 0: none."""
     constant_lr: tuple[str, ...] = ()
     """Submodules whose learning rate ignores the schedule."""
 
     @abstractmethod
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        """Losses per sample (B,), float32, of views (B, 3, S, S) of the same B samples.
+        """Losses per sample (B,), float32, from views (B, 3, S, S) of the same B samples.
 
-        `kin` (B, 2), if given, holds every sample's own number and its semantic partner's: methods with
-        negatives leave those out that are the same image or a partner. The others have no use for it.
+        `kin` (B, 2), if given, holds the number of each sample and of its semantic partner: methods with
+        negatives leave out those that show the same image or a partner. Other methods ignore it.
         """
 
     @abstractmethod
     def alignment(self, images: Tensor, other: Tensor) -> Tensor:
         """How well (B,) images (B, 3, S, S) agree with another view of them, by what the method compares.
 
-        Greater is better; gradients flow through `images` and the encoder that learns alone. Where the
-        method has negatives, those are the other images of the batch (ContraCAM, arXiv 2108.00049).
+        Greater is better; gradients flow only through `images` and the encoder that learns. If the method
+        has negatives, they are the other images of the batch (ContraCAM, arXiv 2108.00049).
         """
 
     def check_views(self, sizes: Sequence[int]) -> None:
-        """See that views of so many pixels along each side are what the method compares; by default, two.
-
-        The trainer asks before it looks at any image.
+        """Check the number of views and their sides in pixels; called before any image is read.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the method does not compare such views; by default it compares two.
         """
         if len(sizes) != 2:
             name = type(self).__name__
@@ -61,7 +62,7 @@ class Method(nn.Module, ABC):
             )
 
     def checked(self, views: list[Tensor]) -> list[Tensor]:
-        """The views (B, 3, S, S) as they are, once `check_views` has found nothing."""
+        """The views (B, 3, S, S) unchanged, after `check_views`."""
         self.check_views([view.shape[-1] for view in views])
         return views
 
@@ -69,7 +70,7 @@ class Method(nn.Module, ABC):
         """Called before the forward pass: temperatures, shuffles."""
 
     def after_backward(self, clock: Clock) -> None:
-        """Called when the gradients are there: what must not learn yet."""
+        """Called when gradients are computed: removes those of what must not learn yet."""
 
     def after_step(self, clock: Clock) -> None:
         """Called after the optimiser's step: momentum networks, queues, centres."""
@@ -78,3 +79,24 @@ class Method(nn.Module, ABC):
     def encoder(self) -> Backbone:
         """The network to evaluate, to localise with and to export."""
         return self.backbone
+
+
+def are_kin(mine: Tensor, others: Tensor) -> Tensor:
+    """(B, N): whether samples (B, 2) and others (N, 2), both number and partner, show the same image.
+
+    Two samples with one partner are kin, because the second views of both show it.
+    """
+    number, partner = mine[:, :1], mine[:, 1:]
+    either = (number == others[:, 0]) | (partner == others[:, 0])
+    return either | (number == others[:, 1]) | (partner == others[:, 1])
+
+
+def log_ratio(query: Tensor, key: Tensor) -> Tensor:
+    """ContraCAM's score (B,): q.k - log of the sum over the other rows m of exp(q.q_m), unit rows (B, D).
+
+    Equation 2 of arXiv 2108.00049, without a temperature; the other rows give no gradient (our choice).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        others = query @ query.detach().T
+        itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
+        return (query * key).sum(dim=1) - others.masked_fill(itself, -torch.inf).logsumexp(dim=1)

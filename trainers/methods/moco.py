@@ -8,12 +8,11 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine import ranks as distributed
+from trainers.engine import ranks
 from trainers.engine.schedules import Clock
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method
+from trainers.methods.method import Method, are_kin, log_ratio
 from trainers.methods.momentum import ema_update, momentum_copy
-from trainers.methods.negatives import are_kin, log_ratio
 from trainers.methods.split_bn import split_batch_norm
 
 __all__ = ["MoCo", "info_nce"]
@@ -27,7 +26,6 @@ def info_nce(
     Args:
         query, key: rows of length 1 (B, D); gradients flow through the query.
         queue: negatives of length 1 (K, D).
-        temperature: T.
         excluded: bool (B, K), entries of the queue that are no negatives of a query.
 
     Returns:
@@ -46,9 +44,9 @@ def info_nce(
 class MoCo(Method):
     """Query and key encoder, queue, and InfoNCE.
 
-    Keys are encoded in shuffled order (over all ranks, or over the groups of split batch norm), so that
-    the statistics of batch norm do not give the positive away. The shuffle is a pure function of the step.
-    With `symmetric`, the two directions are added, as in the authors' CIFAR demo.
+    Keys are encoded in shuffled order (over all ranks, or over the groups of split batch norm), so that the
+    statistics of batch norm do not reveal the positive. The shuffle is a pure function of the step. With
+    `symmetric`, the two directions are added, as in the authors' CIFAR demo.
     """
 
     sync_bn = False  # shuffling works because each process has its own statistics
@@ -72,12 +70,12 @@ class MoCo(Method):
         self.register_buffer("queue", normalise(torch.randn(config.queue, config.output_dim)))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.step = 0
-        # Whose keys they are: number and partner, -1 where nobody told.
+        # Number and partner of the sample of each key, -1 where unknown.
         self.register_buffer("queue_kin", torch.full((config.queue, 2), -1))
         self._fresh: list[tuple[Tensor, Tensor]] = []
 
     def before_step(self, clock: Clock) -> None:
-        self.step = clock.step  # on which the shuffles hang
+        self.step = clock.step  # seeds the shuffles
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
         first, second = self.checked(views)
@@ -101,11 +99,10 @@ class MoCo(Method):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, kin: Tensor | None = None) -> None:
-        """Overwrite the oldest entries by `keys` (n, D) of all ranks, note whose they are by `kin` (n, 2);
-        n need not divide the queue."""
+        """Overwrite the oldest entries by `keys` (n, D) of all ranks, with their `kin` (n, 2); any n."""
         size, kept = len(self.queue), keys[-len(self.queue) :]
         start = self.pointer + len(keys) - len(kept)
-        # The place is computed on the device: reading the pointer would make the CPU wait for the GPU.
+        # Computed on the device: to read the pointer, the CPU would wait for the GPU.
         place = (start + torch.arange(len(kept), device=keys.device)) % size
         self.queue[place] = kept
         self.queue_kin[place] = -1 if kin is None else kin[-size:]
@@ -118,20 +115,20 @@ class MoCo(Method):
         keys = self._keys(key_view, 2 * self.step + direction)
         if self.training:
             unknown = torch.full((len(keys), 2), -1, device=keys.device)
-            self._fresh.append((keys, unknown if kin is None else distributed.gather(kin)))
-        start = distributed.rank() * len(query)
+            self._fresh.append((keys, unknown if kin is None else ranks.gather(kin)))
+        start = ranks.rank() * len(query)
         excluded = None if kin is None else are_kin(kin, self.queue_kin)
         return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature, excluded)
 
     @torch.no_grad()
     def _keys(self, images: Tensor, seed: int) -> Tensor:
         """Keys of all ranks in rank order (world * B, D), each encoded in a batch mixed over the ranks."""
-        if distributed.world() == 1 and not self.split_bn:
+        if ranks.world() == 1 and not self.split_bn:
             return normalise(self.key_projector(self.key_backbone(images)))
-        everything = distributed.gather(images)
-        start, rows = distributed.rank() * len(images), len(images)
+        everything = ranks.gather(images)
+        start, rows = ranks.rank() * len(images), len(images)
         # Equal on all ranks without communication, and again after a resume.
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
         mixed = everything[order[start : start + rows].to(images.device)]
-        keys = distributed.gather(normalise(self.key_projector(self.key_backbone(mixed))))
+        keys = ranks.gather(normalise(self.key_projector(self.key_backbone(mixed))))
         return keys[torch.argsort(order).to(images.device)]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainers.engine import ranks as distributed
+from trainers.engine import ranks
 
 __all__ = ["Centre", "ema_update", "momentum_copy"]
 
@@ -16,7 +16,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def momentum_copy(net: Net) -> Net:
-    """A deep copy without gradients; its buffers (running statistics) are its own from now on."""
+    """A deep copy without gradients, with its own buffers (running statistics)."""
     follower = copy.deepcopy(net)
     follower.requires_grad_(False)
     return follower
@@ -33,8 +33,8 @@ def ema_update(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
 class Centre(nn.Module):
     """The running mean of a teacher's outputs over all ranks, subtracted from them (DINO, arXiv 2104.14294).
 
-    Outputs are noted in the forward pass and move the centre after the step, so that a loss is a function
-    of the state before it.
+    The outputs of the forward pass move the centre after the step, so that a loss depends only on the state
+    before it.
     """
 
     value: Tensor
@@ -52,7 +52,7 @@ class Centre(nn.Module):
         return outputs - self.value
 
     def update(self) -> None:
-        """Move by the outputs noted last: c = momentum * c + (1 - momentum) * their mean."""
+        """Move by the last outputs: c = momentum * c + (1 - momentum) * their mean."""
         if self._noted is not None:
-            self.value.lerp_(distributed.all_mean(self._noted), 1 - self.momentum)
+            self.value.lerp_(ranks.all_mean(self._noted), 1 - self.momentum)
             self._noted = None

@@ -8,19 +8,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dali_views.maps.heatmap import feature_grid
+from dali_views.maps.tap import FeatureTap
 from trainers import config as cfg
-from trainers.encoders.backbones import Backbone
+from trainers.encoders.backbones import Backbone, look
 from trainers.engine.schedules import Clock, cosine
 from trainers.methods.dino import DINO, GLOBAL, across_views, cross_entropy, global_and_local, per_view
 from trainers.methods.heads import normalise
 from trainers.methods.momentum import Centre, ema_update, momentum_copy
-from trainers.methods.stages import Stages
 
-__all__ = ["SCFS", "LayerHead", "feature_search"]
+__all__ = ["SCFS", "LayerHead", "Stages", "feature_search"]
 
 
 def feature_search(queries: Tensor, features: Tensor) -> Tensor:
-    """Feature maps weighted by where they look like a query (section 3.2): A * F, A = cos(q, F[h, w]).
+    """Feature maps weighted by their similarity with a query (section 3.2): A * F, A = cos(q, F[h, w]).
 
     A plain cosine: no softmax, no temperature, no threshold.
 
@@ -38,9 +39,9 @@ def feature_search(queries: Tensor, features: Tensor) -> Tensor:
 
 
 class LayerHead(nn.Module):
-    """Residual bottleneck, average pooling and a projector; the unit vectors that come out are logits.
+    """Residual bottleneck, average pooling and a projector: maps (N, C, h, w) -> unit vectors (N, output).
 
-    Maps (N, C, h, w) -> (N, output). Widths are the public code's.
+    The unit vectors are logits. Widths are the public code's.
     """
 
     def __init__(self, channels: int, bottleneck: int, hidden: int, output: int) -> None:
@@ -68,12 +69,53 @@ class LayerHead(nn.Module):
         return normalise(self.projector(pooled))
 
 
+class Stages:
+    """A backbone that also returns the maps of some layers.
+
+    Not a module: the owner of the backbone keeps its parameters. Hooks are copied with a network, so make a
+    momentum copy before.
+
+    Args:
+        layers: dotted names of layers; each gives a map (B, C, h, w), or tokens (B, T, C) in row order
+            after the class and register tokens, which are dropped.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
+        self.backbone = backbone
+        self.taps = [FeatureTap(backbone, layer) for layer in layers]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 3, S, S) -> pooled features (B, dim) and a map (B, C, h, w) per layer."""
+        pooled = self.backbone(images)
+        return pooled, [self._as_map(tap) for tap in self.taps]
+
+    def channels(self) -> list[int]:
+        """Channels C of each layer's map, measured on one empty image."""
+        # Transformers accept only the size that they are made for; for others a small image is quicker.
+        net = self.backbone
+        fixed = hasattr(net, "class_token") or hasattr(net, "cls_token") or net.channels_last_maps
+        size = int(getattr(net, "default_cfg", {}).get("input_size", (224,))[-1]) if fixed else 64
+        look(net, size)
+        return [self._as_map(tap).shape[1] for tap in self.taps]
+
+    def _as_map(self, tap: FeatureTap) -> Tensor:
+        net = self.backbone
+        try:
+            return feature_grid(tap.features, net.prefix_tokens, channels_last=net.channels_last_maps)
+        except ValueError as error:
+            told = f"{error}".rstrip(".")
+            raise ValueError(f"layer {tap.layer}: {told}; name other layers by method.layers") from None
+
+
 class SCFS(DINO):
     """DINO's loss plus one loss per searched layer, all of weight 1 (section 3.3 and the public code).
 
     A layer's loss is the mean of two: the global views against each other, centred, and every local crop
-    against what it found in the teacher's map of the first global view, not centred. The local crops are
-    one batch to the heads' batch norm, the global views another (our choice).
+    against what it found in the teacher's map of the first global view, not centred. Batch norm of the heads
+    sees the local crops as one batch, the global views as another (our choice).
     """
 
     def __init__(self, backbone: Backbone, config: cfg.SCFS) -> None:
@@ -84,7 +126,7 @@ class SCFS(DINO):
                 f"no stages of {type(backbone).__name__} are known; "
                 "name the layers to search by method.layers"
             )
-        # After DINO has made its copies, which would copy hooks too.
+        # After DINO has made its copies, because hooks are copied too.
         self._student, self._teacher = (Stages(net, layers) for net in (backbone, self.teacher_backbone))
         widths = config.layer_bottleneck, config.layer_hidden, config.layer_output
         self.layer_heads = nn.ModuleList(LayerHead(count, *widths) for count in self._student.channels())

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine import ranks as distributed
+from trainers.engine import ranks
 from trainers.methods.heads import normalise, projector
-from trainers.methods.method import Method
-from trainers.methods.negatives import are_kin, log_ratio
+from trainers.methods.method import Method, are_kin, log_ratio
 
 __all__ = ["SimCLR", "nt_xent"]
 
@@ -25,23 +24,22 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, kin: Tensor | Non
 
     Args:
         first, second: embeddings (B, D) of the two views; B equal on all ranks.
-        temperature: T.
-        kin: (B, 2) number and partner of every sample; those of one image or its partner are no negatives
-            of each other. Absent: all are.
+        kin: (B, 2) number and partner of every sample: the same image or a partner is no negative, see
+            `are_kin`. Absent: all others are negatives.
 
     Returns:
         Losses (B,) of this rank's samples; their mean over ranks is the loss of the joined batch.
     """
     with torch.autocast(first.device.type, enabled=False):
         own = torch.stack([normalise(first), normalise(second)], dim=1)  # (B, view, D)
-        others = distributed.gather_with_grad(own).flatten(0, 1)  # sample i's views at 2i and 2i + 1
+        others = ranks.gather_with_grad(own).flatten(0, 1)  # sample i's views at 2i and 2i + 1
         logits = own.flatten(0, 1) @ others.T / temperature
         row = torch.arange(len(logits), device=logits.device)
-        column = row + distributed.rank() * len(logits)
+        column = row + ranks.rank() * len(logits)
         itself = column[:, None] == torch.arange(len(others), device=logits.device)
         logits = logits.masked_fill(itself, -torch.inf)
         if kin is not None:
-            related = are_kin(kin, distributed.gather(kin)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+            related = are_kin(kin, ranks.gather(kin)).repeat_interleave(2, 0).repeat_interleave(2, 1)
             own_pair = column[:, None] // 2 == torch.arange(len(others), device=logits.device) // 2
             logits = logits.masked_fill(related & ~own_pair, -torch.inf)
         losses = F.cross_entropy(logits, column ^ 1, reduction="none")
@@ -59,7 +57,7 @@ class SimCLR(Method):
         self.loss_scale = config.loss_scale
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        # One pass over both views, so that batch norm sees them together.
+        # One pass over both views: batch norm sees them together.
         first, second = self.projector(self.backbone(torch.cat(self.checked(views)))).chunk(2)
         self.embedding = first.detach()
         return self.loss_scale * nt_xent(first, second, self.temperature, kin)

@@ -13,15 +13,15 @@ __all__ = ["SimSiam", "negative_cosine"]
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """-cos(p, z) per row, of vectors (B, D) that are made unit vectors here."""
+    """-cos(p, z) per row of vectors (B, D), which are normalised here."""
     return -(normalise(prediction) * normalise(target)).sum(dim=1)
 
 
 class SimSiam(Method):
     """Backbone, projector of three layers and predictor; the mean of both directions.
 
-    The predictor's learning rate stays at its peak (section 4, "fix lr"). Every view is a batch of its own
-    to batch norm, as published.
+    The predictor's learning rate stays at its peak (section 4, "fix lr"). Batch norm sees each view as its
+    own batch, as published.
     """
 
     constant_lr = ("predictor",)
@@ -46,5 +46,5 @@ class SimSiam(Method):
         return -negative_cosine(self.predictor(z), target.detach())
 
     def target(self, z: Tensor) -> Tensor:
-        """What a prediction is compared with: the projection without gradient, or all would collapse."""
+        """The target of a prediction: the projection without gradient, which prevents a collapse."""
         return z.detach()

@@ -12,10 +12,10 @@ __all__ = ["SplitBatchNorm2d", "joined_batch_norm", "split_batch_norm"]
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm in groups of consecutive samples, as if each group sat on its own GPU.
+    """Batch norm in groups of consecutive samples, as if each group were on its own GPU.
 
-    For MoCo on one GPU (the authors' CIFAR demo): statistics over the whole batch would let the network
-    recognise the positive key. Running statistics are the mean over the groups.
+    For MoCo on one GPU (the authors' CIFAR demo): statistics over the whole batch would reveal the positive
+    key to the network. Running statistics are the mean over the groups.
 
     Raises:
         ValueError: in training, when the batch does not divide into `splits` groups.
@@ -45,24 +45,25 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return output
 
 
-def joined_batch_norm(module: nn.Module) -> None:
-    """Undo `split_batch_norm` in place, for whoever learns from an encoder without negatives."""
-    for name, child in module.named_children():
-        if isinstance(child, SplitBatchNorm2d):
-            joined = nn.BatchNorm2d(child.num_features, child.eps, child.rate)
-            joined.load_state_dict(child.state_dict())
-            setattr(module, name, joined)
-        else:
-            joined_batch_norm(child)
-
-
 def split_batch_norm(module: nn.Module, splits: int) -> None:
     """Replace every BatchNorm2d inside `module` by a SplitBatchNorm2d with the same parameters, in place."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             rate = 0.1 if child.momentum is None else child.momentum
-            split = SplitBatchNorm2d(child.num_features, splits, child.eps, rate)
-            split.load_state_dict(child.state_dict())
-            setattr(module, name, split)
+            _replace(module, name, SplitBatchNorm2d(child.num_features, splits, child.eps, rate))
         else:
             split_batch_norm(child, splits)
+
+
+def joined_batch_norm(module: nn.Module) -> None:
+    """Undo `split_batch_norm` in place, for training without negatives."""
+    for name, child in module.named_children():
+        if isinstance(child, SplitBatchNorm2d):
+            _replace(module, name, nn.BatchNorm2d(child.num_features, child.eps, child.rate))
+        else:
+            joined_batch_norm(child)
+
+
+def _replace(module: nn.Module, name: str, norm: nn.Module) -> None:
+    norm.load_state_dict(module.get_submodule(name).state_dict())
+    setattr(module, name, norm)

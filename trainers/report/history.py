@@ -32,8 +32,7 @@ from dali_views.tools import sample
 from dali_views.tools.page import jpeg
 from dali_views.tools.sample import Outline, Picture
 
-from ..evaluate.localisation import Localised
-from ..guides.health import heaviest
+from ..evaluate.box_scores import Localised, heaviest
 from . import HISTORY
 
 __all__ = ["History", "Lines", "followed", "keep_until", "lines_of", "passes", "recorded"]

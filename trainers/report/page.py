@@ -20,7 +20,7 @@ from dali_views.system.files import atomic_write
 from dali_views.tools.page import render
 
 from ..config import file as config_file
-from ..guides.schedule import outlook
+from ..guides.guide import outlook
 from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE, history
 from .curves import CHARTS, Curve, curves_of, draw
 

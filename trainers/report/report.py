@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from .. import config as cfg
 from ..config import file as config_file
 from ..data import DataSets
 from ..engine import ranks
-from ..evaluate import Evaluation
-from ..guides.health import box_areas, health
+from ..evaluate.box_scores import box_areas, health
 from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, history, page
 from .measures import Collapse, Throughput
+
+if TYPE_CHECKING:
+    from ..evaluate.evaluator import Evaluation
 
 WANDB_ID = "wandb_id.txt"  # in a run's folder: under this identifier a resumed run continues there
 _COLUMNS = {

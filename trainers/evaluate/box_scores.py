@@ -1,4 +1,4 @@
-"""How well one predicted box per image finds the true objects."""
+"""Scores of boxes: how well one box per image finds the true objects, and the health of a region table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dali_views import SampleIndex
+from dali_views import RegionTable, SampleIndex
 from dali_views.maps.coordinates import iou
+from dali_views.regions import Snapshot
 
 __all__ = [
     "CENTRE",
@@ -22,6 +23,9 @@ __all__ = [
     "Truth",
     "best_overlap",
     "best_threshold",
+    "box_areas",
+    "health",
+    "heaviest",
     "localisation",
     "reference",
     "spread_rows",
@@ -61,14 +65,22 @@ class Localised:
 
 def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: Truth) -> npt.NDArray[np.float64]:
     """(N,) IoU of boxes (N, 4) with the best-matching true box of each image, NaN where it has none."""
-    truths = [index.truth(i) for i in range(len(index))]
-    counts = np.array([len(true) for true in truths], dtype=np.int64)
+    counts, _, overlaps = _overlaps(boxes, index)
     best = np.full(len(index), np.nan)
     if counts.any():
-        true = torch.from_numpy(np.concatenate(truths))
-        overlaps = iou(torch.from_numpy(boxes.repeat(counts, 0)), true).double().numpy()
         best[counts > 0] = np.maximum.reduceat(overlaps, (counts.cumsum() - counts)[counts > 0])
     return best
+
+
+def _overlaps(boxes: npt.NDArray[Any], index: Truth) -> tuple[npt.NDArray[Any], ...]:
+    """(N,) counts of true boxes, and all of them, (T, 4), with their IoU (T,) with the box of their image."""
+    truths = [index.truth(i) for i in range(len(index))]
+    counts = np.array([len(true) for true in truths], dtype=np.int64)
+    if not counts.any():
+        return counts, np.zeros((0, 4)), np.zeros(0)
+    true = np.concatenate(truths)
+    found = iou(torch.from_numpy(boxes.repeat(counts, 0)), torch.from_numpy(true))
+    return counts, true, found.double().numpy()
 
 
 def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
@@ -91,12 +103,9 @@ def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
     predicted = np.asarray(boxes, dtype=np.float64)
     if predicted.shape != (len(index), 4):
         raise ValueError(f"boxes should have shape ({len(index)}, 4), one per image, not {predicted.shape}")
-    truths = [index.truth(i) for i in range(len(index))]
-    counts = np.array([len(true) for true in truths], dtype=np.int64)
-    if not counts.sum():
+    counts, true, overlaps = _overlaps(predicted, index)
+    if not counts.any():
         return {"images": 0, "iou_best": np.nan, "iou_largest": np.nan, "corloc": np.nan}
-    true = np.concatenate(truths)
-    overlaps = iou(torch.from_numpy(predicted.repeat(counts, 0)), torch.from_numpy(true)).double().numpy()
     areas = np.prod(true[:, 2:] - true[:, :2], axis=1)
     starts = (counts.cumsum() - counts)[counts > 0]
     best = np.maximum.reduceat(overlaps, starts)
@@ -114,15 +123,15 @@ def best_threshold(
 ) -> dict[str, float]:
     """Scores at the threshold of greatest mean IoU: what a map is worth, whatever threshold a guide has.
 
-    As MaxBoxAcc (Choe et al., arXiv 2001.07437), the true boxes choose the threshold, so that maps of unlike
-    range compare; a guide, which may not look, does no better.
+    As in MaxBoxAcc (Choe et al., arXiv 2001.07437), the true boxes choose the threshold, so that maps of
+    different ranges compare; it is an upper bound for a guide, which does not see true boxes.
 
     Args:
         boxes: (T, N, 4), those of N images at each threshold.
 
     Returns:
-        As of `localisation`, and with "threshold", the one chosen, and "area", the median share of the image
-        that its boxes cover.
+        As `localisation`, with "threshold", the chosen one, and "area", the median share of the image that
+        its boxes cover.
     """
     scores = [localisation(each, index) for each in boxes]
     best = int(np.argmax([score["iou_best"] for score in scores]))
@@ -131,10 +140,10 @@ def best_threshold(
 
 
 def reference(index: Truth) -> dict[str, dict[str, float]]:
-    """Scores of three boxes that look at nothing.
+    """Scores of three boxes that do not depend on the image.
 
     "centre" is the centre half, "whole" the whole image, and "random" a crop of 0.2 to 1 of the area and of
-    ratio 3/4 to 4/3 in a place at random, another for each image.
+    ratio 3/4 to 4/3 at a random place, drawn for each image.
     """
     n, draw = len(index), np.random.default_rng(0)
     area, ratio = draw.uniform(0.2, 1, n), np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), n))
@@ -146,3 +155,66 @@ def reference(index: Truth) -> dict[str, dict[str, float]]:
         "random": np.concatenate([start, start + shape], axis=1),
     }
     return {name: localisation(box, index) for name, box in boxes.items()}
+
+
+def box_areas(regions: RegionTable) -> npt.NDArray[np.float32]:
+    """(N,) share of the image that the box of greatest weight covers."""
+    best = heaviest(regions)
+    return np.asarray(np.prod(best[:, 2:] - best[:, :2], axis=1), np.float32)
+
+
+def heaviest(regions: RegionTable, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
+    """(R, 4) the box of greatest weight of each of R rows, by default of all."""
+    rows = np.arange(len(regions)) if rows is None else rows
+    return np.asarray(regions.boxes[rows, regions.weights[rows].argmax(1)])
+
+
+def health(regions: RegionTable, before: Snapshot, index: SampleIndex) -> dict[str, float]:
+    """Measures of a region table that a guide has just written: whether it still guides.
+
+    Args:
+        before: the table as it was before.
+        index: its samples.
+
+    Returns:
+        area_low, area_median, area_high: quantiles (0.1, 0.5, 0.9) of the boxes' shares of their images;
+            a median above 0.9 hardly guides.
+        moved: mean of 1 - IoU of old and new boxes, over rows that had boxes; absent if none had.
+        whole: share of boxes that are the whole image, which is what a map without contrast gives.
+        weight_entropy: mean entropy of a row's weights over log K; 1: all regions alike, 0: one in use.
+        stale: mean number of epochs since a row was last written, over the rows that ever were.
+        paired: share of samples with another sample as partner. All other measures need boxes.
+        iou, corloc: of the boxes of greatest weight, which crops are drawn from, with the best-matching true
+            ones, if the index has some (5,000 samples, evenly spread).
+    """
+    paired = float((regions.partner != np.arange(len(regions))).mean())
+    if not regions.written.any():  # only partners are written
+        return {"paired": paired}
+    areas = box_areas(regions)
+    low, median, high = np.quantile(areas, [0.1, 0.5, 0.9])
+    old = before.written
+    moved = 1 - iou(torch.from_numpy(regions.boxes[old, 0]), torch.from_numpy(before.boxes[old, 0]))
+    written = regions.written_epoch >= 0
+    found = {
+        "area_low": low,
+        "area_median": median,
+        "area_high": high,
+        "moved": float(moved.mean()) if old.any() else np.nan,
+        "whole": float((areas > 1 - 1e-6).mean()),
+        "weight_entropy": _entropy(regions.weights),
+        "stale": float((regions.epoch - regions.written_epoch[written]).mean()) if written.any() else np.nan,
+        "paired": paired,
+    }
+    if len(index.boxes):
+        rows = spread_rows(len(index))
+        placed = localisation(heaviest(regions, rows), index.subset(rows))
+        found |= {"iou": placed["iou_best"], "corloc": placed["corloc"]}
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def _entropy(weights: npt.NDArray[np.float32]) -> float:
+    if weights.shape[1] == 1:
+        return 0.0
+    shares = weights / weights.sum(1, keepdims=True)
+    terms = np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1)), 0)
+    return float(-terms.sum(1).mean() / np.log(weights.shape[1]))

@@ -1,25 +1,25 @@
-"""Which encoder is evaluated: the one of a checkpoint, or one of two that any training must beat."""
+"""A trained run: its configuration and checkpoint, its method, its encoder or a baseline beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .. import config as cfg
-from ..config import file as config_file
-from ..encoders.backbones import Backbone
-from ..engine import checkpoint
-from ..methods import Method, method_of
+from . import config as cfg
+from .config import file as config_file
+from .encoders.backbones import Backbone
+from .engine import checkpoint
+from .methods import Method, method_of
 
 __all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run", "method_with"]
 
 Kind = Literal["trained", "untrained", "colours"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_TRAINED = ("model.", "method.")  # what a checkpoint's weights are of
+_TRAINED = ("model.", "method.")  # sections that the weights of a checkpoint depend on
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
@@ -27,7 +27,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Confi
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: another file was named, or an override would change the network that was trained; or as by
+        ValueError: the file is another one, or an override would change the network that was trained; or as
             `checkpoint.load_run` and `config_file`.
     """
     if path.is_file() and path.name != checkpoint.LAST:
@@ -45,14 +45,14 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Confi
     return folder, config, saved
 
 
-def encoder_of(config: cfg.Config, saved: dict[str, Any], kind: Kind, device: torch.device) -> Backbone:
-    """The encoder on `device`: of the checkpoint, with its first weights, or a histogram of colours."""
+def encoder_of(config: cfg.Config, saved: Mapping[str, Any], kind: Kind, device: torch.device) -> Backbone:
+    """The encoder on `device`: of the checkpoint, with its first weights, or a colour histogram."""
     if kind == "colours":
         return cast(Backbone, ColourHistogram(config.views.mean, config.views.std).to(device))
     return method_with(config, saved if kind == "trained" else None, device).encoder
 
 
-def method_with(config: cfg.Config, saved: dict[str, Any] | None, device: torch.device) -> Method:
+def method_with(config: cfg.Config, saved: Mapping[str, Any] | None, device: torch.device) -> Method:
     """A run's method on `device`, with the checkpoint's weights, or those that the run began with."""
     torch.manual_seed(config.run.seed)
     method = method_of(config)
@@ -62,7 +62,7 @@ def method_with(config: cfg.Config, saved: dict[str, Any] | None, device: torch.
 
 
 class ColourHistogram(nn.Module):
-    """Share of pixels in each of 8 x 8 x 8 colours, square-rooted: what colour alone tells of a class.
+    """Share of pixels in each of 8 x 8 x 8 colours, square-rooted: what colour alone says about a class.
 
     Square roots make the inner product of two histograms their Bhattacharyya coefficient, and rows of
     length 1. Takes images (B, 3, H, W) normalised by `mean` and `std`; gives (B, 512).

@@ -1,4 +1,4 @@
-"""A small heatmap per image, put together from the views that training looks at anyway."""
+"""A small heatmap kept per image, from the views that training sees or from whole images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dali_views.maps.coordinates import map_to_image
 from dali_views.maps.heatmap import activations
 from dali_views.maps.tap import FeatureTap
 
-from ..engine import ranks as distributed
+from ..engine import ranks
 
-__all__ = ["ImageMaps", "ViewMaps"]
+__all__ = ["KeptMaps", "ViewMaps"]
 
-_ROWS = 1 << 16  # rows that travel between ranks at a time; bounds the memory of `sync`
+_ROWS = 1 << 16  # rows exchanged between ranks at a time; bounds the memory of `sync`
 
 
 class ViewMaps:
     """Collects the activations of one layer while the encoder trains, call by call.
 
-    All methods show their views to the backbone in order, one after the other or several as one batch,
-    so that the rows that come out belong to view 0, view 1 and so on.
+    All methods pass their views to the backbone in order, one by one or several as one batch, so that the
+    rows of its output belong to view 0, view 1 and so on.
 
     Args:
         backbone: the encoder that learns; its calls in eval mode are not collected.
@@ -50,8 +50,8 @@ class ViewMaps:
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.
 
-        Standardised by mean and deviation of the views of a size, so that steps can be averaged although
-        features grow, and a crop of background is not stretched to the contrast of an object.
+        Standardised by mean and deviation over the views of one size: then steps can be averaged although
+        features grow, and a crop of background does not get the contrast of an object.
         """
         views = []
         for maps in self.seen:
@@ -61,7 +61,7 @@ class ViewMaps:
         return views
 
 
-class ImageMaps:
+class KeptMaps:
     """Maps (N, size, size), half precision, on the device: per cell an exponential average over the views.
 
     A cell that no view has shown yet is NaN. 1.28 million maps of 14 x 14 take 502 MB. The average, its
@@ -78,11 +78,11 @@ class ImageMaps:
 
     @torch.no_grad()
     def add(self, index: Tensor, views: Tensor, crops: Tensor, flipped: Tensor) -> None:
-        """Average one view's maps into those of its images. Does not wait for the device.
+        """Average one view's maps (B, h, w) into those of its images. Does not wait for the device.
 
         Args:
             index: (B,) rows, each at most once.
-            views: (B, h, w) on the view; crops (B, 4) and flipped (B,) say where it was cut.
+            crops, flipped: (B, 4) and (B,), where the view was cut.
         """
         size = self.maps.shape[1:]
         placed, covered = map_to_image(views.clamp(-100, 100), crops, flipped, (size[0], size[1]))
@@ -93,16 +93,16 @@ class ImageMaps:
 
     @torch.no_grad()
     def put(self, index: Tensor, maps: Tensor) -> None:
-        """Replace maps by those of whole images, (B, h, w)."""
+        """Replace maps by those (B, h, w) of whole images."""
         size = self.maps.shape[1:]
         small = F.interpolate(maps[:, None].float(), size=(size[0], size[1]), mode="area")[:, 0]
         self.maps[index] = small.half()
         self.fresh[index] = True
 
     def normalised(self, rows: Tensor | slice) -> Tensor:
-        """Maps (B, size, size), float32 in [0, 1] by each map's own least and greatest value.
+        """Maps (B, size, size), float32, scaled to [0, 1] by the minimum and maximum of each map.
 
-        Cells never seen count as the least; a map without contrast is all ones, as in `activation_map`.
+        Cells never seen get the minimum; a map without contrast is all ones, as in `activation_map`.
         """
         maps = self.maps[rows].float()
         seen = ~maps.isnan()
@@ -113,22 +113,22 @@ class ImageMaps:
         return torch.where(usable, scaled, 1.0)
 
     def sync(self) -> None:
-        """Give all ranks the maps of the rows that any of them has added to since the last call."""
+        """Give all ranks the maps of the rows that any rank has changed since the last call."""
         rows = self.fresh.nonzero().flatten()
-        if distributed.world() > 1:
-            most = int(distributed.gather(torch.tensor([len(rows)], device=rows.device)).max())
+        if ranks.world() > 1:
+            most = int(ranks.gather(torch.tensor([len(rows)], device=rows.device)).max())
             for start in range(0, most, _ROWS):
                 mine = rows[start : start + _ROWS]
-                everyone = distributed.gather_rows(mine)
-                self.maps[everyone] = distributed.gather_rows(self.maps[mine])
+                everyone = ranks.gather_rows(mine)
+                self.maps[everyone] = ranks.gather_rows(self.maps[mine])
         self.fresh.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """The maps, and which rows other ranks do not know; for a checkpoint."""
+        """The maps, and the rows that other ranks do not know yet."""
         return {"maps": self.maps, "fresh": self.fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict()`.
+        """Restore a `state_dict()`.
 
         Raises:
             ValueError: it has another number or size of maps.
