@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from dali_views import SampleIndex, View, recipes
-from dali_views.tools import bench, cli
-from dali_views.tools.bench import checks, contest, peers, training
+from dali_views.tools import cli
+from dali_views.tools.bench import checks, contest, measure, peers, training
 from dali_views.tools.bench.contest import Batches, Contender, Setup, rate, take_turns
 from dali_views.tools.bench.peers import dataloaders, solo_learn, spdl
 
@@ -87,9 +87,9 @@ def test_a_peer_that_fails_leaves_the_comparison_and_is_named():
 def test_figures_carry_their_configuration_into_the_file_and_back(small_index, tmp_path):
     options = {"batch_size": 4, "device": "cpu", "workers": 1, "rounds": 1, "seconds": 0.05}
     options |= {"only": ["guided"], "recipe": "moco_v2", "report": silent}
-    rows = bench.run(small_index, recipes.moco_v2(32), **options)
-    bench.write_csv(rows, tmp_path / "run.csv")
-    lines = bench.read_csv(tmp_path / "run.csv")
+    rows = measure.run(small_index, recipes.moco_v2(32), **options)
+    measure.write_csv(rows, tmp_path / "run.csv")
+    lines = measure.read_csv(tmp_path / "run.csv")
     names = ["torchvision PIL", "decode only", "dali_views, guided", "plan of a guided batch"]
     assert [line["name"] for line in lines] == names
     for line, row in zip(lines, rows, strict=True):
@@ -97,7 +97,7 @@ def test_figures_carry_their_configuration_into_the_file_and_back(small_index, t
         assert not line["rounds"] or float(line["rounds"]) == pytest.approx(row.value, rel=0.01)
         assert (line["recipe"], line["batch_size"], line["cache"]) == ("moco_v2", "4", "warm")
         assert "DALI" in line["machine"]
-        assert row.name in bench.table(rows)
+        assert row.name in measure.table(rows)
     assert 0 < rows[-1].value < 1
     assert lines[0]["ratio"] == "1.0"
     assert lines[1]["of_limit"] == "1.0"
@@ -106,18 +106,18 @@ def test_figures_carry_their_configuration_into_the_file_and_back(small_index, t
 def test_an_index_without_files_and_an_unknown_part_are_refused(small_index):
     options = {"batch_size": 4, "device": "cpu", "workers": 1}
     with pytest.raises(ValueError, match="loaders, training"):
-        bench.run(small_index, recipes.moco_v2(32), parts=["speed"], **options)
+        measure.run(small_index, recipes.moco_v2(32), parts=["speed"], **options)
     pixels = SampleIndex.from_arrays(np.zeros((8, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="reads files"):
-        bench.run(pixels, recipes.moco_v2(32), **options)
+        measure.run(pixels, recipes.moco_v2(32), **options)
 
 
 def test_a_cold_turn_reads_no_file_twice(small_index):
     options = {"device": "cpu", "workers": 1, "rounds": 1, "seconds": 60.0, "cold": True}
     options |= {"only": ["read only"], "report": silent}
     with pytest.raises(ValueError, match="lower --batch-size"):
-        bench.run(small_index, recipes.moco_v2(32), batch_size=4, **options)
-    rows = bench.run(small_index, recipes.moco_v2(32), batch_size=1, **options)
+        measure.run(small_index, recipes.moco_v2(32), batch_size=4, **options)
+    rows = measure.run(small_index, recipes.moco_v2(32), batch_size=1, **options)
     assert [row.setting["cache"] for row in rows] == ["cold"] * 3
     # The turn ends with its images, warm-up included, long before its minute is over.
     taken: list[int] = []

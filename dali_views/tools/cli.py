@@ -20,7 +20,7 @@ COMMANDS = {
     "index": ("index", "scan images, report what is left out and why, and cache the result"),
     "check": ("check", "decode every image and list those that cannot be used"),
     "show": ("show", "draw images, boxes, crops and views into a picture or a page"),
-    "bench": ("commands.bench", "speed beside the limits and other loaders, cost in training, memory"),
+    "bench": ("bench", "speed beside the limits and other loaders, cost in training, memory"),
     "pack": ("pack", "copy a data set to tar shards, smaller if desired; resumes after a kill"),
     "doctor": ("doctor", "report what this machine can do, and what to change"),
 }

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dali_views.tools.bench import read_csv
+from dali_views.tools.bench.contest import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md")

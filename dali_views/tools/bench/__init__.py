@@ -1,96 +1,122 @@
-"""`dali-views bench`: measures speed, cost in training, memory and the decoder on any folder, in one run."""
+"""dali-views bench: speed beside the limits and other loaders, cost in training, memory."""
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
+from ...data.remote import absolute
+from ...plan import recipes
+from .. import options
+from ..command_line import Answer
+from ..open_images import open_images
 
-from ...data.index import SampleIndex
-from ...plan.views import View
-from ...system.machine import machine
-from . import checks, loaders, training
-from .contest import Report, Row, Setup, read_csv, table, write_csv
-
-__all__ = ["PARTS", "Row", "Setup", "read_csv", "run", "table", "write_csv"]
-
-PARTS = ("loaders", "training", "memory", "decoder", "sources")
-
-_EPOCH = 50_000  # images
+EXAMPLES = """
+dali-views bench photos
+dali-views bench photos --parts training memory --csv figures.csv
+dali-views bench photos --source shards/*.tar --source s3://bucket/photos
+"""
 
 
-def run(
-    index: SampleIndex,
-    views: Sequence[View],
-    *,
-    parts: Sequence[str] = ("loaders",),
-    batch_size: int,
-    device: str,
-    workers: int,
-    rounds: int = 3,
-    seconds: float = 10.0,
-    only: Sequence[str] = (),
-    models: Sequence[str] = training.MODELS,
-    batches: int = 10_000,
-    batch_sizes: Sequence[int] = (),
-    cold: bool = False,
-    hw_decoder_load: float = 0.65,
-    recipe: str = "",
-    seed: int = 0,
-    elsewhere: Mapping[str, SampleIndex] | None = None,
-    report: Report = print,
-) -> list[Row]:
-    """Measure some `parts`; each figure holds the configuration that it belongs to.
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    options.add_images(parser)
+    options.add_views(parser)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["loaders", "training", "memory", "decoder", "sources"],
+        help="what to measure (loaders; with --source: sources)",
+    )
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="IMAGES",
+        help="the same images in another place, to be measured beside; may be given several times",
+    )
+    parser.add_argument("--batch-size", type=options.at_least(1), help="default: 256 on a GPU, 64 on the CPU")
+    parser.add_argument(
+        "--workers",
+        type=options.at_least(1),
+        help="processes of DataLoaders, threads of graphs (all cores)",
+    )
+    parser.add_argument("--rounds", type=options.at_least(1), default=3, help="turns of each loader (3)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name"
+    )
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="what to train")
+    parser.add_argument(
+        "--batches", type=options.at_least(2), default=10_000, help="how long memory is watched (10000)"
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=options.at_least(1),
+        nargs="+",
+        default=[],
+        metavar="B",
+        help="whose peak memory is taken",
+    )
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before every turn")
+    parser.add_argument(
+        "--hw-decoder-load", type=float, default=0.65, help="share of JPEGs for the hardware decoder (0.65)"
+    )
+    parser.add_argument("--csv", type=Path, help="write the results here too")
 
-    Args:
-        workers: DataLoader processes of the peers, threads of graphs.
-        rounds, seconds: turns of each contender and their length, after a warm-up.
-        only: contenders to keep, by a part of their name (`loaders`).
-        models: torchvision ResNets to train (`training`).
-        batches: how long memory is watched; batch_sizes: for which peaks are measured (`memory`).
-        cold: drop the images from the page cache before every turn.
-        elsewhere: the same images in other places, by name (`sources`).
-        report: receives lines about progress and about what is left out.
 
-    Raises:
-        ValueError: for an unknown part, or an index without files.
-    """
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"{part!r} is not a part of the bench; choose from {', '.join(PARTS)}.")
-    if index.paths is None:
-        raise ValueError("The bench reads files; give an index of a folder or of a list.")
+def run(args: argparse.Namespace) -> Answer:
+    """Measures the parts that were named."""
+    from ...graph.build import default_threads
+    from . import measure
 
-    def set_up(index: SampleIndex) -> Setup:
-        # A small set is repeated, so that no contender waits for the end of an epoch every few batches.
-        times = 1 if cold else -(-_EPOCH // len(index))
-        repeated = index.subset(np.tile(np.arange(len(index)), times))
-        return Setup(repeated, list(views), batch_size, device, workers, hw_decoder_load, seed)
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds is the length of a turn, above 0; got {args.seconds:g}.")
+    if args.source and args.parts and "sources" not in args.parts:
+        raise ValueError(
+            "--source is measured by the part sources; name it in --parts, or leave --parts out."
+        )
+    index = options.open_index(args)
+    print(index.summary())
+    device = options.device(args)
+    batch_size = args.batch_size or {"gpu": 256}.get(device, 64)
+    rows = measure.run(
+        index,
+        recipes.BY_NAME[args.recipe](args.size),
+        parts=args.parts or (["sources"] if args.source else ["loaders"]),
+        elsewhere=dict(zip(_places(index.root, args.source), map(open_images, args.source), strict=True)),
+        batch_size=batch_size,
+        device=device,
+        workers=args.workers or default_threads(),
+        rounds=args.rounds,
+        seconds=args.seconds,
+        only=args.only,
+        models=args.models,
+        batches=args.batches,
+        batch_sizes=args.batch_sizes,
+        cold=args.cold,
+        hw_decoder_load=args.hw_decoder_load,
+        recipe=args.recipe,
+        seed=args.seed,
+    )
+    setting = rows[0].setting
+    text = (
+        f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {batch_size}, "
+        f"{setting['workers']} workers, {setting['cache']} cache\n\n{measure.table(rows)}"
+    )
+    if args.csv is not None:
+        measure.write_csv(rows, args.csv)
+        text += f"\nwritten to {args.csv}"
+    return Answer({"rows": [asdict(row) for row in rows]}, text)
 
-    setup = set_up(index)
-    rows: list[Row] = []
-    if "loaders" in parts:
-        rows += loaders.compare(setup, rounds, seconds, only=only, cold=cold, report=report)
-    for model in models if "training" in parts else ():
-        rows += training.measure(setup, model, rounds, seconds, report)
-    if "memory" in parts:
-        rows += checks.memory(setup, batches, batch_sizes, report)
-    if "decoder" in parts:
-        rows += checks.decoder(setup, report=report)
-    if "sources" in parts:
-        others = {name: set_up(other) for name, other in (elsewhere or {}).items()}
-        places = {os.path.basename(index.root): setup} | others
-        rows += loaders.compare_places(places, rounds, seconds, cold)
-    setting: dict[str, str | int | float] = {
-        "recipe": recipe,
-        "size": views[0].size,
-        "batch_size": batch_size,
-        "workers": workers,
-        "cache": "cold" if cold else "warm",
-        "hw_decoder_load": hw_decoder_load if device == "gpu" else "",
-        "images": len(index),
-        "machine": machine(device),
-    }
-    return [replace(row, setting=setting) for row in rows]
+
+def _places(first: str, sources: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each place: the last part of its path, or the whole where that is another's, too."""
+    paths = [absolute(where[0]) for where in sources]
+    short = [os.path.basename(path) for path in paths]
+    taken = [os.path.basename(first), *short]
+    return [path if taken.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]

@@ -34,7 +34,7 @@ _HARDWARE_LOADS = (0.0, 0.5, 0.8, 1.0)  # the best share differs between GPUs
 def compare(
     setup: Setup, rounds: int, seconds: float, *, only: Sequence[str], cold: bool, report: Report
 ) -> list[Row]:
-    """A row per limit, setting of our loader and installed peer; arguments as for `bench.run`."""
+    """A row per limit, setting of our loader and installed peer; arguments as for `measure.run`."""
     enough = 8 * WARM_UP * setup.batch_size
     if cold and len(setup.index) < enough:
         raise ValueError(

@@ -1,1 +1,0 @@
-"""Commands that lie apart from their work, which imports PyTorch."""
