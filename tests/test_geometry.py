@@ -51,6 +51,11 @@ def test_every_pixel_lies_where_crops_and_flipped_say(
     loader = ViewLoader(position_images, [view, view], 8, regions=regions, device=device, **RAW)
     seen_flips = set()
     for batch in loader:
+        sides = torch.from_numpy(position_images.sizes[batch.index.cpu().numpy()]).double().repeat(1, 2)
+        corners = batch.crops.cpu().double() * sides[:, None]
+        assert (corners - corners.round()).abs().max() < 1e-3  # whole pixels, inside the image
+        assert batch.crops.min() >= 0
+        assert batch.crops.max() <= 1
         for v, pixels in enumerate(batch.views):
             for b in range(len(batch)):
                 height, width = position_images.sizes[int(batch.index[b])]
@@ -70,16 +75,6 @@ def test_every_pixel_lies_where_crops_and_flipped_say(
                 assert error_x.numel() == 0 or error_x.max() <= 0.51
                 assert (image[0] - y.clamp(0, height - 1)[:, None]).abs().max() <= reach
     assert seen_flips == ({False} if flip == 0.0 else {False, True})
-
-
-def test_the_rectangles_of_the_batch_are_whole_pixels_inside_the_image(position_images, device):
-    loader = ViewLoader(position_images, [View(size=16)] * 2, 16, device=device)
-    (batch,) = list(loader)
-    sizes = torch.from_numpy(position_images.sizes[batch.index.cpu().numpy()]).double()
-    pixels = batch.crops.cpu().double() * sizes.repeat(1, 2)[:, None]
-    assert (pixels - pixels.round()).abs().max() < 1e-3
-    assert batch.crops.min() >= 0
-    assert batch.crops.max() <= 1
 
 
 def test_partner_views_are_cut_from_the_partner_with_the_partners_own_box(position_images, device):

@@ -92,13 +92,6 @@ def test_which_sample_comes_next_tells_nothing(length):
         assert stats.chisquare(follows).pvalue > LEAST
 
 
-@pytest.mark.parametrize("length", [7, 8, 25])
-def test_steps_to_the_next_sample_are_equally_frequent(length):
-    steps = np.bincount((np.diff(many(length)) % length).ravel(), minlength=length)
-    assert steps[0] == 0
-    assert stats.chisquare(steps[1:]).pvalue > LEAST
-
-
 @pytest.mark.parametrize("length", [9, 25])
 def test_even_and_odd_permutations_are_equally_frequent(length):
     signs = np.linalg.det(np.eye(length)[many(length)])

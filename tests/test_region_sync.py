@@ -74,7 +74,9 @@ def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_sync_makes_all_ranks_equal_and_moves_only_changed_rows(synced: Path, world: int) -> None:
+def test_sync_makes_ranks_equal_moves_only_changed_rows_and_refuses_tables_of_other_shapes(
+    synced: Path, world: int
+) -> None:
     ranks = [dict(np.load(synced / f"{world}-rank{rank}.npz")) for rank in range(world)]
     own = 20 // world
     for rank, state in enumerate(ranks):
@@ -96,10 +98,6 @@ def test_sync_makes_all_ranks_equal_and_moves_only_changed_rows(synced: Path, wo
     assert table.writes[[3, 4, 24, 29]].tolist() == [2, 1, 0, 1]
     assert table.written_epoch[[3, 4, 24, 29]].tolist() == [2, 1, -1, 2]
     assert table.written.nonzero()[0].tolist() == [*range(20), 25]
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_with_different_tables_are_refused_on_every_rank(synced: Path, world: int) -> None:
     for rank in range(world):
         assert "ranks hold different RegionTables" in (synced / f"{world}-refused{rank}").read_text()
 

@@ -69,33 +69,6 @@ def test_two_blobs_are_two_regions_the_more_salient_one_first_and_the_third_slot
     torch.testing.assert_close(weights.cpu(), torch.tensor([[0.8, 0.5, 0]]))
 
 
-def test_of_more_parts_than_slots_the_most_salient_stay() -> None:
-    boxes, weights = regions_from_maps(blobs(LEFT, RIGHT), k=1, threshold=0.1)
-    torch.testing.assert_close(boxes, torch.tensor([[[0.6, 0.5, 1, 0.9]]]))
-    torch.testing.assert_close(weights, torch.tensor([[0.8]]))
-
-
-def test_the_weight_is_the_mean_over_the_box_with_the_cells_that_are_not_of_the_part() -> None:
-    maps = blobs((slice(0, 2), slice(0, 1), 1.0), (slice(1, 2), slice(0, 2), 1.0))
-    maps[0, 0, 1] = 0.1  # the corner of an L: at the threshold, not above
-    _, weights = regions_from_maps(maps, k=2, threshold=0.1)
-    torch.testing.assert_close(weights, torch.tensor([[3.1 / 4, 0]]))
-
-
-def test_diagonal_neighbours_are_two_parts() -> None:
-    maps = blobs((slice(2, 3), slice(2, 3), 0.4), (slice(3, 4), slice(3, 4), 0.6))
-    boxes, weights = regions_from_maps(maps, k=2, threshold=0.1)
-    torch.testing.assert_close(boxes, torch.tensor([[[0.3, 0.3, 0.4, 0.4], [0.2, 0.2, 0.3, 0.3]]]))
-    torch.testing.assert_close(weights, torch.tensor([[0.6, 0.4]]))
-
-
-def test_parts_of_equal_place_in_neighbouring_images_do_not_join() -> None:
-    maps = torch.cat([blobs(LEFT), blobs(LEFT), blobs(RIGHT)])
-    boxes, weights = regions_from_maps(maps, k=2, threshold=0.1)
-    assert weights.count_nonzero(1).tolist() == [1, 1, 1]
-    torch.testing.assert_close(boxes[:2, 0], torch.tensor([[0.1, 0, 0.4, 0.2]]).repeat(2, 1))
-
-
 def test_a_part_of_one_percent_stays_and_one_of_nine_tenths_of_a_percent_is_dropped() -> None:
     maps = torch.zeros(1, 25, 40)
     maps[0, 0:3, 0:3] = 1.0  # 9 of 1000 cells
@@ -110,12 +83,6 @@ def test_an_image_without_any_part_is_one_whole_region_of_weight_one(value: floa
     boxes, weights = regions_from_maps(torch.full((2, 4, 5), value), k=3, threshold=0.3)
     assert boxes.tolist() == [[WHOLE] * 3] * 2
     assert weights.tolist() == [[1, 0, 0]] * 2
-
-
-def test_expanding_moves_each_side_by_its_share_up_to_the_border_and_leaves_the_weights() -> None:
-    boxes, weights = regions_from_maps(blobs(LEFT, RIGHT), k=2, threshold=0.1, expand=0.5)
-    torch.testing.assert_close(boxes, torch.tensor([[[0.4, 0.3, 1, 1], [0, 0, 0.55, 0.3]]]))
-    torch.testing.assert_close(weights, regions_from_maps(blobs(LEFT, RIGHT), k=2, threshold=0.1)[1])
 
 
 def looped(

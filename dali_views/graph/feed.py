@@ -17,13 +17,7 @@ __all__ = ["Feed"]
 
 
 class Feed:
-    """Runs the graph batch by batch, from any position on.
-
-    Args:
-        index: where the images are.
-        views: the V views to cut.
-        options: the other arguments of `build`.
-    """
+    """Runs the graph batch by batch, from any position on. `options` are the other arguments of `build`."""
 
     def __init__(self, index: SampleIndex, views: Sequence[View], **options: Any) -> None:
         self._coming = _Coming(index, views)
@@ -35,14 +29,8 @@ class Feed:
         """The plan of the batch that `take` returns next, or has just failed to make."""
         return self._coming.planned[0]
 
-    def seek(self, plan_at: Callable[[int], Plan], position: int, stop: int, stride: int) -> None:
-        """Continue at `position` and discard what is in progress.
-
-        Args:
-            plan_at: gives the plan of the batch that begins at a position (in samples).
-            position, stop: the first batch begins at `position`, the last one before `stop`.
-            stride: samples from the position of one batch to that of the next.
-        """
+    def seek(self, plan_at: Callable[[int], Plan], positions: range) -> None:
+        """Discard what is in progress; continue with the batches that begin at `positions` (in samples)."""
         self._coming.forget()
         if self._pipeline is not None:
             self._drain()
@@ -50,13 +38,12 @@ class Feed:
             # The graph keeps `_coming`, not this feed. Without a cycle, both are freed as soon as dropped.
             self._pipeline = build(self._coming.views, self._coming.batch, **self._options)
         self._coming.planned.clear()
-        self._coming.plan_at, self._coming.positions = plan_at, iter(range(position, stop, stride))
+        self._coming.plan_at, self._coming.positions = plan_at, iter(positions)
 
     def take(self, *stream: Any) -> tuple[Plan, list[Any]] | None:
         """The next plan and its V views, DALI tensors (B, S, S, 3); None at the end of the epoch.
 
-        Args:
-            stream: the CUDA stream that will use the views.
+        On a GPU, give the CUDA stream that will use the views.
 
         Raises:
             RuntimeError: an image of `awaited` cannot be read. Then `seek` before taking again.

@@ -168,8 +168,7 @@ class ViewLoader:
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch`: its order is fixed and the region table is frozen as it is now.
 
-        After `load_state_dict` in the middle of an epoch, setting that same epoch continues it, with the
-        region table as it was frozen then.
+        After `load_state_dict`, setting the same epoch continues it, with its frozen region table.
         """
         if not (self._resumed and epoch == self.epoch):
             self._begin(epoch)
@@ -269,8 +268,7 @@ class ViewLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch from its start, or from the position of a loaded state.
 
-        Raises:
-            RuntimeError: another iterator or another epoch was begun since: a loader has one position only.
+        RuntimeError if another iterator or another epoch was begun since: a loader has one position only.
         """
         if not self._resumed:
             self.position = 0
@@ -306,7 +304,7 @@ class ViewLoader:
         # With drop_last, a batch may begin only where a whole global batch still fits.
         stop = len(self.index) - (self.global_batch - 1 if self.drop_last else 0)
         # The feed must not hold this loader: without a cycle, both are freed as soon as they are dropped.
-        self._feed.seek(self._epoch.plan, self.position, stop, self.global_batch)
+        self._feed.seek(self._epoch.plan, range(self.position, stop, self.global_batch))
 
     def _take(self) -> Batch | None:
         """The next batch, or None at the end of the epoch. Unreadable images are replaced on the way."""

@@ -26,7 +26,6 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
     """Project boxes (B, 4) on the image to a view: float32 (B, 4), without ``clip`` maybe outside [0, 1].
 
     Args:
-        boxes: fractions of the image.
         crops: (B, 4), the view's rectangle, fractions of the image.
         flipped: bool (B,), whether the view was mirrored left to right.
         clip: cut the boxes to the view; one that lies outside becomes empty.
@@ -106,7 +105,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _aligned(values: Tensor, crops: Tensor, flipped: Tensor, ndim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 values, crops and bool flips on the values' device, with matching shapes."""
+    """Float32 values, crops and bool flips on the device of the values; their shapes are checked."""
     if values.ndim != ndim:
         name = "boxes" if ndim == 2 else "maps"
         raise ValueError(f"{name} have shape {tuple(values.shape)}; give {ndim} dimensions, the batch first.")

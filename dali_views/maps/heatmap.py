@@ -28,17 +28,14 @@ _ROUNDS = 50  # of power iteration; a second component of 0.9 of the first then 
 
 
 def feature_grid(
-    features: Tensor,
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    channels_last: bool = False,
+    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
 ) -> Tensor:
-    """Features (B, C, h, w), with their graph; tokens of a transformer are put on their grid.
+    """Features as (B, C, h, w), with their graph.
 
     Args:
         features: (B, C, h, w), or tokens (B, T, C) of a transformer in row order.
-        prefix_tokens: number of class and register tokens at the front, which are dropped (tokens only).
-        grid: (h, w) of the tokens; by default a square (tokens only).
+        prefix_tokens: number of class and register tokens at the front, which are dropped.
+        grid: (h, w) of the tokens; by default a square.
         channels_last: features are (B, h, w, C), as those of timm's Swin.
 
     Raises:
@@ -64,10 +61,7 @@ def feature_grid(
 
 
 def activations(
-    features: Tensor,
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    channels_last: bool = False,
+    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
 ) -> Tensor:
     """How strongly each position responds: float32 (B, h, w), detached. Arguments as of ``feature_grid``.
 
@@ -81,10 +75,7 @@ def activations(
 
 
 def activation_map(
-    features: Tensor,
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    channels_last: bool = False,
+    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
 ) -> Tensor:
     """``activations``, then min-max per image (ContrastiveCrop, arXiv 2202.03278): (B, h, w), detached.
 
@@ -95,10 +86,7 @@ def activation_map(
 
 
 def principal_map(
-    features: Tensor,
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    channels_last: bool = False,
+    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
 ) -> Tensor:
     """First principal component of an image's positions, then min-max (our choice): (B, h, w), detached.
 

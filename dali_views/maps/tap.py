@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,11 +42,7 @@ class FeatureTap:
 
     @property
     def features(self) -> Tensor:
-        """Last output of the layer.
-
-        Raises:
-            RuntimeError: the layer has not run since it was tapped.
-        """
+        """Last output of the layer; a RuntimeError if it has not run since it was tapped."""
         if self._features is None:
             raise RuntimeError(
                 f"Layer '{self.layer}' has not run since it was tapped; call the model first, and tap a "
@@ -62,9 +57,7 @@ class FeatureTap:
     def __enter__(self) -> FeatureTap:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
 
@@ -74,13 +67,12 @@ def _plain_name(name: str) -> str:
 
 def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if layer in modules:
-        return modules[layer]
     plain: dict[str, nn.Module] = {}
     for name, module in modules.items():
         plain.setdefault(_plain_name(name), module)
-    if _plain_name(layer) in plain:
-        return plain[_plain_name(layer)]
+    found = modules.get(layer, plain.get(_plain_name(layer)))
+    if found is not None:
+        return found
     names = [name for name in plain if name]
     near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or [n for n in names if "." not in n][:5]
     raise ValueError(
