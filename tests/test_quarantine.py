@@ -395,7 +395,7 @@ def test_a_data_set_with_no_readable_image_ends_with_a_sentence(tmp_path):
     index = SampleIndex.from_folder(noise_images(tmp_path, 4), cache=False, progress=False)
     for file in tmp_path.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(BadImageError, match="4 of 4 images cannot be read; fix"):
+    with pytest.raises(BadImageError, match="4 of 4 images cannot be read; fix the files:"):
         rows_of(ViewLoader(index, [View(size=8)], 2, device="cpu", max_bad_share=1))
 
 

@@ -112,13 +112,15 @@ class Quarantine:
         total, allowed = len(self._bad), most * len(self._bad)
         if self.count <= allowed and self.count < total:
             return
+        told = f"{self.count} of {total} images cannot be read; fix the files"
+        if self.count > allowed:
+            told = (
+                f"{self.count} of {total} images cannot be read, more than max_bad_share {most:g}; "
+                "fix the files or raise it"
+            )
         named = [f"{self._index.path(row)}: {why}" for row, why in self.reasons().items()]
         more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
-        rule = f", more than max_bad_share {most:g}; raise it or" if self.count > allowed else ";"
-        raise BadImageError(
-            f"{self.count} of {total} images cannot be read{rule} fix the files:\n  "
-            + "\n  ".join(named[:_NAMED] + more)
-        )
+        raise BadImageError("\n  ".join([f"{told}:", *named[:_NAMED], *more]))
 
 
 def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
