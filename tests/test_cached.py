@@ -21,7 +21,7 @@ from tables import write
 from test_loader import VIEWS, digest
 
 from dali_views import SampleIndex, ViewLoader
-from dali_views.data.cached import CachedSource
+from dali_views.data.cache import CachedSource
 from dali_views.data.source import read_rows
 
 ROOM = 1 << 30
@@ -29,7 +29,7 @@ IMPORTS = """
 import sys
 import numpy as np
 from made_source import Made, image_of
-from dali_views.data.cached import CachedSource
+from dali_views.data.cache import CachedSource
 """
 
 

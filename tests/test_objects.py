@@ -148,7 +148,7 @@ def test_a_list_of_several_buckets_or_that_is_absent_is_refused(bucket, tmp_path
     (tmp_path / "list.txt").write_text("s3://one/x.jpg\ns3://two/x.jpg\n")
     with pytest.raises(ValueError, match="several buckets"):
         SampleIndex.from_list(tmp_path / "list.txt", progress=False)
-    with pytest.raises(FileNotFoundError, match=r"list .*absent.txt.* check its URL"):
+    with pytest.raises(FileNotFoundError, match=r"list .*absent.txt.* does not exist"):
         SampleIndex.from_list(bucket.url("absent.txt"), progress=False)
 
 

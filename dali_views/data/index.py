@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..system.files import PathLike
 from . import bad_list
 from .build import open_source, scan_coco, scan_folder, scan_list, scan_shards, scan_source
-from .cached import CachedSource
+from .cache import CachedSource
 from .listing import LeftOut, check_labels
 from .lmdb_store import scan_lmdb
 from .names import pack_names, unpack_names
@@ -465,7 +465,7 @@ class SampleIndex(Scan):
     def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> SampleIndex:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
-        Several processes and data sets may share the folder; see `cached.CachedSource`. Cache first and
+        Several processes and data sets may share the folder; see `cache.CachedSource`. Cache first and
         choose subsets of it then, so that all subsets share what is kept.
 
         Args:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
-from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -25,8 +24,7 @@ from urllib.parse import unquote
 from ..system.files import PathLike
 from .source import SourceGoneError, needs
 
-# `pathlib` makes one slash of two.
-_URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")
+_URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")  # `pathlib` makes one slash of two
 _SETTINGS = ("AWS_", "GOOGLE_", "DALI_VIEWS_RETRY_SECONDS")  # environment that configures a store
 _REQUESTS = 128  # of a process at a time: a store answers each after tens of milliseconds
 _SILENCE = 10.0  # seconds without a byte, or without a connection, after which obstore tries again
@@ -43,7 +41,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def as_url(path: PathLike) -> str:
-    """The URL with two slashes, of which `pathlib` leaves one, and without one at its end."""
+    """The URL with two slashes after its scheme, and without one at its end."""
     return _URL.sub(r"\1://", os.fspath(path), count=1).rstrip("/")
 
 
@@ -89,7 +87,10 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._seconds = _retry_seconds()
+        told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
+        if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
+            raise ValueError(f"DALI_VIEWS_RETRY_SECONDS={told!r} is no number of seconds; fix or unset it.")
+        self._seconds = float(told)
         self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
         self._gone = False
 
@@ -111,9 +112,8 @@ class Bucket:
                 before = last
                 try:
                     for chunk in store.list(folder or None, offset=last, chunk_size=_PAGE):
-                        for meta in chunk:
-                            last = str(meta["path"])
-                            found.append(Entry(last[start:], meta["size"], _version(meta)))
+                        found += [Entry(meta["path"][start:], meta["size"], _version(meta)) for meta in chunk]
+                        last = chunk[-1]["path"] if chunk else last
                     return sorted(found)
                 except Exception as error:  # obstore does not repeat a page whose body broke off
                     failures = failures + 1 if last == before else 1
@@ -129,14 +129,11 @@ class Bucket:
 
     def glob(self, pattern: str) -> list[Entry]:
         """The objects whose whole keys match; a wildcard matches no slash. Named by their keys, sorted."""
-        parts = pattern.split("/")
-        fixed = next((i for i, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-        folder, rest = "/".join(parts[:fixed]), parts[fixed:]
-        return [
-            one._replace(name=f"{folder}/{one.name}" if folder else one.name)
-            for one in self.entries(folder)
-            if len(names := one.name.split("/")) == len(rest) and all(map(fnmatch.fnmatchcase, names, rest))
-        ]
+        folder = re.split(r"[^/]*[*?[]", pattern)[0]
+        found = [one._replace(name=folder + one.name) for one in self.entries(folder)]
+        # Where slashes are equally many, each of the name matches one of the pattern.
+        same = [one for one in found if one.name.count("/") == pattern.count("/")]
+        return [one for one in same if fnmatch.fnmatchcase(one.name, pattern)]
 
     def stat(self, key: str) -> Entry:
         """An object by its key."""
@@ -157,13 +154,12 @@ class Bucket:
             return b""
         options = {} if length is None else {"range": (start, start + length)}
 
-        def get(store: Any) -> tuple[int, bytes]:
+        def get(store: Any) -> bytes | None:
             answer = store.get(key, options=options)
-            same = not version or _version(answer.meta) == version
-            return same, bytes(answer.bytes()) if same else b""
+            return bytes(answer.bytes()) if version in (0, _version(answer.meta)) else None
 
-        same, found = self._ask(get, key)
-        if not same:
+        found = self._ask(get, key)
+        if found is None:
             raise OSError("it has changed since it was indexed; index the images again")
         return found
 
@@ -174,7 +170,7 @@ class Bucket:
     def _ask(self, ask: Callable[[Any], T], key: str = "") -> T:
         try:
             answer = ask(self._impatient if self._gone else self._patient)
-        except Exception as error:  # of obstore, whose own classes share no useful base
+        except Exception as error:  # the classes of obstore have no useful base
             meant = self._meaning(error, key)
             self._gone = isinstance(meant, SourceGoneError)
             raise meant from None
@@ -183,10 +179,9 @@ class Bucket:
 
     def _meaning(self, error: Exception, key: str) -> OSError:
         """What an error of obstore means to the reader of an object."""
-        told = str(error).strip()
-        cause = told.partition("\n")[0].rpartition(" - ")[2].partition(": <")[0].rstrip(":")
-        cause = cause.removeprefix("Server returned non-2xx status code: ")
-        if "NoSuchBucket" in told:
+        words = str(error).strip()
+        cause = re.split(r": <|\n", words)[0].rpartition(" - ")[2].rpartition("status code: ")[2].rstrip(":")
+        if "NoSuchBucket" in words:
             return SourceGoneError(f"There is no bucket {self.url}; check its name.")
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(errno.ENOENT, "no such object", f"{self.url}/{key}")
@@ -194,12 +189,11 @@ class Bucket:
             return OSError(f"its name cannot be used ({cause})")
         if "416 Range" in cause:
             return OSError("it is shorter than it was when it was indexed")
-        if re.search(r"code: (?!408|416|429)[34]|redirect|169\.254\.169\.254|metadata\.google", told):
-            return SourceGoneError(
-                f"{self.url} may not be read ({cause}); check its name, the credentials and AWS_REGION."
-            )
-        waited = f"{self.url} did not answer for {self._seconds:g} s"
-        return SourceGoneError(f"{waited} ({cause}); check the network and the endpoint.")
+        if re.search(r"code: (?!408|429)[34]|redirect|169\.254\.169\.254|metadata\.google", words):
+            words = f"{self.url} may not be read ({cause})"
+            return SourceGoneError(f"{words}; check its name, the credentials and AWS_REGION.")
+        words = f"{self.url} did not answer for {self._seconds:g} s ({cause})"
+        return SourceGoneError(f"{words}; check the network and the endpoint.")
 
 
 def bucket_of(url: PathLike) -> tuple[Bucket, str]:
@@ -215,8 +209,8 @@ def bucket_of(url: PathLike) -> tuple[Bucket, str]:
     _process = _process or os.getpid()
     if _process != os.getpid():
         # The threads of obstore stay with the parent; a request of the child would never return.
-        told = "cannot be read, because this process was forked from one that reads object stores"
-        raise SourceGoneError(f"{scheme}://{name} {told}; spawn it instead.")
+        words = "cannot be read, because this process was forked from one that reads object stores"
+        raise SourceGoneError(f"{scheme}://{name} {words}; spawn it instead.")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
     with _OPENING:
         bucket = _opened(f"{scheme}://{name}", settings)
@@ -246,15 +240,8 @@ def _threads() -> ThreadPoolExecutor:
 
 def _version(meta: Mapping[str, Any]) -> int:
     # A weak ETag means the same content; a proxy may add or remove the mark.
-    told = (meta.get("e_tag") or "").removeprefix("W/").strip('"') or str(meta.get("last_modified") or "")
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big") >> 1 if told else 0
-
-
-def _retry_seconds() -> float:
-    told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
-    if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
-        raise ValueError(f"DALI_VIEWS_RETRY_SECONDS is a number of seconds, not {told!r}; fix or unset it.")
-    return float(told)
+    words = (meta.get("e_tag") or "").removeprefix("W/").strip('"') or str(meta.get("last_modified") or "")
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1 if words else 0
 
 
 def _open(url: str, seconds: float, retries: int) -> Any:
@@ -269,8 +256,8 @@ def _open(url: str, seconds: float, retries: int) -> Any:
     try:
         return from_url(url, client_options={"allow_http": True, **client}, retry_config=retry, **more)
     except Exception as error:  # obstore's own about a setting, a file of credentials, a name
-        told = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{url} cannot be opened ({told}); check the settings.") from error
+        words = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{url} cannot be opened ({words}); check the settings.") from error
 
 
 def _credentials(url: str) -> dict[str, Any]:
@@ -280,14 +267,12 @@ def _credentials(url: str) -> dict[str, Any]:
         return {}
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        return {}
-    try:
+
         provider = Boto3CredentialProvider()
         provider()
+    except ImportError:
+        return {}
     except Exception as error:  # botocore's own about a missing profile or an expired sign-on
-        raise SourceGoneError(
-            f"No credentials for {url} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-            "AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public bucket."
-        ) from error
+        words = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or AWS_SKIP_SIGNATURE=true"
+        raise SourceGoneError(f"No credentials for {url} ({error}); {words}.") from error
     return {"credential_provider": provider}

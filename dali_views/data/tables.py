@@ -1,8 +1,8 @@
 """Parquet and Arrow tables: which columns hold images, where each image lies, and what reads it.
 
 Images of uncompressed Arrow lie in the file as they are: the scan finds their offsets in the mapped file, and
-they are read like pieces of tar shards. Any other image is read by decoding its group, a row group of Parquet
-or a record batch of Arrow; the groups that were used last are kept.
+they are read like pieces of tar shards. To read an image of Parquet, its row group is decoded; the groups that
+were used last are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -48,23 +48,17 @@ KEPT_BYTES = int(os.environ.get("DALI_VIEWS_GROUP_MB", "256")) << 20
 
 class _Table(NamedTuple):
     schema: Any
-    rows: list[int]
-    """Of each group; 0 where that is only known after decoding."""
-    read: Callable[[int, list[str]], Any]
-    """At least these columns of a group, as a table or a batch; "image.bytes" is a field of a struct."""
-    whole: Any = None
-    """The mapped file, if the groups are views of it."""
-    cut: str = ""
-    """Why groups at the end are missing."""
+    rows: list[int]  # of each group
+    read: Callable[
+        [int, list[str]], Any
+    ]  # columns of a group ("image.bytes" is a field of a struct), or more
+    whole: Any = None  # the mapped file, of which the groups of Arrow are views
+    cut: str = ""  # why groups at the end are missing
 
 
 @contextmanager
-def _open(path: str, stamp: tuple[int, int], mapped: bool = False) -> Iterator[_Table]:
-    """A table; OSError if it has changed since its stamp, is damaged (also when it is read), or is none.
-
-    Args:
-        mapped: Uncompressed Arrow may be mapped into memory, which is fatal if the file is cut meanwhile.
-    """
+def _open(path: str, stamp: tuple[int, int]) -> Iterator[_Table]:
+    """A table; OSError if it has changed since its stamp, is damaged (also when it is read), or is none."""
     with open(open_stamped(path, stamp), "rb") as file, _damage():
         start = file.read(6)
         if start.startswith(_PARQUET):
@@ -75,24 +69,16 @@ def _open(path: str, stamp: tuple[int, int], mapped: bool = False) -> Iterator[_
                 [group.num_rows for group in groups],
                 lambda group, columns: parquet.read_row_group(group, columns, use_threads=False),
             )
-        elif start != _FILE and not start.startswith(_STREAM):
-            raise OSError("neither a Parquet nor an Arrow file")
-        elif mapped and (table := _mapped(path, start == _FILE)) is not None:
-            yield table
-        elif start == _FILE:
-            arrow = pa.ipc.open_file(file)
-            rows = [0] * arrow.num_record_batches
-            yield _Table(arrow.schema, rows, lambda group, _: _valid(arrow.get_batch(group)))
+        elif start == _FILE or start.startswith(_STREAM):
+            yield _arrow(path, start == _FILE)
         else:
-            raise OSError("an Arrow stream, compressed or beside other tables; write it as an Arrow file")
+            raise OSError("neither a Parquet nor an Arrow file")
 
 
-def _mapped(path: str, is_file: bool) -> _Table | None:
-    """An Arrow file or stream, read as a stream, which needs no footer; None if it must be decoded."""
+def _arrow(path: str, is_file: bool) -> _Table:
+    """An Arrow file or stream; both are read as a stream, which needs no footer."""
     whole = pa.memory_map(path).read_buffer()
     stream = pa.ipc.open_stream(whole[8:] if is_file else whole)
-    if re.search("dictionary<values=(large_)?binary", str(stream.schema)):
-        return None  # equal images lie in the file once
     batches: list[Any] = []
     cut = "cut off" if is_file and whole[-6:].to_pybytes() != _FILE else ""
     try:
@@ -100,23 +86,19 @@ def _mapped(path: str, is_file: bool) -> _Table | None:
             for batch in stream:
                 buffers = (one for column in batch.columns for one in column.buffers() if one)
                 if not 0 <= next(buffers, whole).address - whole.address < whole.size:
-                    return None
+                    raise OSError("it is compressed, so that no image can be read alone; write it as Parquet")
+                batch.validate(full=True)  # the offsets are used as they stand in the file
                 batches.append(batch)
     except OSError as error:
         cut = reason(error)
     rows = [batch.num_rows for batch in batches]
-    return _Table(stream.schema, rows, lambda group, _: _valid(batches[group]), whole, cut)
+    return _Table(stream.schema, rows, lambda group, _: batches[group], whole, cut)
 
 
 @lru_cache(_FOOTERS)
 def _footer(path: str, stamp: tuple[int, int]) -> Any:
     with open(open_stamped(path, stamp), "rb") as file:
         return pq.read_metadata(file)
-
-
-def _valid(batch: Any) -> Any:
-    batch.validate(full=True)  # Arrow's offsets are used as they stand in the file
-    return batch
 
 
 @contextmanager
@@ -136,14 +118,10 @@ class _Columns(NamedTuple):
     """The columns that a scan reads; a field of a struct is written with a dot, as "image.bytes"."""
 
     image: str
-    path: str | None
-    """Text, a name of each image."""
-    label: str | None
-    """Whole numbers or text."""
-    classes: list[str] | None
-    """Names of the numbers, from the metadata of Hugging Face's ClassLabel."""
-    ranged: bool
-    """Images lie in the file as they are."""
+    path: str | None  # text, a name of each image
+    label: str | None  # whole numbers or text
+    classes: list[str] | None  # names of the numbers, from the metadata of Hugging Face's ClassLabel
+    ranged: bool  # images lie in the file as they are
 
 
 def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns:
@@ -171,8 +149,9 @@ def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns
 
 
 def _kind(kind: Any) -> str:
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return "integer" if pa.types.is_integer(plain) else str(plain)
+    if pa.types.is_dictionary(kind) and str(kind.value_type) not in _BINARY:
+        kind = kind.value_type
+    return "integer" if pa.types.is_integer(kind) else str(kind)
 
 
 def _default_label(schema: Any) -> str | None:
@@ -220,9 +199,8 @@ def scan_tables(
     place = ScanCache(cache, root, ["tables", files, image, label], Scan)
     scanned = place.kept
     if scanned is None or not scanned.holds():
-        mapped = not any(map(_is_parquet, paths))  # all places in an index are of one kind
-        columns = _columns(paths, mapped, image, label)
-        jobs = [(path, mapped, columns) for path in paths]
+        columns = _columns(paths, image, label)
+        jobs = [(path, columns) for path in paths]
         found = look_through(_scan_table, jobs, size_of(paths), processes, "tables", progress)
         scanned = merge(root, files, found, "tables")
         classes = scanned.classes if columns.classes is None else columns.classes
@@ -253,18 +231,12 @@ def _tables(pattern: PathLike | Sequence[PathLike]) -> list[str]:
     return [os.path.abspath(os.path.join(pattern, name)) for name in saved or names]
 
 
-def _is_parquet(path: str) -> bool:
-    with suppress(OSError), open(open_stamped(path), "rb") as file:
-        return file.read(4) == _PARQUET
-    return False
-
-
-def _columns(paths: list[str], mapped: bool, image: str | None, label: str | None) -> _Columns:
+def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns:
     """The columns to read, from the first table that can be opened."""
     words = ""
     for path in paths:
         try:
-            with _open(path, stamp_of(path), mapped) as table:
+            with _open(path, stamp_of(path)) as table:
                 return _columns_of(table, image, _default_label(table.schema) if label is None else label)
         except OSError as error:
             words = reason(error)
@@ -274,30 +246,26 @@ def _columns(paths: list[str], mapped: bool, image: str | None, label: str | Non
 class _Row(NamedTuple):
     path: bytes | None
     label: str | None
-    place: tuple[int, int]
-    """Offset and bytes, or group and row in it."""
-    look: tuple[int, int, str]
-    """Height, width, and why the image cannot be used, or ""."""
+    place: tuple[int, int]  # offset and bytes, or group and row in it
+    look: tuple[int, int, str]  # height, width, and why the image cannot be used, or ""
 
 
-def _scan_table(job: tuple[str, bool, _Columns]) -> Shard:
+def _scan_table(job: tuple[str, _Columns]) -> Shard:
     """The images in one table; never raises for a bad one. What is whole in a damaged one counts."""
-    path, mapped, columns = job
+    path, columns = job
     rows: dict[int, _Row] = {}
     lost: list[tuple[str, str]] = []
     stamp, done = stamp_of(path), 0
     try:
-        with _open(path, stamp, mapped) as table:
+        with _open(path, stamp) as table:
             if _columns_of(table, columns.image, columns.label) != columns:
-                raise OSError("its columns, classes or compression are not those of the first table")
+                raise OSError("its format, columns or classes are not those of the first table")
             for group, count in enumerate(table.rows):
                 try:
                     with _damage():
-                        part = table.read(group, [one for one in columns[:3] if one])
-                        rows |= enumerate(_rows(part, group, columns, table.whole), done)
-                        count = part.num_rows
+                        rows |= enumerate(_rows(table, group, columns), done)
                 except OSError as error:
-                    lost.append((f"group {group}", f"{reason(error)}; its {count or ''} rows are lost"))
+                    lost.append((f"group {group}", f"{reason(error)}; its {count} rows are lost"))
                 done += count
             if table.cut:
                 raise OSError(f"{table.cut}; the {done} rows before are used")
@@ -312,7 +280,8 @@ def _scan_table(job: tuple[str, bool, _Columns]) -> Shard:
     return shard_of(stamp, good, bad + lost)
 
 
-def _rows(part: Any, group: int, columns: _Columns, whole: Any) -> list[_Row]:
+def _rows(table: _Table, group: int, columns: _Columns) -> list[_Row]:
+    part, whole = table.read(group, [one for one in columns[:3] if one]), table.whole
     nothing = [None] * part.num_rows
     paths = nothing if columns.path is None else _texts(_leaf(part, columns.path))
     labels = nothing if columns.label is None else _texts(_leaf(part, columns.label))
