@@ -1,8 +1,8 @@
 """Parquet and Arrow tables: which columns hold images, where each image lies, and what reads it.
 
 Images of uncompressed Arrow lie in the file as they are: the scan finds their offsets in the mapped file, and
-they are read like pieces of tar shards. To read an image of Parquet, its row group is decoded; the groups that
-were used last are kept.
+they are read like pieces of tar shards. To read an image of Parquet, its row group is decoded; a few groups
+stay in memory.
 """
 
 from __future__ import annotations
