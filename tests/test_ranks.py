@@ -1,13 +1,17 @@
-"""Two processes with half of the batch each, against one with the whole batch."""
+"""Two processes with half of the batch each, against one with the whole; and ranks that end together."""
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from by_hand import finish, start
 from networks import SMALL, small_method, views_for, without_batch_norm
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
@@ -140,3 +144,38 @@ def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pyt
     assert not distributed.gather(x).requires_grad
     with pytest.raises(ValueError, match="should be gpu or cpu"):
         distributed.init("tpu")
+
+
+def meet(rank: int, how: str, culprit: int) -> int:
+    """Join the others, end as told if this is the rank at fault, else wait for it in a collective."""
+    distributed.init("cpu")
+    with distributed.together():
+        match how if rank == culprit else "":
+            case "death":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "error":
+                raise ValueError(f"{rank} boxes are missing")
+            case "errand":
+                return 0
+        if how != "errand":
+            dist.all_reduce(torch.ones(1))
+    return 0
+
+
+@pytest.mark.parametrize("how", ["death", "error"])
+@pytest.mark.parametrize("culprit", [0, 2])
+def test_a_rank_that_is_killed_or_fails_ends_the_others(tmp_path: Path, how: str, culprit: int) -> None:
+    codes = finish(start(3, tmp_path, meet, lambda rank: (rank, how, culprit)))
+    assert codes.pop(culprit) == (-signal.SIGKILL if how == "death" else 1)
+    assert codes == [1, 1]
+    for rank in {0, 1, 2} - {culprit}:
+        last = (tmp_path / f"{rank}.log").read_text().splitlines()[-1]
+        assert last.startswith(
+            f"ConnectionError: rank {rank} lost another rank, which has failed or was killed"
+        )
+    if how == "error":
+        assert "2 boxes are missing".replace("2", str(culprit)) in (tmp_path / f"{culprit}.log").read_text()
+
+
+def test_ranks_may_end_one_after_the_other(tmp_path: Path) -> None:
+    assert finish(start(3, tmp_path, meet, lambda rank: (rank, "errand", 1))) == [0, 0, 0]

@@ -51,6 +51,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_saves_when_its_time_is_up_is_requeued_and_goes_on_to_the_end(tmp_path, environment):
     run, model = {"epochs": 50, "checkpoint_every": 0}, {"backbone": "test_convnext"}
     scenes, guide, method = scenes_in(tmp_path / "scenes"), {"name": "none"}, {"name": "moco", "queue": 64}

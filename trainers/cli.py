@@ -17,7 +17,7 @@ from dali_views.tools.command_line import Answer, Parser, carry_out
 
 from . import compare, demo
 from .config import file as config_file
-from .engine import ranks
+from .engine import interrupt, ranks
 from .evaluate import commands
 from .export import export as export_encoder
 from .pretrain import pretrain as train
@@ -84,7 +84,7 @@ def _pretrain(args: argparse.Namespace) -> Answer:
         text = f"{table(result.scores)}\n{text}"
     stopped = not result.finished and result.step != config.run.max_steps
     code = 0
-    if stopped and ranks.restartable():
+    if stopped and interrupt.restartable():
         code = os.EX_TEMPFAIL
     elif stopped and result.ctrl_c:  # so that a shell does not go on to its next command
         code = 128 + signal.SIGINT

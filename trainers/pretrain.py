@@ -23,7 +23,7 @@ from . import config as cfg
 from .config import file as config_file
 from .data import open_data, training_loader
 from .engine import checkpoint, optim, ranks
-from .engine.interrupt import Interrupt
+from .engine.interrupt import Interrupt, began, launch
 from .engine.schedules import Clock, cosine, lr_at
 from .engine.setting import join
 from .evaluate.evaluator import Evaluator
@@ -182,7 +182,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         raise ValueError(
             f"the processes find different checkpoints in {folder}; let run.out be a folder of all machines"
         )
-    if saved is not None and not (resume or ranks.began(saved.get("launch", ""))):
+    if saved is not None and not (resume or began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds a run already; continue it with --resume or choose another run.out"
         )
@@ -212,5 +212,5 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     if ranks.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
         state["loader"]["table"] = None  # saved once, as `regions`
-        about = {"config": config_file.dump(config), "step": step, "launch": ranks.launch()}
+        about = {"config": config_file.dump(config), "step": step, "launch": launch()}
         checkpoint.save(config.run.out, {**about, **state})

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..engine import torch_file
+from ..engine import checkpoint
 
 __all__ = ["load_weights"]
 
@@ -50,7 +50,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch_file.read(file, old=True)
+        found = checkpoint.read(file, legacy=True)
     except (LookupError, SafetensorError, ValueError) as error:  # LookupError: a type that PyTorch has not
         raise ValueError(f"{file} cannot be read as weights alone: {error}") from error
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):

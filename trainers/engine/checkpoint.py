@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -13,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import torch_file
+from dali_views.system.files import atomic_write
 
-__all__ = ["LAST", "PREVIOUS", "load", "load_run", "restore", "save"]
+__all__ = ["LAST", "PREVIOUS", "load", "load_run", "read", "restore", "save"]
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -31,54 +33,49 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
         TypeError: `state` holds something else; the message says where.
         OSError: the disk is full or fails; both files are as they were.
     """
-    folder, plain = Path(folder), _plain(state, "")
-    folder.mkdir(parents=True, exist_ok=True)
-    last, fresh, old = folder / LAST, folder / f".{LAST}.tmp", folder / f".{PREVIOUS}.tmp"
+    plain, last = _plain(state, ""), Path(folder) / LAST
+    spare = last.with_name(f".{PREVIOUS}.tmp")
     try:
-        with open(fresh, "wb") as file:
+        with atomic_write(last) as file:
             torch.save(plain, file)
             file.flush()
-            os.fsync(file.fileno())
-        old.unlink(missing_ok=True)
-        if _ended(last):  # a truncated last must not push out a good previous
-            try:
-                os.link(last, old)
-            except OSError:  # no hard links on this file system
-                shutil.copyfile(last, old)
+            os.fsync(file.fileno())  # the disk may be full, and the spare is replaced next
+            spare.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile):
+                zipfile.ZipFile(last).close()  # a truncated last must not push out a good previous
+                try:
+                    os.link(last, spare)
+                except OSError:  # no hard links on this file system
+                    shutil.copyfile(last, spare)
+                os.replace(spare, last.with_name(PREVIOUS))
+                spare.unlink(missing_ok=True)  # it stays where both are the same file already
     except (OSError, RuntimeError) as error:
-        for draft in (fresh, old):
-            draft.unlink(missing_ok=True)
+        spare.unlink(missing_ok=True)
         # PyTorch raises an error of its own about an archive that the system did not let it end.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         told = f"{last} cannot be written ({cause.strerror}); a checkpoint that stood there stands as it was"
         raise OSError(cause.errno, told) from error
-    os.replace(fresh, last)
-    if old.exists():
-        os.replace(old, folder / PREVIOUS)
-    _sync_folder(folder)
     return last
 
 
-def load(folder: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read the newest sound checkpoint of a folder; a warning says when that is the previous one.
-
-    Nothing in the file is executed, and every byte is held against its checksum first, which takes about as
-    long as loading: some 0.45 s per GB.
+def load(folder: str | Path) -> dict[str, Any]:
+    """Read the newest sound checkpoint of a folder into main memory; warns if that is the previous one.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
         ValueError: it holds some, but none can be read.
     """
-    folder = Path(folder)
-    present = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    present = [path for name in (LAST, PREVIOUS) if (path := Path(folder) / name).is_file()]
     if not present:
         raise FileNotFoundError(f"there is no checkpoint in {folder}; expected {LAST}")
     reasons = []
     for path in present:
         try:
-            state = _read(path, map_location)
+            state = read(path)
+            if not isinstance(state, dict):
+                raise ValueError(f"it holds a {type(state).__name__}")
         except ValueError as error:
             reasons.append(f"{path.name}: {error}")
             continue
@@ -98,34 +95,50 @@ def load_run(folder: str | Path) -> dict[str, Any]:
     """
     saved = load(folder)
     if not {"config", "step", "method"} <= saved.keys():
-        raise ValueError(
-            f"{folder} holds a checkpoint of something else than a training run; name another folder"
-        )
+        raise ValueError(f"the checkpoint in {folder} is not of a training run; name another folder")
     return saved
 
 
 def restore(saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     """Put the state of each part back into it.
 
-    Left alone is a part whose state is empty: the scaler of gradients, if the precision had no need of one.
+    A part whose state is empty is left alone: the scaler of gradients, if the precision did not need one.
     """
     for name, part in parts.items():
         if saved[name] != {}:
             part.load_state_dict(saved[name])
 
 
-def _ended(path: Path) -> bool:
-    """Whether a file is there and has the end of an archive."""
+def read(path: Path, legacy: bool = False) -> Any:
+    """Tensors, dicts, lists, tuples, text and numbers of a file that torch.save wrote.
+
+    Nothing in it is executed. Checksums are verified first (0.45 s per GB): PyTorch does not look at them.
+
+    Args:
+        legacy: also read what PyTorch wrote before version 1.6, without checksums.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged, or holds something else.
+    """
+    with open(path, "rb") as file:  # outside the try: a file that cannot be opened is not a damaged one
+        size = os.fstat(file.fileno()).st_size
     try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return False
-
-
-def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
-    state = torch_file.read(path, map_location)
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}")
+        if not legacy or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                if (
+                    any(member.compress_type for member in members)
+                    or sum(m.file_size for m in members) > size
+                ):
+                    raise ValueError("a member is compressed or claims more bytes than the file has")
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {broken} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its own words advise to execute what is in the file
+        raise ValueError("it is damaged or holds more than tensors, lists, dicts, text and numbers") from None
+    except Exception as error:  # PyTorch raises errors of any kind about what it cannot make sense of
+        raise ValueError(str(error).strip().partition("\n")[0] or type(error).__name__) from error
     seen: set[int] = set()  # a few lists of each other may hold more values than can be counted
     waiting: list[Any] = [state]
     for value in waiting:
@@ -138,10 +151,7 @@ def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
 
 
 def _expanded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor shows numbers of its storage more than once, as `expand` makes it.
-
-    It takes no memory until it is copied, and then any amount.
-    """
+    """Whether a tensor repeats numbers of its storage, as `expand` does: copied, it takes any memory."""
     if tensor.layout is not torch.strided:
         return False
     return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
@@ -169,15 +179,3 @@ def _plain(value: Any, place: str) -> Any:
         f"checkpoint entry {place or 'state'} is a {type(value).__name__}, which cannot be stored; "
         "give tensors, arrays, text, numbers, or lists and dicts of them"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames durable; systems that cannot open a folder (Windows) are left as they are."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,15 +1,17 @@
-"""Ending a run well when the machine is taken away: signals finish the step, save and exit."""
+"""Ending a run well when the machine is taken away, and knowing it again when torchrun restarts it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from . import ranks as distributed
+from . import ranks
 
-__all__ = ["Interrupt"]
+__all__ = ["Interrupt", "began", "launch", "restartable"]
 
 # Ranks must leave at the same step, or those that stay wait for ever. They agree at intervals that leave time
 # to save within the 30 seconds after which torchrun kills, and that cost little where steps are short.
@@ -50,13 +52,36 @@ class Interrupt:
 
     def seen(self) -> bool:
         """Whether any rank was signalled; called after every step, and the same on all ranks."""
-        if distributed.world() == 1:
+        if ranks.world() == 1:
             return self.signalled
         self._left -= 1
         if self._left:
             return False
         per_step = (time.perf_counter() - self._since) / self._interval
-        signalled, slowest = distributed.greatest(self.signalled, per_step)
+        signalled, slowest = ranks.greatest(self.signalled, per_step)
         self._interval = self._left = min(max(int(_SECONDS / slowest), 1), _MOST)
         self._since = time.perf_counter()
         return bool(signalled)
+
+
+def launch() -> str:
+    """What the processes of one torchrun share, also when it has restarted them; "" without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if name != "none":
+        return name
+    # The name of every launch that was given none. But each agent makes a new folder for its workers' errors.
+    parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    return str(parents[2]) if len(parents) > 3 else ""
+
+
+def began(name: str) -> bool:
+    """Whether the processes that noted this `launch` were ours, which torchrun has started again.
+
+    The count of restarts does not say it: a launch that was refused is restarted, too.
+    """
+    return ranks.any_rank(name == launch() != "")
+
+
+def restartable() -> bool:
+    """Whether torchrun starts this process again if it ends with another code than 0."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0

@@ -1,6 +1,6 @@
-"""One or many processes: start, who am I, and gathers that the loss can differentiate through.
+"""One process or many: start, collectives, and gathers that the loss can differentiate through.
 
-Everything here works without a process group too; then there is one process of rank 0. The gradient of
+Everything works without a process group too: then there is one process of rank 0. The gradient of
 `gather_with_grad` sums over ranks, so that DDP's mean over ranks is the gradient of the mean loss of the
 joined batch.
 """
@@ -9,174 +9,116 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.rendezvous import rendezvous
 
 from dali_views.plan import rng
+from dali_views.system.ranks import rank_and_world
+from dali_views.system.ranks import world as world
 
-from .meeting import fresh_store
-from .watch import Watch
-
-__all__ = [
-    "all_equal",
-    "all_mean",
-    "any_rank",
-    "barrier",
-    "began",
-    "broadcast_buffers",
-    "cleanup",
-    "gather",
-    "gather_rows",
-    "gather_with_grad",
-    "greatest",
-    "init",
-    "is_main",
-    "launch",
-    "local_rank",
-    "rank",
-    "restartable",
-    "spread",
-    "together",
-    "world",
-]
-
-_TIMEOUT = timedelta(minutes=30)  # for a slow or dead peer, after which the run fails
-_watch: Watch | None = None
+_TIMEOUT = timedelta(minutes=30)  # of a collective, for ranks that are slow to list images, or hang
 
 
 def init(kind: str) -> torch.device:
     """Join the process group that torchrun announced (none: a single process) and return our device.
-
-    From then on the ranks end together, see `Watch`.
 
     Args:
         kind: "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
 
     Raises:
         ValueError: there is no GPU for this process.
-        ConnectionError, TimeoutError: some of the other processes have not come.
+        ConnectionError: some of the other processes have not come.
     """
-    global _watch
     device = torch.device("cpu")
     if kind == "gpu":
-        if local_rank() >= torch.cuda.device_count():
+        local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= count:
             raise ValueError(
-                f"process {local_rank()} of this machine finds {torch.cuda.device_count()} GPUs; "
-                "start fewer processes or set device to cpu"
+                f"process {local} finds {count} GPUs; start fewer processes or set device to cpu"
             )
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     elif kind != "cpu":
         raise ValueError(f"device kind should be gpu or cpu, not {kind!r}")
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
+    if os.environ.keys() >= {"WORLD_SIZE", "RANK"} and not dist.is_initialized():
         try:
             store, number, count = next(rendezvous("env://", timeout=_TIMEOUT))
-            store = fresh_store(store, number, count, _TIMEOUT)
         except (dist.DistNetworkError, dist.DistStoreError) as error:
-            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             told = str(error).partition("\n")[0]
-            raise ConnectionError(
-                f"process {os.environ['RANK']} met no others at {place} ({told})"
-            ) from error
+            raise ConnectionError(f"process {os.environ['RANK']} met no others ({told})") from error
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # The agent's store outlives an attempt, and holds the addresses of processes that have ended.
+            store = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        backend, bound = ("nccl", device) if kind == "gpu" else ("gloo", None)
         dist.init_process_group(
-            "nccl" if kind == "gpu" else "gloo",
-            timeout=_TIMEOUT,
-            store=store,
-            rank=number,
-            world_size=count,
-            device_id=device if kind == "gpu" else None,
+            backend, timeout=_TIMEOUT, store=store, rank=number, world_size=count, device_id=bound
         )
-        _watch = Watch(device) if world() > 1 else None
     return device
 
 
 def cleanup() -> None:
     """Leave the process group, if there is one."""
-    global _watch
-    if _watch is not None:
-        _watch.leave()
-        _watch = None
-    if _joined():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Leave the process group at the end of the block; an error in it ends the other ranks, with its message.
+    """Leave the process group at the end of the block; an error in it also goes into torchrun's report.
 
-    If the error only comes of another rank's end, this process ends here with the reason of that.
+    The other ranks end by themselves: a collective with a process that has ended fails at once (gloo) or is
+    aborted (NCCL), and torchrun ends what is left.
+
+    Raises:
+        ConnectionError: another rank has ended.
     """
     try:
         yield
     except BaseException as error:
-        # The others may be in a collective, which leaving would wait for.
-        if _watch is not None:
-            _watch.fail(error)
-        else:
-            cleanup()
+        if world() == 1:
+            cleanup()  # with others it would wait for those that are in a collective
+        elif isinstance(error, RuntimeError) and re.search("[Cc]onnection|remote process", str(error)):
+            time.sleep(2)  # launchers report the process that ends first, which should be the one at fault
+            raise ConnectionError(
+                f"rank {rank()} lost another rank, which has failed or was killed; see its own message or "
+                "torchrun's report"
+            ) from error
+        if isinstance(error, Exception):
+            get_error_handler().record_exception(error)
         raise
     cleanup()
 
 
-def launch() -> str:
-    """What the processes of one torchrun share, be they started again by it; "" without torchrun."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if name != "none":
-        return name
-    # The name of every launch that was given none. But each agent makes a new folder for its workers' errors.
-    parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
-    return str(parents[2]) if len(parents) > 3 else ""
-
-
-def began(name: str) -> bool:
-    """Whether the processes that noted this `launch` were ours, which torchrun has started again.
-
-    Not by the count of restarts: a launch that was refused is restarted, too.
-    """
-    return any_rank(name == launch() != "")
-
-
-def restartable() -> bool:
-    """Whether torchrun starts this process again if it ends with another code than 0."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-
-
 def rank() -> int:
     """Number of this process among all, from 0."""
-    return dist.get_rank() if _joined() else 0
-
-
-def world() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if _joined() else 1
-
-
-def local_rank() -> int:
-    """Number of this process on its machine, from 0; chooses the GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Let dropout and stochastic depth draw by seed, step and rank: alike after a resume, apart on ranks."""
-    drawn = int(rng.keys([seed], step, rank())[0] >> np.uint64(1))
-    # torch.manual_seed asks for all kinds of devices, which takes longer than some steps' whole bookkeeping.
-    torch.default_generator.manual_seed(drawn)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call, unused-ignore]
-        torch.cuda.manual_seed(drawn)
+    return rank_and_world()[0]
 
 
 def is_main() -> bool:
     """Whether this process writes files and the log."""
     return rank() == 0
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Let dropout and stochastic depth draw by seed, step and rank: alike after a resume, apart on ranks."""
+    drawn = int(rng.keys([seed], step, rank())[0] >> np.uint64(1))
+    # torch.manual_seed seeds all kinds of devices, which takes longer than some steps' whole bookkeeping.
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call, unused-ignore]
+        torch.cuda.manual_seed(drawn)
 
 
 def barrier() -> None:
@@ -185,33 +127,14 @@ def barrier() -> None:
         dist.barrier()
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        return gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
 def gather_with_grad(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, (B, ...) -> (world * B, ...), with gradient; B equal on all ranks."""
-    return cast(Tensor, _Gather.apply(x)) if world() > 1 else x
+    return torch.cat(all_gather(x.contiguous())) if world() > 1 else x  # type: ignore[no-untyped-call]
 
 
 def gather(x: Tensor) -> Tensor:
     """As `gather_with_grad`, but without gradient."""
-    x = x.detach()
-    if world() == 1:
-        return x
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(world())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    return gather_with_grad(x.detach())
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -221,26 +144,19 @@ def gather_rows(x: Tensor) -> Tensor:
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: len(x)] = x.detach()
-    parts = gather(padded).reshape(world(), *padded.shape) if max(counts) else [padded] * world()
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    parts = gather(padded[None]) if max(counts) else padded[None]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=False)])
 
 
 def all_mean(x: Tensor) -> Tensor:
     """Mean of a tensor over ranks, element by element, without gradient."""
-    if world() == 1:
-        return x.detach()
-    total = x.detach().clone()
-    dist.all_reduce(total)
-    return total / world()
+    return gather(x.detach()[None]).mean(0) if world() > 1 else x.detach()
 
 
 def greatest(*values: float) -> list[float]:
-    """Of each value the greatest of all ranks."""
-    if world() == 1:
-        return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    most = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
+    """The greatest of all ranks, of each value."""
+    device = "cuda" if world() > 1 and dist.get_backend() == "nccl" else "cpu"
+    most = gather(torch.tensor([values], dtype=torch.float64, device=device)).amax(0)
     return cast(list[float], most.tolist())
 
 
@@ -256,14 +172,12 @@ def all_equal(value: float) -> bool:
 
 
 def spread(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network over all processes, which average its gradients. Buffers stay each process's own: they are
-    sent when they are about to be used together (`broadcast_buffers`), and not at every step."""
-    # Renamed in PyTorch 2.14.
+    """The network over all processes, which average its gradients; buffers stay each process's own until
+    `broadcast_buffers`."""
     options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    settings: dict[str, Any] = {name: False}
-    devices = None if device.type == "cpu" else [device]
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, **settings)
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before 2.14
+    settings: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
+    return nn.parallel.DistributedDataParallel(network, **settings)
 
 
 def broadcast_buffers(module: nn.Module) -> None:
@@ -271,7 +185,3 @@ def broadcast_buffers(module: nn.Module) -> None:
     if world() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()

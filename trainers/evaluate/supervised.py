@@ -25,7 +25,7 @@ from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone
-from ..engine import checkpoint, ranks
+from ..engine import checkpoint, interrupt, ranks
 from ..engine.optim import Lars
 from ..engine.setting import Setting
 from .learners import Learner, Recipe, rate
@@ -140,7 +140,7 @@ def train_classifier(
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
         if main:
             state = {name: part.state_dict() for name, part in keep.items()}
-            about = {"description": description, "curve": curve, "launch": ranks.launch()}
+            about = {"description": description, "curve": curve, "launch": interrupt.launch()}
             checkpoint.save(folder, {**about, **state})
     bar.close()
     encoder.train(was_training)
@@ -217,7 +217,7 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
         saved = checkpoint.load(folder)
     except FileNotFoundError:
         return None
-    if not (resume or ranks.began(saved.get("launch", ""))):
+    if not (resume or interrupt.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds an evaluation already; --resume continues it, --name OTHER keeps both"
         )
