@@ -10,22 +10,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision import models
 
 from dali_views.system.files import atomic_write
 
 from . import config as cfg
-from .encoders.backbones import Backbone
-from .encoders.key_maps import Library, architecture_in, convert
+from .encoders.backbones import Backbone, build_backbone, shrink_stem
 from .saved_run import encoder_of, load_run
 
-__all__ = ["TOLERANCE", "Exported", "export", "write"]
+__all__ = ["TOLERANCE", "Exported", "Library", "export", "write"]
+
+Library: TypeAlias = Literal["torchvision", "timm"]
 
 TOLERANCE = 1e-4
 """Largest difference of features, as a share of the largest feature, that is taken for rounding."""
@@ -39,8 +39,7 @@ class Exported:
     architecture: str
     """The network's name in the library it was written for."""
     difference: float
-    """Largest difference between that library's features and the trained encoder's on random images, as
-    a share of the largest feature."""
+    """Largest difference of that library's features from the encoder's, as a share of the largest."""
     tensors: int
     """How many tensors the file holds, batch norm's statistics included."""
 
@@ -48,44 +47,45 @@ class Exported:
 def export(run: Path, out: Path, format: Library = "torchvision") -> Exported:
     """Write a run's encoder, without heads, as safetensors with the names of a library's tensors.
 
-    The file takes its place at `out`, where an older one may stand, after it was read back into a network
-    that the library has just made, and that network's features on random images were those of the encoder.
-
     Args:
         run: run folder, or its last.pt.
-        out: the file to write; folders above it are made.
+        out: the file to write, see `write`; folders above it are made.
         format: the library to load it with.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: the network does not exist in this library, or timm is not installed.
-        RuntimeError: the file does not fit the library's network or gives other features; none is left.
+        RuntimeError: as by `write`.
     """
     _, config, saved = load_run(run)
-    backbone, stem = config.model.backbone, config.model.stem
     encoder = encoder_of(config, saved, "trained", torch.device("cpu"))
     # A backbone keeps its library's class.
-    source = cast(Library, type(encoder).__module__.partition(".")[0])
-    architecture = architecture_in(format, backbone, source)
-    network = _library_network(architecture, format, stem)
-    tensors = convert(encoder.state_dict(), backbone, source, format)
-    metadata = _metadata(config, format, architecture, int(saved["step"]))
+    architecture = _named(config.model.backbone, type(encoder).__module__.partition(".")[0], format)
+    network = _library_network(architecture, format, config.model.stem)
+    tensors, metadata = encoder.state_dict(), _metadata(config, format, architecture, int(saved["step"]))
     difference = write(tensors, metadata, out, network, encoder, _fixed_size(encoder) or config.views.size)
     return Exported(out, architecture, difference, len(tensors))
 
 
+def _named(backbone: str, home: str, target: Library) -> str:
+    """The name in `target` of a network of `home`: only ResNets have the same tensors in both."""
+    plain = backbone.partition(".")[0]  # without timm's tag of published weights (resnet50.a1_in1k)
+    both = plain == "resnet10" or ("resne" in plain and plain in models.list_models(module=models))
+    if target != home and not both:
+        raise ValueError(
+            f"backbone {backbone} can be exported to {home} only, not to {target}; train {target}'s"
+        )
+    return backbone if target == home else plain
+
+
 def write(
-    tensors: Mapping[str, Tensor],
-    metadata: dict[str, str],
-    out: Path,
-    network: nn.Module,
-    encoder: Backbone,
+    tensors: Mapping[str, Tensor], metadata: dict[str, str], out: Path, network: nn.Module, encoder: Backbone,
     size: int,
-) -> float:
+) -> float:  # fmt: skip
     """Write tensors, provided that what is read back makes of `network` the same as `encoder`.
 
     Args:
-        network: headless, in the library's own shape; it gets the tensors.
+        network: headless, just made by the library; it gets the tensors.
         size: height and width in pixels of the random images on which the two are compared.
 
     Returns:
@@ -101,54 +101,35 @@ def write(
         try:
             network.load_state_dict(load_file(file.name))
         except RuntimeError as error:
-            raise RuntimeError(
-                f"{out} was not written, for the library's network is another: {error}"
-            ) from None
+            raise RuntimeError(f"{out} was not written; the library's network is another: {error}") from None
         difference = _difference(network, encoder, size)
         if not difference <= TOLERANCE:  # so that nan is refused too
-            raise RuntimeError(
-                f"{out} was not written, for features differ by {difference:.1e} of the largest, which is "
-                f"more than {TOLERANCE:.0e}; please report the backbone and the format"
-            )
+            told = f"features differ by {difference:.1e} of the largest, which is more than {TOLERANCE:.0e}"
+            raise RuntimeError(f"{out} was not written; {told}; please report the backbone and the format")
     return difference
 
 
-def _library_network(architecture: str, library: Library, stem: str) -> nn.Module:
+def _library_network(architecture: str, library: Library, stem: Literal["imagenet", "small"]) -> nn.Module:
     """A library's own network under this name with random weights, without its classifier."""
-    model = _torchvision(architecture) if library == "torchvision" else _timm(architecture)
-    if stem == "small":  # the two changes that `build_backbone` makes
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-    return model
-
-
-def _torchvision(name: str) -> nn.Module:
-    if name == "resnet10":
-        model: nn.Module = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
-    else:
-        model = torchvision.models.get_model(name, weights=None)
-    # In all of torchvision's classifiers this is the last linear layer.
-    classifier = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    model.set_submodule(classifier, nn.Identity())
-    return model
-
-
-def _timm(name: str) -> nn.Module:
+    if library == "torchvision":
+        return build_backbone(architecture, stem)
     try:
         import timm
         from timm.models import resnet
     except ImportError:
-        raise ValueError(
-            "format timm is checked with timm, which is not installed; pip install timm"
-        ) from None
-    if name == "resnet10":
-        return cast(nn.Module, resnet.ResNet(resnet.BasicBlock, (1, 1, 1, 1), num_classes=0))
-    return cast(nn.Module, timm.create_model(name, pretrained=False, num_classes=0))
+        raise ValueError("format timm needs timm, which is not installed; pip install timm") from None
+    if architecture == "resnet10":
+        network = resnet.ResNet(resnet.BasicBlock, (1, 1, 1, 1), num_classes=0)
+    else:
+        network = timm.create_model(architecture, pretrained=False, num_classes=0)
+    if stem == "small":
+        shrink_stem(network, architecture)
+    return cast(nn.Module, network)
 
 
 def _fixed_size(encoder: nn.Module) -> int | None:
     """Pixels that a transformer's position embedding is for; None for networks that take any size."""
-    if isinstance(encoder, torchvision.models.VisionTransformer):
+    if isinstance(encoder, models.VisionTransformer):
         return int(encoder.image_size)
     size = getattr(getattr(encoder, "patch_embed", None), "img_size", None)  # timm's (height, width)
     return None if size is None else int(size[0])
@@ -172,14 +153,7 @@ def _metadata(config: cfg.Config, format: Library, architecture: str, step: int)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
         version = "unknown"
     return {
-        "format": format,
-        "architecture": architecture,
-        "stem": config.model.stem,
-        "method": config.method.name,
-        "step": str(step),
-        "size": str(config.views.size),
-        "mean": json.dumps(config.views.mean),
-        "std": json.dumps(config.views.std),
-        "project": "dali-views",
-        "version": version,
-    }
+        "format": format, "architecture": architecture, "stem": config.model.stem, "step": str(step),
+        "method": config.method.name, "size": str(config.views.size), "mean": json.dumps(config.views.mean),
+        "std": json.dumps(config.views.std), "project": "dali-views", "version": version,
+    }  # fmt: skip

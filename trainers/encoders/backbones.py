@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from dali_views.maps.tap import FeatureTap
 
-__all__ = ["Backbone", "build_backbone", "check_sizes", "look"]
+__all__ = ["Backbone", "build_backbone", "check_sizes", "look", "shrink_stem"]
 
 # The last spatial module of each torchvision family, looked up in this order.
 _SPATIAL_LAYERS = ("layer4", "permute", "features", "trunk_output", "encoder", "blocks", "conv5", "layers")
@@ -65,7 +65,7 @@ def build_backbone(
     else:
         net = _from_torchvision(name) if name in known else _from_timm(name, known)
     if stem == "small":
-        _shrink_stem(net, name)
+        shrink_stem(net, name)
     if zero_init_residual:
         _zero_init_residual(net, name)
     net.stage_layers = _stages(net)
@@ -163,7 +163,8 @@ def _measure(net: Backbone, name: str) -> None:
         net.prefix_tokens = 0  # of some, the class token joins the others after this layer
 
 
-def _shrink_stem(net: nn.Module, name: str) -> None:
+def shrink_stem(net: nn.Module, name: str) -> None:
+    """Make a ResNet's first convolution 3x3 with stride 1, and drop its max-pool."""
     old = getattr(net, "conv1", None)
     if not isinstance(old, nn.Conv2d) or not hasattr(net, "maxpool"):
         raise ValueError(f"stem small fits ResNets only, not {name}; use stem imagenet")

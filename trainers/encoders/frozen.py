@@ -19,7 +19,7 @@ from ..engine.setting import Setting
 from ..evaluate.knn import extract
 from ..saved_run import encoder_of, load_run
 from .backbones import Backbone, build_backbone
-from .weights_file import load_weights
+from .weights import load_weights
 
 __all__ = ["embed", "frozen_encoder"]
 

@@ -66,6 +66,7 @@ def init(kind: str) -> torch.device:
         dist.init_process_group(
             backend, timeout=_TIMEOUT, store=store, rank=number, world_size=count, device_id=bound
         )
+        dist.barrier()  # who ends before all are connected would leave others waiting
     return device
 
 
