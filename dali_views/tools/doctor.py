@@ -38,11 +38,11 @@ dali-views doctor --quick                    health check of a container
 MiB, GiB = 2**20, 2**30
 _DALI = next(filter(installed, ("nvidia-dali-cuda130", "nvidia-dali-cuda110")), "nvidia-dali-cuda120")
 PACKAGES = {
-    "PyTorch": ("torch", ""), "DALI": (_DALI, ""), "timm": ("timm", "more backbones"),
-    "obstore": ("obstore", "images in buckets"), "pyarrow": ("pyarrow", "Parquet and Arrow files"),
-    "wandb": ("wandb", "curves on a server"),
+    "PyTorch": ("torch", ""), "DALI": (_DALI, ""), "timm": ("timm", ": more backbones"),
+    "obstore": ("obstore", ": images in buckets"), "pyarrow": ("pyarrow", ": Parquet and Arrow files"),
+    "wandb": ("wandb", ": curves on a server"),
 }  # fmt: skip
-"""Name on the package index of each package and, if it is optional, its purpose."""
+"""What pip calls each package and, if it is optional, its purpose."""
 
 _LOWEST_DRIVER = {"cuda110": 450, "cuda120": 525, "cuda130": 580}  # release for Linux
 _MARK, _LATE = "doctor: ", "no answer in time"
@@ -63,8 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--data", metavar="PATH", help="folder of images or a shard: how fast is it read?")
     parser.add_argument("--quick", action="store_true", help="try neither PyTorch nor --data: a health check")
-    text = "seconds to wait for what does not answer (40, quickly 19)"
-    parser.add_argument("--timeout", type=float, metavar="S", help=text)
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds to wait (40, with --quick 19)")
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -127,8 +126,8 @@ def _limits(file: str, groups: str = "/proc/self/cgroup", top: str = "/sys/fs/cg
 def _packages() -> Iterator[Line]:
     for name, (package, purpose) in PACKAGES.items():
         version = installed(package)
-        found = version or "not installed" + f" ({purpose})" * bool(purpose)
-        yield _line(name, found, not version, f"pip install {package}", "note" if purpose else "problem")
+        found, state = version or f"not installed{purpose}", "note" if purpose else "problem"
+        yield _line(name, found, not version, f"pip install {package}", state)
 
 
 def _tried(names: list[str], data: str, wait: float) -> list[Line]:
@@ -175,10 +174,8 @@ def child() -> None:
 
 def _cache(name: str) -> Line:
     """Whether a file can be made in the folder of scans, or where it would be made; nothing is left there."""
-    place = folder = cache_folder().absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    with tempfile.TemporaryFile(dir=place):
+    folder = cache_folder().absolute()
+    with tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())):
         return Line(name, "ok", f"{folder} can be written")
 
 

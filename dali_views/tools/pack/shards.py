@@ -132,7 +132,7 @@ def pack_shards(
                 disable=None if progress else True,
             )
             try:
-                # The shard's name is the last that is written: after its end, and after the state.
+                # The name of a shard is written last, after the state.
                 with atomic_write(file, shared=True) as draft, tarfile.open(None, "w", draft) as tar:
                     for row, stored in images:
                         if isinstance(stored, str):
