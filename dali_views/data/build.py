@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,15 +25,30 @@ from .shards import list_shards, merge, scan_shard
 from .source import RangeSource, Source, needs, read_each
 from .truth import RowBoxes, list_coco
 
+Cache: TypeAlias = "bool | PathLike"
+_SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
 _THREADS, _CHUNK = 8, 64  # that read a source of one's own, and images that one requests at a time
+
+
+class Options(TypedDict, total=False):
+    """Options of a scan."""
+
+    cache: Cache
+    """Where it is kept. True (default): $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
+    ~/.cache/dali_views; a path: that folder; False: nowhere. Only changed files are opened again."""
+    processes: int | None
+    """Worker processes; 0: threads in this process. None (default): threads for a small set, below 20,000
+    files or 1 GiB of containers, else one process per core."""
+    progress: bool
+    """Shows a bar on a terminal (default)."""
 
 
 def scan_folder(
     root: PathLike,
-    cache: bool | PathLike,
-    processes: int | None,
-    progress: bool,
     classes: Sequence[str] | None,
+    cache: Cache = True,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> FileScan:
     """An image folder; if nothing in it has changed, it is not even listed."""
     base = absolute(root)
@@ -44,7 +59,11 @@ def scan_folder(
 
 
 def scan_list(
-    file: PathLike, root: PathLike | None, cache: bool | PathLike, processes: int | None, progress: bool
+    file: PathLike,
+    root: PathLike | None,
+    cache: Cache = True,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> FileScan:
     """The files that a text file names."""
     listing = list_file(file, root)
@@ -55,9 +74,9 @@ def scan_list(
 def scan_coco(
     images: PathLike,
     instances: PathLike | None,
-    cache: bool | PathLike,
-    processes: int | None,
-    progress: bool,
+    cache: Cache = True,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> tuple[FileScan, RowBoxes]:
     """The images of a COCO set, and the boxes of its instances file."""
     listing, boxes = list_coco(images, instances)
@@ -78,17 +97,13 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
     if remote:
         records = scan_objects(listing.root, listing.names, listing.entries, known, progress)
     else:
-        base = os.fsencode(listing.root)
-        records = scan(base, listing.names, known, processes=processes, progress=progress)
+        records = scan(os.fsencode(listing.root), listing.names, known, processes, progress)
     good = [i for i, record in enumerate(records) if not record[4]]
     bad = [i for i, record in enumerate(records) if record[4]]
     left_out = [LeftOut(os.fsdecode(listing.names[i]), records[i][4]) for i in bad] + listing.left_out
-    if not good:
-        first = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3])
-        raise ValueError(
-            f"None of the {len(left_out)} files below {listing.root!r} is usable ({first}); check the path."
-        )
-    table = np.array([records[i][:4] for i in good], np.int64)
+    table = np.array(
+        [records[i][:4] for i in _some(good, left_out, f"files below {listing.root!r}")], np.int64
+    )
     scanned = FileScan(
         root=listing.root,
         paths=pack_names([listing.names[i] for i in good]),
@@ -107,56 +122,49 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
     return scanned
 
 
+def _some(good: list[int], left_out: list[LeftOut], what: str) -> list[int]:
+    """The usable images; a `ValueError` if there is none."""
+    if not good:
+        first = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3])
+        raise ValueError(f"None of the {len(left_out)} {what} is usable ({first}); check the path.")
+    return good
+
+
 def scan_shards(
-    pattern: PathLike | Sequence[PathLike], cache: bool | PathLike, processes: int | None, progress: bool
+    pattern: PathLike | Sequence[PathLike],
+    cache: Cache = True,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Scan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
-    root = _common(paths)
+    remote = [is_remote(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(set(remote)) == 1 else ""
+    if any(remote) and not is_remote(root):
+        raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
+    root = as_url(root) if any(remote) else root
     shards = [below(path, root) for path in paths]
     place = ScanCache(cache, root, ["shards", shards], Scan)
     if place.kept is not None and place.kept.holds():
         return place.kept
-    remote = is_remote(root)
-    size = 0 if remote else size_of(paths)
-    found = look_through(scan_shard, paths, size, processes, "shards", progress, requests=remote)
+    size, workers, threads = (0, 0, _REQUESTS) if any(remote) else (size_of(paths), processes, _SHARDS)
+    found = look_through(scan_shard, paths, size, workers, "shards", progress, threads)
     scanned = merge(root, shards, found)
     place.keep(scanned)
     return scanned
 
 
-def _common(paths: Sequence[str]) -> str:
-    """The folder that all lie below; `ValueError` if some are local and some not, or in several buckets."""
-    remote = [is_remote(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(set(remote)) == 1 else ""
-    if remote[0] and is_remote(root):
-        return as_url(root)
-    if any(remote):
-        raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
-    return root
-
-
-class SourceScan(NamedTuple):
-    """The usable images of a source of one's own."""
-
-    rows: NDArray[np.int64]
-    """(n,) in the source."""
-    names: list[str]
-    sizes: NDArray[np.int32]
-    """(n, 2) stored height and width."""
-    left_out: list[LeftOut]
-
-
 def scan_source(
     source: Source, sizes: ArrayLike | None, names: Sequence[str] | None, progress: bool
-) -> SourceScan:
-    """The images of a source: their sizes as given, or from their headers."""
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32], list[LeftOut]]:
+    """The usable images of a source of one's own: rows (n,), names (n, L), sizes (n, 2); and the others."""
     count = len(source)
     named = [f"row {row}" for row in range(count)] if names is None else list(names)
     if len(named) != count or len(set(named)) != count or any(not name or "\0" in name for name in named):
         raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
+    packed = pack_names([os.fsencode(name) for name in named])
     if sizes is not None:
-        return SourceScan(np.arange(count), named, _checked_sizes(sizes, count), [])
+        return np.arange(count), packed, _checked_sizes(sizes, count), []
 
     def look(start: int) -> list[tuple[int, int, str]]:
         found = read_each(source, np.arange(start, min(start + _CHUNK, count)))
@@ -169,13 +177,11 @@ def scan_source(
         for part in threads.map(look, range(0, count, _CHUNK)):
             found += part
             bar.update(len(part))
-    rows = np.array([row for row, (_, _, refused) in enumerate(found) if not refused], np.int64)
     left_out = [LeftOut(name, refused) for name, (_, _, refused) in zip(named, found, strict=True) if refused]
-    if not len(rows):
-        first = "; ".join(f"{name}: {refused}" for name, refused in left_out[:3])
-        raise ValueError(f"None of the {count} images of the source is usable ({first}); check it.")
-    table = np.array([found[row][:2] for row in rows.tolist()], np.int32)
-    return SourceScan(rows, [named[row] for row in rows.tolist()], table, left_out)
+    good = _some([i for i in range(count) if not found[i][2]], left_out, "images of the source")
+    rows = np.array(good, np.int64)
+    names_left = pack_names([os.fsencode(named[i]) for i in good])
+    return rows, names_left, np.array([found[i][:2] for i in good], np.int32), left_out
 
 
 def _checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:

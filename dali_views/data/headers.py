@@ -31,17 +31,11 @@ MAX_PIXELS = 178_956_970
 MAX_PIXELS_PER_BYTE = 512
 """Most pixels of a JPEG per byte of its file: a block of 8 x 8 takes at least one bit, in any scan."""
 
-THREADS_BELOW = 20_000
-"""Fewer files than this are scanned by threads, more by worker processes."""
-
 Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
 
-_SMALL = 1 << 30  # bytes of containers that threads scan before worker processes have started
+_FEW, _SMALL = 20_000, 1 << 30  # files, bytes of containers that threads scan before processes start
 _JOBS = 64  # that one worker process does
-_THREADS = 4  # more wait for the interpreter, not for the disk
-_REQUESTS = 16  # containers in an object store that are scanned at a time
-
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -67,15 +61,7 @@ class _Refused(Exception):
 
 
 def inspect_file(path: bytes, known: Record | None = None) -> Record:
-    """Looks at one file; never raises for a bad one.
-
-    Args:
-        path: Full path of the file.
-        known: What an earlier scan said; returned as it is when size and mtime have not changed.
-
-    Returns:
-        The record of the file; its last entry says why the file cannot be used, or is empty.
-    """
+    """The record of one file; `known`, of an earlier scan, is returned if size and mtime are the same."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -95,7 +81,7 @@ def inspect_file(path: bytes, known: Record | None = None) -> Record:
 
 
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
-    """Looks at an image of `size` bytes that can be sought in: (height, width, reason).
+    """(height, width, reason) of an image of `size` bytes in a seekable file.
 
     Raises:
         SourceGoneError, ConnectionError: What holds the file is gone, which is no fault of the image.
@@ -202,27 +188,20 @@ def _decode(file: IO[bytes], kind: str) -> None:
         image.load()
 
 
+# -- many files -----------------------------------------------------------------------------------
+
+
 def scan(
-    root: bytes,
-    names: Sequence[bytes],
-    known: Mapping[bytes, Record] | None = None,
-    *,
-    processes: int | None = None,
-    progress: bool = True,
+    root: bytes, names: Sequence[bytes], known: Mapping[bytes, Record], processes: int | None, progress: bool
 ) -> list[Record]:
-    """Looks at many files in parallel; one record per name, in the order of `names`.
+    """Inspects many files below `root` in parallel; one record per name, in their order.
 
     Args:
-        root: Folder that the names are relative to.
-        names: Files to look at.
         known: Records of an earlier scan by name; files with equal size and mtime are not opened again.
-        processes: Worker processes; 0 means threads in this process. By default threads below
-            `THREADS_BELOW` files and one process per core from there on.
-        progress: Shows a bar on a terminal.
+        processes, progress: See `build.Options`.
     """
-    known = known or {}
     if processes is None:
-        processes = 0 if len(names) < THREADS_BELOW else cores()
+        processes = 0 if len(names) < _FEW else cores()
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     jobs = [[(os.path.join(root, name), known.get(name)) for name in chunk] for chunk in chunks]
     records: list[Record] = []
@@ -244,27 +223,19 @@ def look_through(
     processes: int | None,
     kind: str,
     progress: bool,
-    requests: bool = False,
+    threads: int = 4,
 ) -> list[R]:
-    """What a function says about each container file, in their order, several at a time.
+    """What `look` returns for each container (shard, table), in their order, several at a time.
 
     Args:
-        look: Of the top level of a module; it does not raise.
-        jobs: One for each file.
-        size: Bytes of all files.
-        processes: Worker processes; 0 means threads in this process. By default threads below 1 GiB and one
-            process per core from there on.
-        kind: What the files are called.
-        progress: Shows a bar on a terminal.
-        requests: The files are in an object store, whose answers threads await.
+        size: Bytes of all containers; see `build.Options` for `processes` and `progress`.
+        kind: What the bar calls the containers.
     """
-    if requests:
-        processes = 0
-    elif processes is None:
+    if processes is None:
         processes = 0 if size < _SMALL else cores()
-    found = []
     with scan_bar(len(jobs), f" {kind}", progress) as bar:
-        for one in in_parallel(look, jobs, processes, _REQUESTS if requests else _THREADS):
+        found = []
+        for one in in_parallel(look, jobs, processes, threads):
             found.append(one)
             bar.update()
     return found
@@ -276,16 +247,15 @@ def size_of(paths: Sequence[str]) -> int:
 
 
 def in_parallel(look: Callable[[J], R], jobs: Sequence[J], processes: int, threads: int) -> Iterator[R]:
-    """What a function returns for each job, in their order; in worker processes, or with 0 in threads.
+    """What `look` (of the top level of a module) returns for each job, in their order.
 
-    Raises:
-        RuntimeError: A worker process died.
+    With `processes` worker processes, or if that is 0 with threads. A RuntimeError if a process dies.
     """
     if not processes:
         with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(look, jobs)
         return
-    each = min(_JOBS, -(-len(jobs) // processes))
+    each = max(1, min(_JOBS, -(-len(jobs) // processes)))
     chunks = [jobs[start : start + each] for start in range(0, len(jobs), each)]
     with ThreadPoolExecutor(processes) as pool:
         for part in pool.map(partial(_in_process, look), chunks):
@@ -300,17 +270,16 @@ def _in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, input=pickle.dumps((look, jobs)), stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        told = f"{jobs[0]!r}"[:200]
         raise RuntimeError(
-            f"A scan process died ({done.returncode}) at work on {told} or one of {len(jobs) - 1} more; "
-            "pass processes=0 to scan in this process."
+            f"A scan process died ({done.returncode}) at work on {f'{jobs[0]!r}':.200} or one of "
+            f"{len(jobs) - 1} more; pass processes=0 to scan in this process."
         )
     found: list[R] = pickle.loads(done.stdout)
     return found
 
 
 def _serve() -> None:
-    """The work of a scan process: its input is a function and jobs, its output what this returns."""
+    """The work of a scan process: a function and its jobs come in, what it returns goes out."""
     answer, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
     warnings.simplefilter("ignore")
     look, jobs = pickle.load(sys.stdin.buffer)

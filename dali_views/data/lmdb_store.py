@@ -6,7 +6,6 @@ then read by their offsets in the file, as those of tar shards are.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from itertools import islice
@@ -19,7 +18,7 @@ from .listing import LeftOut
 from .names import may_be_name, pack_names
 from .remote import as_url, is_remote
 from .scan import Scan, ScanCache, stamp_of
-from .source import Window, needs, of_handle
+from .source import needs, window
 
 _META_KEY = re.compile(rb"__\w+__")
 _FOREIGN = {b"\x80": "a pickle, which is not loaded", b"\x08": "a Caffe Datum"}  # by their first bytes
@@ -90,7 +89,7 @@ def _scan(job: tuple[str, bool]) -> Scan | str:
                 name, size = name_of(bytes(key)), len(value)
                 offset = np.frombuffer(value, np.uint8).ctypes.data - mapped if size else 0
                 size = max(0, min(size, stamp[0] - offset))
-                image = io.BufferedReader(Window(of_handle(plain.fileno()), offset, size))
+                image = window(plain, offset, size)
                 height, width, refused = inspect(image, size)
                 if refused:
                     refused = _FOREIGN.get(os.pread(plain.fileno(), min(1, size), offset), refused)

@@ -25,7 +25,7 @@ from .objects import object_stamps
 from .remote import is_remote
 
 Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
-"""What holds the images, and so what their `places` (N, 3) say:
+"""What holds the images, and so the meaning of their `places` (N, 3):
 
 - "": local files of their own, arrays, or a source of one's own; there are no places;
 - "ranges": pieces of container files, as tar shards are: file, offset, bytes;
@@ -35,18 +35,16 @@ Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 The root of ranges and objects may be a URL.
 """
 
+FORMAT = 3
+"""Raised whenever the stored arrays or the rules of the scan change; older files are scanned again."""
+
 CHECKED_FILES = 20_000
 """At most this many files are compared by size and mtime before a kept scan is used."""
 
-FORMAT = 3
-"""Raised whenever the stored arrays or the rules of the scan change; older files are scanned anew."""
+_ROWS = 1 << 16  # that are checked at a time
 
-_CHECKED = 1 << 16  # rows that are checked at a time
-
-T = TypeVar("T", bound="Scan")
-
-# Type and shape of every array that an index or a kept scan has. A letter stands for the same number
-# everywhere: N images, M boxes, S files that hold many images, K files that the scan refused, F folders.
+# Type and shape of every array in a file. A letter stands for the same number everywhere: N images, M boxes,
+# S files that hold many images, K files that the scan refused, F folders.
 _ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "paths": ("uint8", ("N", "L")),
     "arrays": ("uint8", ("N", "H", "W", 3)),
@@ -62,7 +60,6 @@ _ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "stamp_folders": ("uint8", ("F", "longest folder")),
     "stamp_times": ("int64", ("F",)),
 }
-_BY_ROW = ("sizes", "labels", "paths", "places")
 # Whether an index with this holder has places, files and a column.
 _PLACED = {
     "": (False, False, False),
@@ -70,6 +67,8 @@ _PLACED = {
     "groups": (True, True, True),
     "objects": (True, False, False),
 }
+
+T = TypeVar("T", bound="Scan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +89,8 @@ class Scan:
     left_out: list[LeftOut] = field(default_factory=list)
     """Path and reason of each file that was listed and cannot be used."""
     holder: Holder = ""
-    """What holds the images, if they are neither files of their own nor arrays."""
     files: list[str] = field(default_factory=list)
-    """Files that hold many images each (tar shards, tables), relative to the root."""
+    """S files that hold many images each (tar shards, tables), relative to the root."""
     file_stamps: NDArray[np.int64] | None = None
     """(S, 2) bytes and mtime_ns (or version) of each of these files at the scan, (-1, -1) if absent."""
     places: NDArray[np.int64] | None = None
@@ -106,8 +104,7 @@ class Scan:
         stamps = [tuple(stamp) for stamp in self.file_stamps.tolist()]
         if is_remote(self.root):
             return object_stamps(self.root, self.files) == stamps
-        paths = [os.path.join(self.root, name) for name in self.files]
-        return all(stamp_of(path) == stamp for path, stamp in zip(paths, stamps, strict=True))
+        return [stamp_of(os.path.join(self.root, name)) for name in self.files] == stamps
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -127,7 +124,7 @@ class FileScan(Scan):
     """(F,) their mtime_ns; adding, removing or renaming a file changes it."""
 
     def records(self) -> dict[bytes, Record]:
-        """What the scan said about each file it looked at."""
+        """The record of each file that was scanned, by name."""
         assert self.paths is not None
         rows = zip(unpack_names(self.paths), self.sizes.tolist(), self.stamp_files.tolist(), strict=True)
         known: dict[bytes, Record] = {name: (*size, *stamp, "") for name, size, stamp in rows}
@@ -158,6 +155,9 @@ def stamp_of(path: bytes | str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+# -- files ----------------------------------------------------------------------------------------
+
+
 def write_index(path: PathLike, scan: Scan) -> None:
     """Writes a scan or an index in one step; several processes may write the same file."""
     values = {name: getattr(scan, name) for name in _stored(scan)}
@@ -179,12 +179,8 @@ def read_index(path: PathLike, kind: type[T]) -> T:
         if facts.get("format") != FORMAT:
             raise ValueError(f"format {facts.get('format')}, this version reads {FORMAT}")
         _check(arrays, facts)
-        stored = {
-            "paths": None,
-            **facts,
-            **arrays,
-            "left_out": [LeftOut(*pair) for pair in facts["left_out"]],
-        }
+        left_out = [LeftOut(*pair) for pair in facts["left_out"]]
+        stored = {"paths": None, **facts, **arrays, "left_out": left_out}
         found = {name: stored[name] for name in _stored(kind) if name in stored}
         signature(kind).bind(**found)  # a TypeError for what is not there
     return kind(**found)
@@ -195,12 +191,11 @@ def _stored(kind: Any) -> list[str]:
 
 
 def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Types, shapes, ranges: a file that is whole but wrong would end a run hours later or leave its root."""
+    """A file that is whole but wrong would end a run hours later, exhaust the memory or leave its root."""
     root, classes, files = facts["root"], facts["classes"], facts.get("files", [])
     holder, column = facts.get("holder", ""), facts.get("column", "")
-    _require(
-        all(isinstance(facts.get(name, []), list) for name in ("classes", "files", "left_out")), "no list"
-    )
+    lists = (classes, files, facts["left_out"])
+    _require(all(isinstance(one, list) for one in lists), "classes, files or left_out are no list")
     # A TypeError for what is no text, a UnicodeError for what cannot be in a file name.
     os.fsencode("".join([root, column, *classes, *files, *chain.from_iterable(facts["left_out"])]))
     absolute = os.path.isabs(root or "/") or (is_remote(root) and holder != "")
@@ -210,58 +205,57 @@ def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
     for name, array in arrays.items():
         kind, shape = _ARRAYS[name]
         fits = array.dtype == kind and array.ndim == len(shape)
-        fits = fits and all(
-            counts.setdefault(side, n) == n for side, n in zip(shape, array.shape, strict=True)
-        )
+        sides = zip(shape, array.shape, strict=False)
+        fits = fits and all(counts.setdefault(side, length) == length for side, length in sides)
         _require(fits, f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
     count = len(arrays["sizes"])
     _require(count and ("paths" in arrays) != ("arrays" in arrays), "it has no images")
     placed = ("places" in arrays, "file_stamps" in arrays, column != "")
     _require(_PLACED.get(holder) == placed, "it has a part of what an index of containers has")
-    for start in range(0, count, _CHECKED):
-        part = {name: arrays[name][start : start + _CHECKED] for name in _BY_ROW if name in arrays}
-        _check_rows(part, arrays, facts)
+    for start in range(0, count, _ROWS):  # so that the check takes no memory of their number
+        names = arrays.keys() & {"sizes", "labels", "paths", "places"}
+        _check_rows({name: arrays[name][start : start + _ROWS] for name in names}, arrays, facts)
     if files:
         _check_names(pack_names([os.fsencode(name) for name in files]))
     if "box_start" in arrays or counts.get("M"):
-        boxes, labels, bounds = arrays["boxes"], arrays["box_labels"], arrays["box_start"]
+        boxes, bounds = arrays["boxes"], arrays["box_start"]
         fits = len(bounds) == count + 1 and bounds[0] == 0 and bounds[-1] == len(boxes)
-        _require(
-            fits and (np.diff(bounds) >= 0).all(), "box_start does not divide the boxes among the images"
-        )
+        _require(fits and (np.diff(bounds) >= 0).all(), "box_start does not divide the boxes")
         inside = ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
         _require(inside, "boxes are no rectangles in their images")
-        _require((labels >= -1).all() and (labels < len(classes)).all(), "box_labels have no class")
+        _require_classes("box_labels", arrays["box_labels"], classes)
 
 
 def _check_rows(part: Arrays, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Some rows at a time, so that the check takes no memory of their number."""
-    sizes, labels = part["sizes"], part["labels"]
-    pixels = np.prod(sizes, axis=1, dtype=np.int64)
-    same = "arrays" not in arrays or (sizes == arrays["arrays"].shape[1:3]).all()
-    _require((sizes >= 1).all() and (pixels <= MAX_PIXELS).all() and same, "sizes are no sizes of images")
-    _require((labels >= -1).all() and (labels < len(facts["classes"])).all(), "labels have no class")
+    sizes, files = part["sizes"], facts.get("files", [])
+    fits = (sizes >= 1).all() and (np.prod(sizes, axis=1, dtype=np.int64) <= MAX_PIXELS).all()
+    fits = fits and ("arrays" not in arrays or (sizes == arrays["arrays"].shape[1:3]).all())
+    _require(fits, "sizes are no sizes of images")
+    _require_classes("labels", part["labels"], facts["classes"])
     if "paths" in part:
         _check_names(part["paths"])
     if "places" in part:
         file, offset, size = part["places"].T
-        _require((part["places"] >= 0).all(), "an image lies nowhere")
-        if "file_stamps" in arrays:
-            _require((file < len(facts["files"])).all(), "an image lies in no file")
-        if facts["holder"] == "ranges":
-            ends = arrays["file_stamps"][file, 0]
-            _require((size >= 1).all() and (offset <= ends - size).all(), "an image leads out of its file")
+        inside = (part["places"] >= 0).all() and (not files or (file < len(files)).all())
+        if inside and facts["holder"] == "ranges":
+            inside = (size >= 1).all() and (offset <= arrays["file_stamps"][file, 0] - size).all()
+        _require(inside, "an image lies in no file")
 
 
 def _check_names(paths: NDArray[np.uint8]) -> None:
     """Names below the root, each padded with NULs at its end."""
     filled, longest = paths.ravel() != 0, paths.shape[1]
     after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
-    whole = filled[::longest].all() and not (after_nul % longest).any()
-    _require(whole, "a path is empty or has a NUL inside")
+    _require(
+        filled[::longest].all() and not (after_nul % longest).any(), "a path is empty or has a NUL inside"
+    )
     # Few data sets have two dots anywhere; only then are many names worth splitting.
     climbs = b".." in paths.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(paths))
     _require(not climbs and (paths[:, 0] != ord("/")).all(), "a path leaves the root")
+
+
+def _require_classes(name: str, labels: NDArray[np.int32], classes: list[str]) -> None:
+    _require((labels >= -1).all() and (labels < len(classes)).all(), f"{name} have no class")
 
 
 def _require(fits: object, words: str) -> None:
@@ -270,17 +264,16 @@ def _require(fits: object, words: str) -> None:
 
 
 class ScanCache(Generic[T]):
-    """The place of one kept scan, and what lies there."""
+    """The place of one kept scan."""
 
     def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
         """Looks the scan up.
 
         Args:
-            cache: True means $DALI_VIEWS_CACHE, or dali_views in $XDG_CACHE_HOME, or ~/.cache/dali_views;
-                a path means that folder; False means nowhere.
+            cache: See `build.Options`.
             root: The folder that was scanned.
-            options: What else shaped the listing, JSON-able.
-            kind: Dataclass of the scan, which has a `root`.
+            options: What else determined the listing, JSON-able.
+            kind: `Scan` or `FileScan`.
         """
         self.file: Path | None = None
         self.kept: T | None = None
@@ -291,17 +284,16 @@ class ScanCache(Generic[T]):
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
         self.file = folder / f"{name or 'root'}-{digest}.safetensors"
         try:
-            kept: Any = read_index(self.file, kind)
+            kept = read_index(self.file, kind)
         except (OSError, ValueError):
-            return  # absent, damaged or wrong: the scan is done anew
+            return  # absent, damaged or wrong: the scan is done again
         self.kept = kept if kept.root == root else None
 
     def keep(self, scanned: T) -> None:
         """Writes the scan; a place that cannot be written costs a warning."""
-        if self.file is None:
-            return
         try:
-            write_index(self.file, scanned)
+            if self.file is not None:
+                write_index(self.file, scanned)
         except OSError as error:
             warnings.warn(
                 f"The index is not kept: {str(self.file)!r} cannot be written ({error}).", stacklevel=5

@@ -28,16 +28,14 @@ from .names import pack_names
 from .objects import open_object
 from .remote import absolute, as_url, bucket_of, content, is_remote
 from .scan import Scan
-from .source import GONE, Window, of_file, open_stamped, reason
+from .source import GONE, open_stamped, reason, window
 
 SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
 TABLE = re.compile(r"\.(parquet|pq|arrow|feather)\*?$")
 _KINDS = {SHARD: ("shard", "*.tar"), TABLE: ("table", "*.parquet")}
 _LIST_ENDINGS = (".txt", ".tsv", ".lst")
-_MOST = 1_000_000  # shards that a pattern may mean
+_MOST = 1 << 20  # shards that a pattern may mean; bytes of a label file, and of a long name or PAX records
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
-_MOST_HEADER = 1 << 20  # bytes of a long name or of PAX records; more would be read into memory at once
-_MOST_LABEL = 1 << 20  # bytes of a label file
 _LABEL_KEYS = ("label", "cls", "class_id")
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -48,25 +46,6 @@ _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28
 def is_list(path: PathLike) -> bool:
     """Whether the name is one of a text file; in a store, which has no folders, by its ending."""
     return os.path.isfile(path) or (is_remote(path) and os.fspath(path).lower().endswith(_LIST_ENDINGS))
-
-
-def names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
-    """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
-    if os.path.isdir(path):
-        return False
-    if ending.search(os.path.basename(path)):
-        return True
-    return is_list(path) and any(ending.search(line) for line in islice(_lines(path), 1))
-
-
-def names_tables(path: PathLike) -> bool:
-    """Whether the name is one of a table, of several, of a list of them, or of a folder with nothing else."""
-    if not os.path.isdir(path):
-        return names_shards(path, TABLE)
-    # Files that writers of tables leave beside them begin so: _SUCCESS, .part-0.parquet.crc.
-    names = [name for name in os.listdir(path) if name[0] not in "._"]
-    others = any(os.path.splitext(name)[1].lower() in (*EXTENSIONS, "") for name in names)
-    return not others and any(map(TABLE.search, names))
 
 
 def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] = SHARD) -> list[str]:
@@ -99,13 +78,13 @@ def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] 
 
 def _expand(pattern: str, ending: re.Pattern[str]) -> Iterator[str]:
     if is_list(pattern) and not ending.search(os.path.basename(pattern)):
-        for line in _lines(pattern):
+        for line in lines_of(pattern):
             yield from _named(line if is_remote(line) else os.path.join(os.path.dirname(pattern), line))
     else:
         yield from _named(pattern)
 
 
-def _lines(path: PathLike) -> Iterator[str]:
+def lines_of(path: PathLike) -> Iterator[str]:
     """Paths that a text file names."""
     with io.BytesIO(content(path)) if is_remote(path) else open(path, "rb") as file:
         for line in file:
@@ -140,7 +119,7 @@ def _named(pattern: str) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The usable images of one shard (or table). As arrays: there may be a hundred million in all."""
+    """The n usable images of one shard (or table). As arrays: there may be a hundred million in all."""
 
     stamp: tuple[int, int]
     """Bytes and mtime_ns, (-1, -1) if it is not there."""
@@ -160,11 +139,10 @@ class Shard:
 
 @dataclass
 class _Found:
-    """The contents of a shard so far."""
+    """The contents of a shard so far. A key, the name up to the first dot, joins image and label file."""
 
     images: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
-    """By name: key, offset, bytes, height, width. The key (the name up to the first dot of its last part) is
-    what an image has in common with its label file."""
+    """Key, offset, bytes, height and width by name."""
     labels: dict[str, str] = field(default_factory=dict)
     """By key."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -185,7 +163,8 @@ def scan_shard(path: str) -> Shard:
             if unpack is not None:
                 raise OSError(f"compressed, so that no member can be read alone; unpack it with {unpack}")
             file.seek(0)
-            _walk(_Limited(file), stamp[0], found)
+            if damage := _walk(_Limited(file), stamp[0], found):
+                found.left_out.append(("", damage))
     except GONE:
         raise
     except OSError as error:
@@ -227,14 +206,14 @@ class _Limited:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MOST_HEADER:
+        if not 0 <= size <= _MOST:
             raise tarfile.ReadError("a header of absurd length")
         return self.file.read(size)
 
 
-def _walk(file: _Limited, size: int, found: _Found) -> None:
-    """Adds all members, up to the end or to the first damage."""
-    last, tar, whole = -1, None, False
+def _walk(file: _Limited, size: int, found: _Found) -> str:
+    """Adds all members, up to the end or to the first damage; what is wrong, or ""."""
+    last, tar = -1, None
     try:
         tar = tarfile.open(fileobj=cast(IO[bytes], file), mode="r:")  # noqa: SIM115, for `file` is closed by the caller
         some = tar.firstmember is not None  # type: ignore[attr-defined]  # if not, Python 3.10 seeks before it
@@ -245,47 +224,39 @@ def _walk(file: _Limited, size: int, found: _Found) -> None:
             last = member.offset
             _add(file.file, member, size, found)
         file.seek(tar.offset)
-        whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-        if whole and file.read(max(0, min(size - file.tell(), _MOST_HEADER))).strip(b"\0"):
-            more = f"ends at byte {tar.offset}; what follows, as a tar that was appended, is not read"
-            found.left_out.append(("", more))
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no end")
     except GONE:
         raise
     except Exception:  # tarfile's own, and whatever else it stumbles over in a damaged header
-        whole = False
-    if tar is None:
-        found.left_out.append(("", "no tar"))
-    elif not whole:
-        cut = f"damaged or cut off at byte {tar.offset}; what stands before is used"
-        found.left_out.append(("", cut))
+        cut = "" if tar is None else f"damaged or cut off at byte {tar.offset}; what stands before is used"
+        return cut or "no tar"
+    if file.read(max(0, min(size - file.tell(), _MOST))).strip(b"\0"):
+        return f"ends at byte {tar.offset}; what follows, as a tar that was appended, is not read"
+    return ""
 
 
 def _add(file: io.BufferedIOBase, member: tarfile.TarInfo, size: int, found: _Found) -> None:
     name = os.path.normpath(member.name)
     folder, base = os.path.split(name)
     key, ending = os.path.join(folder, base.partition(".")[0]), os.path.splitext(name)[1].lower()
+    refused = _refusal(member, name, size)
+    content = window(file, member.offset_data, member.size)
     if member.isdir():
         return
-    refused = _refusal(member, name, size)
-    window = io.BufferedReader(Window(of_file(file), member.offset_data, member.size))
-    if refused:
-        pass
-    elif ending in EXTENSIONS:
-        height, width, refused = inspect(window, member.size)
+    if not refused and ending in EXTENSIONS:
+        height, width, refused = inspect(content, member.size)
         if name in found.images:
             refused = "stands twice in its shard; the first time counts"
-        if not refused:
+        elif not refused:
             found.images[name] = key, member.offset_data, member.size, height, width
-    elif ending in (".cls", ".json"):
-        if member.size > _MOST_LABEL:
-            refused = f"longer than the {_MOST_LABEL} bytes of a label file that are read"
-        elif (word := _label(window.read(), ending)) is not None and (
-            ending == ".cls" or key not in found.labels
-        ):
+    elif not refused and ending in (".cls", ".json"):
+        if member.size > _MOST:
+            refused = f"longer than the {_MOST} bytes of a label file that are read"
+        elif (word := _label(content.read(), ending)) and (ending == ".cls" or key not in found.labels):
             found.labels[key] = word
     if refused:
-        printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-        found.left_out.append((printable, refused))
+        found.left_out.append(("".join(one if one.isprintable() else "?" for one in name), refused))
 
 
 def _refusal(member: tarfile.TarInfo, name: str, size: int) -> str:
@@ -303,16 +274,15 @@ def _refusal(member: tarfile.TarInfo, name: str, size: int) -> str:
     return ""
 
 
-def _label(content: bytes, ending: str) -> str | None:
-    """The label in a .cls or .json file, or None."""
+def _label(content: bytes, ending: str) -> str:
+    """The label in a .cls or .json file, or ""."""
     try:
         if ending == ".cls":
-            return content.decode().strip() or None
+            return content.decode().strip()
         facts: Any = json.loads(content)
-        numbers = [facts[key] for key in _LABEL_KEYS if type(facts.get(key)) is int]
-        return str(numbers[0]) if numbers else None
+        return next((str(facts[key]) for key in _LABEL_KEYS if type(facts.get(key)) is int), "")
     except (AttributeError, RecursionError, ValueError):
-        return None
+        return ""
 
 
 def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> Scan:
@@ -332,40 +302,32 @@ def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards"
         raise ValueError(
             f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check the path."
         )
-    labels, classes = _labels(found)
-    shard_of = np.repeat(np.arange(len(shards)), counts)
-    return Scan(
-        root=root,
-        paths=_paths(shards, found, sum(counts)),
-        sizes=np.concatenate([shard.sizes for shard in found]),
-        labels=labels,
-        classes=classes,
-        left_out=left_out,
-        holder="ranges",
-        files=shards,
-        file_stamps=np.array([shard.stamp for shard in found], np.int64),
-        places=np.column_stack([shard_of, np.concatenate([shard.places for shard in found])]),
-    )
-
-
-def _labels(found: list[Shard]) -> tuple[NDArray[np.int32], list[str]]:
-    """(N,) label of each image, and the classes."""
     words = sorted({shard.words[i] for shard in found for i in np.unique(shard.word).tolist() if i >= 0})
     numbers, classes = number_labels([*words, None])
     label_of = dict(zip(words, numbers, strict=False))
     # No word is number -1, which finds the last of these.
     known = [np.array([*(label_of.get(word, -1) for word in shard.words), -1], np.int32) for shard in found]
-    return np.concatenate([k[shard.word] for k, shard in zip(known, found, strict=True)]), classes
+    number = np.repeat(np.arange(len(shards)), counts)
+    return Scan(
+        root=root,
+        paths=_paths(shards, found),
+        sizes=np.concatenate([shard.sizes for shard in found]),
+        labels=np.concatenate([labels[shard.word] for labels, shard in zip(known, found, strict=True)]),
+        classes=classes,
+        left_out=left_out,
+        holder="ranges",
+        files=shards,
+        file_stamps=np.array([shard.stamp for shard in found], np.int64),
+        places=np.column_stack([number, np.concatenate([shard.places for shard in found])]),
+    )
 
 
-def _paths(shards: list[str], found: list[Shard], count: int) -> NDArray[np.uint8]:
+def _paths(shards: list[str], found: list[Shard]) -> NDArray[np.uint8]:
     """(N, L) shard.tar/member of each image."""
     starts = [np.frombuffer(os.fsencode(os.path.join(name, "")), np.uint8) for name in shards]
-    widest = max(len(start) + shard.names.shape[1] for start, shard in zip(starts, found, strict=True))
-    paths, row = np.zeros((count, widest), np.uint8), 0
-    for start, shard in zip(starts, found, strict=True):
-        part = paths[row : row + len(shard.names)]
-        part[:, : len(start)] = start
-        part[:, len(start) : len(start) + shard.names.shape[1]] = shard.names
-        row += len(shard.names)
-    return paths
+    parts = [
+        np.hstack([np.tile(start, (len(shard.names), 1)), shard.names])
+        for start, shard in zip(starts, found, strict=True)
+    ]
+    widest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts])

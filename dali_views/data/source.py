@@ -166,14 +166,14 @@ class Window(io.RawIOBase):
         return read
 
 
-def of_handle(handle: int) -> Callable[[memoryview, int], int]:
-    """Reads an open file by its descriptor, many at a time."""
-    return lambda buffer, at: os.preadv(handle, [buffer], at)
+def window(file: Any, offset: int, size: int) -> io.BufferedReader:
+    """`size` bytes of an open file from `offset` on; reading moves the position of the file."""
 
+    def read_at(buffer: memoryview, at: int) -> int:
+        file.seek(at)
+        return int(file.readinto(buffer))
 
-def of_file(file: Any) -> Callable[[memoryview, int], int]:
-    """Reads a file object, whose position it moves."""
-    return lambda buffer, at: (file.seek(at), file.readinto(buffer))[1]
+    return io.BufferedReader(Window(read_at, offset, size))
 
 
 def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:

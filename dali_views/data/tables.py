@@ -186,9 +186,9 @@ def scan_tables(
     pattern: PathLike | Sequence[PathLike],
     image: str | None,
     label: str | None,
-    cache: bool | PathLike,
-    processes: int | None,
-    progress: bool,
+    cache: bool | PathLike = True,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Scan:
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)

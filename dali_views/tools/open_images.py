@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from itertools import islice
 
 from ..data.index import SampleIndex
+from ..data.listing import EXTENSIONS
 from ..data.lmdb_store import names_lmdb
-from ..data.shards import is_list, names_shards, names_tables
+from ..data.shards import SHARD, TABLE, is_list, lines_of
 from ..system.files import PathLike
 
 _SHARDS, _TABLES, _LMDB, _LIST, _FOLDER = "tar shards", "tables", "an LMDB environment", "a list", "a folder"
@@ -55,10 +59,29 @@ def open_images(
 def _kind(where: Sequence[str], coco: PathLike | None) -> str:
     if coco is not None:
         return _FOLDER
-    if all(map(names_shards, where)):
+    if all(map(_names_shards, where)):
         return _SHARDS
-    if all(map(names_tables, where)):
+    if all(map(_names_tables, where)):
         return _TABLES
     if names_lmdb(where[0]):
         return _LMDB
     return _LIST if is_list(where[0]) else _FOLDER
+
+
+def _names_shards(path: PathLike, ending: re.Pattern[str] = SHARD) -> bool:
+    """Whether the name is one of a tar, of several, or of a list of them, rather than of images."""
+    if os.path.isdir(path):
+        return False
+    if ending.search(os.path.basename(path)):
+        return True
+    return is_list(path) and any(ending.search(line) for line in islice(lines_of(path), 1))
+
+
+def _names_tables(path: PathLike) -> bool:
+    """Whether the name is one of a table, of several, of a list of them, or of a folder with nothing else."""
+    if not os.path.isdir(path):
+        return _names_shards(path, TABLE)
+    # Files that writers of tables leave beside them begin so: _SUCCESS, .part-0.parquet.crc.
+    names = [name for name in os.listdir(path) if name[0] not in "._"]
+    others = any(os.path.splitext(name)[1].lower() in (*EXTENSIONS, "") for name in names)
+    return not others and any(map(TABLE.search, names))
