@@ -27,7 +27,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed
-	$(BIN)/python -W ignore docs/site/build.py build/site
+	$(BIN)/python -W ignore -m sphinx -W --keep-going -q -E -d build/doctrees -c docs/site . build/site
 
 coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered

@@ -1,17 +1,35 @@
-"""Sphinx's settings; `build.py` writes the pages and calls it."""
+"""Settings of Sphinx: `make docs` builds a site that needs no network. Every warning is an error.
+
+README.md, docs/*.md and the project's other pages are written by hand. Sphinx's extensions make the reference
+from the code, so that no list of keys, members or options can fall behind it.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
 from importlib.metadata import version as installed
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy.typing
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 project = "dali_views"
-author = "The dali_views developers"
-copyright = author
+author = copyright = "The dali_views developers"
 release = version = installed("dali-views")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns: list[str] = []
+extensions = [
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode", "sphinxcontrib.autoprogram", "sphinxcontrib.autodoc_pydantic",
+]  # fmt: skip
+root_doc = "README"
+include_patterns = [
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md", "docs/*.md", "docs/reference/**.rst",
+]  # fmt: skip
 # What is indented in a page is a command or a drawing.
 highlight_language = "none"
 # `RegionTable` in a docstring is a link to its page, `batch.index` is code.
@@ -22,50 +40,83 @@ toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["attrs_inline", "deflist"]
 myst_heading_anchors = 4
 
+templates_path = [str(ROOT / "docs/site/templates")]
+autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+autodoc_use_legacy_class_based = True  # which autodoc_pydantic 2.2 extends
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Arguments of several constructors", "params_style")]
 # So that "rank, world: ..." may tell of two arguments at once.
-napoleon_use_param = False
-napoleon_use_rtype = False
+napoleon_use_param = napoleon_use_rtype = False
+
+autodoc_pydantic_model_show_json = False
+autodoc_pydantic_model_show_config_summary = False
+autodoc_pydantic_model_show_validator_summary = False
+autodoc_pydantic_model_show_validator_members = False
+autodoc_pydantic_model_show_field_summary = False
+autodoc_pydantic_model_hide_paramlist = True
+autodoc_pydantic_field_list_validators = False
+autodoc_pydantic_model_signature_prefix = "section"
+autodoc_pydantic_field_signature_prefix = "key"
 
 html_theme = "furo"
 html_title = f"dali_views {release}"
 html_static_path = ["static"]
+html_extra_path = ["index.html"]
 html_css_files = ["site.css"]
 html_use_index = html_domain_indices = False
-html_copy_source = False
-html_show_sourcelink = False
-html_show_sphinx = False
+html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_last_updated_fmt = None
 
+_Kind = TypeVar("_Kind")
 
-_COLON = "\N{RATIO}"
+
+class NDArray(Generic[_Kind]):
+    """NumPy's own is an alias, which would appear as ndarray[tuple[Any, ...], dtype[float32]]."""
+
+
+NDArray.__module__ = "numpy.typing"
+numpy.typing.NDArray = NDArray  # type: ignore[misc, assignment]
+
+
+def _adapt(app: Any, page: str, source: list[str]) -> None:
+    """Differs from what GitHub shows: links to folders are text, and the first page leads to all others."""
+
+    def linked(link: re.Match[str]) -> str:
+        return link[1] if (ROOT / page).parent.joinpath(link[2]).is_dir() else link[0]
+
+    source[0] = re.sub(r"\[([^\]]+)\]\(([^):#]+)\)", linked, source[0])
+    if page == root_doc:
+        source[0] += Path(__file__).with_name("contents.md").read_text(encoding="utf-8")
 
 
 def _plain_signature(
     app: Any, what: str, name: str, object: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Of a class that others build or implement, what one could call it with tells nothing."""
+    """The signature of a class that is not made by a call says nothing."""
     hidden = what == "class" and ("<factory>" in (signature or "") or signature == "(*args, **kwargs)")
     return ("", returns) if hidden else None
 
 
 def _hide_colon(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
     """Napoleon would take what stands before the first colon of an attribute's docstring for its type."""
-    if what in ("attribute", "property"):
-        lines[:] = [line.replace(":", _COLON) for line in lines]
+    if what in ("attribute", "property", "pydantic_field"):
+        lines[:] = [line.replace(":", "\N{RATIO}") for line in lines]
 
 
 def _show_colon(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [line.replace(_COLON, ":") for line in lines]
+    lines[:] = [line.replace("\N{RATIO}", ":") for line in lines]
 
 
 def setup(app: Any) -> None:
     """Sphinx calls this; Napoleon works at priority 500."""
+    shutil.rmtree(ROOT / "docs/reference/generated", ignore_errors=True)  # pages of names that are gone
+    app.connect("source-read", _adapt)
     app.connect("autodoc-process-signature", _plain_signature)
     app.connect("autodoc-process-docstring", _hide_colon, priority=400)
     app.connect("autodoc-process-docstring", _show_colon, priority=600)
