@@ -23,9 +23,9 @@ from trainers.config import file as config_file
 from trainers.engine import checkpoint
 from trainers.pretrain import pretrain
 from trainers.report import PAGE
-from trainers.report.curves import CHARTS, curves_of, draw, thinned
-from trainers.report.history import History, lines_of, passes, recorded
-from trainers.report.report import wandb_module
+from trainers.report.history import History, lines_of, recorded
+from trainers.report.page import curves_of, draw, thinned
+from trainers.report.report import check_wandb
 
 SECTIONS = ("Curves", "How the boxes moved", "Best and worst localised", "Views of the latest evaluation",
             "Machine and configuration")  # fmt: skip
@@ -87,7 +87,7 @@ def test_a_run_leaves_a_page_with_all_that_it_has_to_show(undisturbed):
 
 
 def test_followed_boxes_are_those_of_the_region_table(undisturbed):
-    shown = passes(undisturbed)
+    shown = lines_of(undisturbed / "history" / "boxes.jsonl")
     assert [line["epoch"] for line in shown] == [1, 2]  # passes of the guide; the last epoch has none
     boxes = checkpoint.load(undisturbed)["regions"]["boxes"][:, 0].numpy()
     rows = json.loads((undisturbed / "history" / "followed.json").read_text())["rows"]
@@ -272,7 +272,7 @@ def test_thinning_keeps_means_and_extremes_and_tells_gaps():
     assert 15 <= np.isnan(mean).sum() <= 20
     known = ~np.isnan(mean)
     assert ((low <= mean) & (mean <= high))[known].all()
-    assert draw(CHARTS[0], {"lr": (steps, values)}) is None
+    assert draw({"lr": (steps, values)}, "Loss", {"loss": "loss"}) is None
 
 
 def test_samples_are_followed_by_the_seed_and_outlast_their_images(tmp_path):
@@ -298,10 +298,10 @@ def test_a_resumed_history_has_nothing_of_the_steps_to_come(undisturbed, tmp_pat
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     index = SampleIndex.load(run / "index.safetensors")
     History(run, index, 0, 9)
-    assert len(passes(run)) == 2
+    assert len(lines_of(run / "history" / "boxes.jsonl")) == 2
     assert (run / "history" / "localised.json").exists()
     History(run, index, 0, 4)
-    assert [line["step"] for line in passes(run)] == [3]
+    assert [line["step"] for line in lines_of(run / "history" / "boxes.jsonl")] == [3]
     assert not (run / "history" / "localised.json").exists()
     assert (run / "history" / "followed.json").exists()
     assert "Best and worst localised" not in made_anew(run).text
@@ -309,7 +309,7 @@ def test_a_resumed_history_has_nothing_of_the_steps_to_come(undisturbed, tmp_pat
 
 def test_without_the_library_a_run_for_wandb_ends_at_once(scenes, tmp_path, capsys):
     try:
-        wandb_module()
+        check_wandb()
         pytest.skip("Weights & Biases is installed")
     except ValueError:
         pass

@@ -93,7 +93,7 @@ def _pretrain(args: argparse.Namespace) -> Answer:
 
 def _report(args: argparse.Namespace) -> Answer:
     folder = args.run if args.run.suffix != ".pt" else args.run.parent
-    page, state = run_page.write(folder), run_page.state_of(folder).told
+    page, state = run_page.write(folder), run_page.state_of(folder)[1]
     return Answer({"page": page, "state": state}, f"{page}: {state}")
 
 

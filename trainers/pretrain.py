@@ -32,7 +32,7 @@ from .guides.encoder_maps import check_layers
 from .guides.guide import outlook
 from .methods import Method, method_of
 from .report import CONFIG, INDEX
-from .report.report import Report, wandb_module
+from .report.report import Report, check_wandb
 
 __all__ = ["Result", "pretrain"]
 
@@ -63,7 +63,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     """
     setting = join(config)
     if config.run.wandb is not None:
-        wandb_module()  # fails early if it is missing
+        check_wandb()  # fails early if it is missing
     # Checked before images are listed, which may take minutes.
     torch.manual_seed(setting.seed)
     method = method_of(config)

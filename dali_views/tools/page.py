@@ -11,16 +11,10 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-__all__ = ["jpeg", "render"]
-
-_QUALITIES = (92, 85, 75, 60, 45, 30)
-
 
 def render(template: Path, **values: Any) -> str:
-    """The page that a template makes of values; it may extend `page.html` and use its macros.
-
-    Whatever the names of files and classes hold is shown as text.
-    """
+    """The page that a template makes of values, which are shown as text whatever they hold. The template may
+    extend `page.html` and use its macros."""
     page = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]), autoescape=True,
         finalize=_printable, trim_blocks=True, lstrip_blocks=True,
@@ -44,7 +38,7 @@ def jpeg(image: Image.Image, side: int, most: int) -> str:
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    for quality in ("keep", *_QUALITIES) if image.format == "JPEG" else _QUALITIES:
+    for quality in [*(["keep"] if image.format == "JPEG" else []), 92, 85, 75, 60, 45, 30]:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= most:

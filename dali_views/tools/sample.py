@@ -1,7 +1,5 @@
-"""One drawing of a sample: its image with boxes and crops, its heatmap, its partner and its views.
-
-`sheet` shows it in pixels (PNG, TensorBoard), `page` in HTML.
-"""
+"""One drawing of a sample: its image with boxes and crops, its heatmap, its partner and its views. It becomes
+pixels (PNG, TensorBoard) by `sheet` and HTML by `page`."""
 
 from __future__ import annotations
 
@@ -59,13 +57,8 @@ def drawings(
     heatmaps: NDArray[np.float32] | None = None, mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> list[Drawing]:  # fmt: skip
-    """Draw the samples of a batch.
-
-    Args:
-        batch: as the loader returned it, with the loader's `views` and region table.
-        heatmaps: (B, h, w) in [0, 1] on the whole images, drawn if given.
-        mean, std: the loader's normalisation, which is undone here.
-    """
+    """Draw a batch with its loader's views, region table and normalisation, which is undone. Heatmaps are
+    (B, h, w) in [0, 1] on the whole images."""
     pixels = [view.float().cpu().permute(0, 2, 3, 1).numpy() for view in batch.views]
     pixels = [np.rint(255 * (np.array(std) * view + mean).clip(0, 1)).astype(np.uint8) for view in pixels]
     drawn = []
@@ -111,10 +104,8 @@ def _heated(image: Image.Image, heatmap: NDArray[np.float32]) -> Image.Image:
 
 def ramp(values: NDArray[Any], stops: Sequence[str]) -> NDArray[np.uint8]:
     """Colours (..., 3) of values in [0, 1], interpolated between evenly spaced stops."""
-    levels = np.array([ImageColor.getrgb(stop) for stop in stops]).T
-    return np.stack([np.interp(values, np.linspace(0, 1, len(stops)), each) for each in levels], -1).astype(
-        np.uint8
-    )
+    places, levels = np.linspace(0, 1, len(stops)), np.array([ImageColor.getrgb(stop) for stop in stops])
+    return np.stack([np.interp(values, places, level) for level in levels.T], -1).astype(np.uint8)
 
 
 def read_image(index: SampleIndex, row: int) -> Image.Image:

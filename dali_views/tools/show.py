@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_views(parser)
     at_least, option = options.at_least, parser.add_argument
-    option(
-        "--out", type=Path, default=Path("views.png"), help="picture, or page (.html), to write (views.png)"
-    )
+    option("--out", type=Path, default=Path("views.png"), help="picture or page (.html) to write (views.png)")
     option("--count", type=at_least(1), default=6, help="images to show (6)")
     option("--epoch", type=int, default=0, help="epoch of the draw (0)")
     option("--crop", choices=CROPS, help="replaces how the recipe crops")
@@ -62,8 +59,7 @@ def run(args: argparse.Namespace) -> Answer:
     partner = table.partner[rows]
     everyone = np.concatenate([rows, np.setdiff1d(partner, rows)])  # partners come last
     part, regions = index.subset(everyone), table.subset(everyone)
-    places = {row: place for place, row in enumerate(everyone.tolist())}
-    regions.update(np.arange(len(rows)), partner=[places[row] for row in partner.tolist()])
+    regions.update(np.arange(len(rows)), partner=[everyone.tolist().index(row) for row in partner.tolist()])
 
     how: dict[str, Any] = {"device": options.device(args), "shuffle": False, "rank": 0, "world": 1}
     loader = ViewLoader(part, views, len(rows), regions=regions, seed=args.seed, max_bad_share=1.0, **how)
@@ -77,12 +73,12 @@ def run(args: argparse.Namespace) -> Answer:
     samples = drawings(part, batch, views, regions, heatmaps=maps)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.out.suffix.lower() in (".html", ".htm"):
-        title = f"{args.recipe} on {os.path.basename(args.images[0].rstrip('/'))}, epoch {args.epoch}"
-        args.out.write_text(render(Path(__file__).with_suffix(".html"), title=title, samples=samples))
+        title = f"{args.recipe} on {Path(args.images[0]).name}, epoch {args.epoch}"
+        page = render(Path(__file__).with_suffix(".html"), title=title, samples=samples)
+        args.out.write_text(page, encoding="utf-8")
     else:
-        sheet([(f"{each.name}  {each.facts}", [*each.images, *each.views]) for each in samples]).save(
-            args.out
-        )
+        lines = [(f"{each.name}  {each.facts}", [*each.images, *each.views]) for each in samples]
+        sheet(lines).save(args.out)
     facts = {"out": args.out, "images": len(batch), "views": len(views)}
     return Answer(facts, f"{args.out}: {len(batch)} images, {len(views)} views each")
 
@@ -98,9 +94,7 @@ def _views(args: argparse.Namespace) -> list[View]:
         raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
     if strange := recipes.not_taken(args.recipe, changes):
         option = "--" + strange[0].replace("_", "-")
-        raise ValueError(
-            f"The recipe {args.recipe} takes no {option}; leave it out, or choose another --recipe."
-        )
+        raise ValueError(f"The recipe {args.recipe} takes no {option}; leave it out or change --recipe.")
     views: list[View] = recipe(args.size, **changes)
     if args.partner:
         if args.regions is None or len(views) < 2:

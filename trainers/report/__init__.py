@@ -1,4 +1,4 @@
-"""What a run leaves for people. Here: the names of the files in its folder, beside its checkpoints."""
+"""What a run leaves for people. Here: names of the files in its folder, and of its most important numbers."""
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"  # a line for every reading of the loss, evaluation and pass of the guide
@@ -8,3 +8,9 @@ QUARANTINE = "quarantine.txt"  # images that could not be read; `SampleIndex.wit
 INDEX = "index.safetensors"  # the images that the run began with
 HISTORY = "history"  # folder of what the page needs beside the metrics, see `history`
 PAGE = "report.html"
+
+SCORES = {  # name and format
+    "loss": ("loss", ".3f"), "knn_top1": ("kNN top-1", ".1%"), "knn_top5": ("kNN top-5", ".1%"),
+    "iou": ("IoU", ".1%"), "corloc": ("CorLoc", ".1%"), "images_per_second": ("images/s", ",.0f"),
+    "wait_share": ("stall", ".1%"), "loader": ("loader/s", ",.0f"),
+}  # fmt: skip

@@ -1,13 +1,7 @@
 """RUN/history: what the page and TensorBoard show of a run beside its metrics, in small files.
 
-    left_out.txt     files that the index left out, with reasons
-    events.jsonl     each start, with the machine, and each end
-    followed.json    a dozen samples, drawn by the seed, with small pictures
-    boxes.jsonl      their boxes in the region table, a line for every pass of the guide
-    localised.json   the best and the worst boxes of the latest evaluation
-    pairs.json       some semantic pairs
-
 Their size does not depend on the data set, except for its bad files; only .jsonl files grow with time.
+docs/report.md lists them.
 """
 
 from __future__ import annotations
@@ -19,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,10 +30,7 @@ from dali_views.tools.sample import Outline, Picture
 from ..evaluate.box_scores import Localised, heaviest
 from . import HISTORY
 
-__all__ = ["History", "Lines", "followed", "keep_until", "lines_of", "passes", "recorded"]
-
-Lines: TypeAlias = list[tuple[str, list[Picture]]]
-"""Lines of pictures under their titles."""
+Lines: TypeAlias = list[tuple[str, list[Picture]]]  # of pictures, under their titles
 
 _FOLLOWED, _PAIRS, _ENDS, _PASSES = 12, 6, 6, 8  # samples, pairs, samples of each end, passes of the guide
 _SIDE, _BYTES, _TRUE = 320, 16_000, 20  # of a small picture; true boxes kept of a sample
@@ -76,26 +68,25 @@ class History:
         """Record that the run started or ended."""
         self._add("events.jsonl", {"event": name, "step": step, "time": round(time.time()), **facts})
 
-    def boxes(self, regions: RegionTable, epoch: int, step: int) -> bool:
-        """Record the heaviest boxes of the followed samples; whether the guide has written any."""
+    def boxes(self, regions: RegionTable, epoch: int, step: int) -> Lines:
+        """Record the heaviest boxes of the followed samples, and draw them unless the guide wrote none."""
         written, found = regions.written[self.rows], _short(heaviest(regions, self.rows))
         boxes = [box if known else None for box, known in zip(found, written, strict=True)]
         if any(boxes):
             self._add("boxes.jsonl", {"step": step, "epoch": epoch, "boxes": boxes})
-        return any(boxes)
+        return followed(self.folder.parent) if any(boxes) else []
 
-    def pairs(self, regions: RegionTable, step: int) -> bool:
-        """Record some semantic pairs, once; whether it was now."""
+    def pairs(self, regions: RegionTable, step: int) -> Lines:
+        """Record some semantic pairs, once, and draw them then."""
         partner = regions.partner
         paired = np.flatnonzero(partner != np.arange(len(regions)))
         if not len(paired) or (self.folder / "pairs.json").exists():
-            return False
+            return []
         pairs = [(row, int(partner[row])) for row in self._drawn(paired, _PAIRS)]
-        self._put("pairs", step, [("", [_sample(self.index, row) for row in pair]) for pair in pairs])
-        return True
+        return self._put("pairs", step, [("", [_sample(self.index, row) for row in pair]) for pair in pairs])
 
-    def localised(self, found: Localised, epoch: int, step: int) -> None:
-        """Record the samples whose boxes match a true box best, and worst."""
+    def localised(self, found: Localised, epoch: int, step: int) -> Lines:
+        """Record the samples whose boxes match a true box best, and worst, and draw them."""
         scored = np.flatnonzero(np.isfinite(found.overlap))
         order = scored[np.argsort(-found.overlap[scored], kind="stable")].tolist()
         half = min(_ENDS, len(order) // 2)
@@ -108,16 +99,17 @@ class History:
             for title, rows in (("Best", order[: max(half, 1)]), ("Worst", order[::-1][:half]))
             if rows
         ]
-        at = f"at {found.threshold:g} of the maximum: the threshold of greatest mean IoU"
-        self._put("localised", step, lines, told=f"Boxes of the encoder's maps after epoch {epoch}, {at}.")
+        told = f"Boxes of the encoder's maps after epoch {epoch}, at {found.threshold:g} of the maximum"
+        return self._put("localised", step, lines, told=f"{told}: the threshold of greatest mean IoU.")
 
     def _drawn(self, rows: NDArray[np.int64], most: int) -> list[int]:
         draw = np.random.default_rng([self.seed, _STREAM])
         return sorted(draw.choice(rows, min(most, len(rows)), replace=False).tolist())
 
-    def _put(self, name: str, step: int, lines: Sequence[tuple[str, Any]], **more: Any) -> None:
+    def _put(self, name: str, step: int, lines: Sequence[tuple[str, Any]], **more: Any) -> Lines:
         with atomic_write(self.folder / f"{name}.json") as file:
             file.write(json.dumps({"step": step, **more, "lines": lines}).encode())
+        return recorded(self.folder.parent, name)[1]
 
     def _add(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a") as file:
@@ -167,22 +159,17 @@ def recorded(folder: Path, name: str) -> tuple[str, Lines]:
 
 
 def followed(folder: Path) -> Lines:
-    """The followed samples with their boxes after passes of the guide; empty if there was none."""
-    shown, lines = passes(folder), recorded(folder, "followed")[1]
-    colours = sample.ramp(np.linspace(1, 0, len(shown))[::-1], _PLASMA)
-    for line, colour in zip(shown, colours, strict=True):
+    """The followed samples with their boxes after at most 8 passes of the guide, evenly spread."""
+    by_epoch = {line["epoch"]: line for line in lines_of(folder / HISTORY / "boxes.jsonl")}
+    notes = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    shown = [notes[n] for n in np.linspace(0, len(notes) - 1, min(_PASSES, len(notes))).astype(int)]
+    lines = recorded(folder, "followed")[1]
+    for line, colour in zip(shown, sample.ramp(np.linspace(1, 0, len(shown))[::-1], _PLASMA), strict=True):
         for picture, box in zip(lines[0][1], line["boxes"], strict=True):
             if box:
                 told = f"epoch {line['epoch']}"
                 picture.outlines.append(Outline(box, f"#{bytes(colour).hex()}", "strong", told))
     return lines if shown else []
-
-
-def passes(folder: Path) -> list[dict[str, Any]]:
-    """The boxes of the followed samples after at most 8 passes of the guide, evenly spread."""
-    by_epoch = {line["epoch"]: line for line in lines_of(folder / HISTORY / "boxes.jsonl")}
-    lines = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-    return [lines[place] for place in np.linspace(0, len(lines) - 1, min(_PASSES, len(lines))).astype(int)]
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -192,13 +179,9 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     """
     found = []
     for line in file.read_text(errors="replace").split("\n") if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found.append(entry)
-    return found
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
 def keep_until(file: Path, step: float) -> None:

@@ -18,10 +18,7 @@ class Throughput:
     """Speed of training alone: what lies between `pause` and the next step is left out.
 
     The loader's own statistics restart at every epoch and do not know when a GPU has finished a step.
-
-    Args:
-        loader: of this rank.
-        images: of one step, on all ranks.
+    `images` counts those of one step, on all ranks.
     """
 
     def __init__(self, loader: ViewLoader, images: int) -> None:
@@ -61,9 +58,7 @@ class Collapse:
     """Measures embeddings and warns once when they have collapsed."""
 
     least_spread, least_rank = 0.05, 1.5
-
-    def __init__(self) -> None:
-        self.warned = False
+    warned = False
 
     def measure(self, embedding: Tensor) -> dict[str, float]:
         """`embedding_std` and `embedding_rank` of a batch (B, D). Waits for the device."""
@@ -88,11 +83,9 @@ def spread(embedding: Tensor) -> float:
 
 @torch.no_grad()
 def effective_rank(embedding: Tensor) -> float:
-    """exp of the entropy of the singular values of the unit embeddings (B, D), scaled to sum to 1.
-
-    Between 1 (all on one line) and min(B, D) (RankMe, arXiv 2210.02885; Roy and Vetterli 2007). Not centred,
-    so that embeddings that differ only by noise have rank 1.
-    """
+    """exp of the entropy of the singular values of the unit embeddings (B, D), scaled to sum to 1: between 1
+    (all on one line) and min(B, D) (RankMe, arXiv 2210.02885; Roy and Vetterli 2007). They are not centred,
+    so that embeddings that differ only by noise have rank 1."""
     rows = normalise(embedding).double()
     # Through the smaller of the two products: DINO has 65,536 columns.
     product = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import shutil
@@ -10,6 +9,8 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,13 @@ from ..config import file as config_file
 from ..data import DataSets
 from ..engine import ranks
 from ..evaluate.box_scores import box_areas, health
-from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, history, page
+from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history, page
 from .measures import Collapse, Throughput
 
 if TYPE_CHECKING:
     from ..evaluate.evaluator import Evaluation
 
 WANDB_ID = "wandb_id.txt"  # in a run's folder: under this identifier a resumed run continues there
-_COLUMNS = {
-    "loss": "loss", "knn_top1": "kNN top-1", "knn_top5": "kNN top-5", "iou": "IoU", "corloc": "CorLoc",
-    "images_per_second": "images/s", "loader": "loader/s",
-}  # fmt: skip
 
 
 class Report:
@@ -52,33 +49,25 @@ class Report:
     """
 
     def __init__(
-        self,
-        run: cfg.Run,
-        data: DataSets,
-        loader: ViewLoader,
-        batch: int,
-        steps: int,
-        step: int,
+        self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, steps: int, step: int,
         outlook: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.run, self.index, self.loader, self.main = run, data.train, loader, ranks.is_main()
         self.throughput, self.collapse = Throughput(loader, batch), Collapse()
         self._latest: torch.Tensor | None = None  # loss
         if not self.main:
             return
         self.folder = Path(run.out)
-        if step == 0:  # what is there belongs to a run that did not come to its first checkpoint
-            (self.folder / METRICS).unlink(missing_ok=True)
-        history.keep_until(self.folder / METRICS, step)
+        # At step 0, what is there belongs to a run that did not come to its first checkpoint.
+        history.keep_until(self.folder / METRICS, step or -1)
         self.board, self.wandb = _boards(self.folder, run.wandb, step)
         self.history = history.History(self.folder, data.train, run.seed, step)
-        self.total, self.last, self._step = run.epochs * len(loader), steps, step
-        self._listed = 0  # bad images
-        device = "gpu" if loader.device.type == "cuda" else "cpu"
+        self.total, self.last, self._step, self._listed = run.epochs * len(loader), steps, step, 0
         self.history.event(
             "start", step, steps=self.total, steps_per_epoch=len(loader), processes=ranks.world(),
-            machine=machine(device), images=len(data.train), classes=len(data.train.classes),
-            true_boxes=len(data.train.boxes), left_out=len(data.train.left_out),
+            machine=machine("gpu" if loader.device.type == "cuda" else "cpu"), images=len(data.train),
+            classes=len(data.train.classes), true_boxes=len(data.train.boxes),
+            left_out=len(data.train.left_out),
         )  # fmt: skip
         resumed = f"continued after step {step} of {self.total}" if 0 < step < steps else ""
         for told in filter(None, (data.train.summary(), outlook, resumed)):
@@ -97,20 +86,14 @@ class Report:
             return
         value, pace = self.check_loss(step), self.throughput.read(step)
         if self.main:
-            bad = {"bad_images": self.loader.stats.bad_images}
-            self._write(
-                step, epoch, {"loss": value, "lr": lr, **self.collapse.measure(embedding), **pace, **bad}
-            )
-            self._list_bad_images()
+            found = {**self.collapse.measure(embedding), **pace, "bad_images": self.loader.stats.bad_images}
+            self._write(step, epoch, {"loss": value, "lr": lr, **found})
             rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
             self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
 
     def check_loss(self, step: int) -> float:
-        """The latest loss, the mean of all ranks. Before a checkpoint, so that a sound one stays.
-
-        Raises:
-            FloatingPointError: it is not finite.
-        """
+        """The latest loss, the mean of all ranks. A FloatingPointError if it is not finite, before a
+        checkpoint is written, so that a sound one stays."""
         value = 0.0 if self._latest is None else float(ranks.all_mean(self._latest))
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -123,8 +106,7 @@ class Report:
         scores = dict(evaluation.scores)
         if self._latest is not None:
             scores["loss"] = float(ranks.all_mean(self._latest))
-        if "images_per_second" in self.throughput.latest:
-            scores["images_per_second"] = self.throughput.latest["images_per_second"]
+        scores |= {name: v for name, v in self.throughput.latest.items() if name == "images_per_second"}
         self.throughput.pause()
         if self.main:
             self._write(step, epoch, evaluation.scores)
@@ -135,8 +117,7 @@ class Report:
                 evaluation.picture.save(self.folder / PICTURES / f"epoch-{epoch:04d}.png")
                 self._picture("views", evaluation.picture, step)
             if evaluation.localised is not None:
-                self.history.localised(evaluation.localised, epoch, step)
-                self._picture("localised", sheet(history.recorded(self.folder, "localised")[1]), step)
+                self._drawn("localised", self.history.localised(evaluation.localised, epoch, step), step)
             self._page()
         return scores
 
@@ -151,10 +132,8 @@ class Report:
                 regions.traffic = Traffic()
             self._write(step, epoch, found)
             self.board.add_histogram("guide_box_area", box_areas(regions), step)
-            if self.history.boxes(regions, epoch, step):
-                self._picture("followed", sheet(history.followed(self.folder)), step)
-            if self.history.pairs(regions, step):
-                self._picture("pairs", sheet(history.recorded(self.folder, "pairs")[1]), step)
+            self._drawn("followed", self.history.boxes(regions, epoch, step), step)
+            self._drawn("pairs", self.history.pairs(regions, step), step)
 
     def __enter__(self) -> Report:
         return self
@@ -179,13 +158,16 @@ class Report:
                 self.history.event("end", self._step, how=ended)
             page.write(self.folder)
         except Exception as error:  # of any kind: the page can be made again at any time
-            told = f"{PAGE} could not be written ({error}); `report {self.folder}` makes it again"
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(f"{PAGE}: {error}; `report {self.folder}` makes it again", stacklevel=2)
 
     def _list_bad_images(self) -> None:
         if len(self.index.quarantine) > self._listed:
             bad_list.save(self.folder / QUARANTINE, self.index.quarantine)
             self._listed = len(self.index.quarantine)
+
+    def _drawn(self, name: str, lines: history.Lines, step: int) -> None:
+        if lines:
+            self._picture(name, sheet(lines), step)
 
     def _picture(self, name: str, image: Any, step: int) -> None:
         self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
@@ -196,36 +178,29 @@ class Report:
             file.write(json.dumps(line) + "\n")
         for name in line.keys() - {"step"}:
             self.board.add_scalar(name, line[name], step)
+        self._list_bad_images()
 
 
-def wandb_module() -> Any:
-    """The library of Weights & Biases, or a ValueError if it is not installed."""
-    try:
-        module = importlib.import_module("wandb")
-    except ImportError:
-        module = None
-    # A folder "wandb", such as the library leaves where it runs, can be imported too.
-    if not hasattr(module, "init"):
+def check_wandb() -> None:
+    """A ValueError if Weights & Biases is not installed."""
+    found = find_spec("wandb")
+    if found is None or found.origin is None:  # without an origin it is a folder that the library left
         raise ValueError("run.wandb needs Weights & Biases; pip install wandb, or leave run.wandb out")
-    return module
 
 
 def _boards(folder: Path, project: str | None, step: int) -> tuple[Any, Any]:
-    """The TensorBoard writer of a run, and its run in Weights & Biases, which copies it, or None.
-
-    Entries after `step` are dropped; at step 0 that is all that another run left.
-    """
+    """The TensorBoard writer of a run, and its run in Weights & Biases, which copies it, or None. Entries
+    after `step` are dropped."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     known, run = folder / WANDB_ID, None
-    if step == 0:
+    if step == 0:  # all of it is another run's
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        known.unlink(missing_ok=True)
     if project is not None:
-        if not known.is_file():
+        if step == 0 or not known.is_file():
             known.write_text(uuid.uuid4().hex[:12] + "\n")
         config = config_file.parse((folder / CONFIG).read_text()).model_dump(mode="json")
-        run = wandb_module().init(
+        run = import_module("wandb").init(
             project=project, name=folder.name, dir=str(folder), id=known.read_text().strip(), resume="allow",
             config=config, sync_tensorboard=True,
         )  # fmt: skip
@@ -234,16 +209,10 @@ def _boards(folder: Path, project: str | None, step: int) -> tuple[Any, Any]:
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Scores by moment or run as text; columns that no row has are left out."""
-    columns = [name for name in _COLUMNS if any(name in row for row in rows.values())]
+    columns = [name for name in SCORES if any(name in row for row in rows.values())]
     width = max([len(name) for name in rows] + [10])
-    lines = [" " * width + "".join(f"{_COLUMNS[name]:>11s}" for name in columns)]
+    lines = [" " * width + "".join(f"{SCORES[name][0]:>11s}" for name in columns)]
     for moment, row in rows.items():
-        cells = [_cell(name, row[name]) if name in row else "-" for name in columns]
-        lines.append(f"{moment:{width}s}" + "".join(f"{cell:>11s}" for cell in cells))
+        cells = [f"{row[name]:>11{SCORES[name][1]}}" if name in row else f"{'-':>11s}" for name in columns]
+        lines.append(f"{moment:{width}s}{''.join(cells)}")
     return "\n".join(lines)
-
-
-def _cell(name: str, value: float) -> str:
-    if name.startswith("knn") or name == "corloc":
-        return f"{100 * value:.1f} %"
-    return f"{value:.0f}" if name in ("images_per_second", "loader") else f"{value:.3f}"
