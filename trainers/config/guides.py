@@ -23,8 +23,7 @@ class Localised(Maps):
     interval: Count = 20
     """Epochs between box updates."""
     threshold: Share | Literal["otsu"] = 0.1
-    """Share of the min-max normalised map above which a pixel belongs to the object; otsu: each map's own,
-    for maps with a high floor, such as a transformer's."""
+    """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
 
 
 class ContrastiveCrop(Localised):
@@ -32,9 +31,8 @@ class ContrastiveCrop(Localised):
 
     name: Literal["contrastive_crop"] = "contrastive_crop"
     map: MapKind = "activation"
-    """activation: how strongly each position responds, as published; principal: the first principal component
-    of an image's positions (ours); gradient: channels weighted by the gradient of the method's own alignment
-    score (ContraCAM)."""
+    """As for `localise`; or gradient: channels weighted by the gradient of the method's alignment score
+    (ContraCAM)."""
 
 
 class OnlineCrop(Localised):
@@ -42,8 +40,7 @@ class OnlineCrop(Localised):
 
     name: Literal["online_crop"] = "online_crop"
     size: Count | None = None
-    """Pixels along each side of the square on which boxes are read off an image's map; absent: the size of
-    the views."""
+    """Side in pixels of the square on which boxes are read off a map; absent: the size of the views."""
     interval: Count = 1
     """Epochs between box updates, which cost next to nothing here."""
     map_size: Count = 14
@@ -105,11 +102,10 @@ class SemanticPairs(Section):
     share: Share = 0.5
     """Share of the images that are paired with their partner, drawn anew every epoch; others stay alone."""
     mask: bool = True
-    """Leave out of an image's negatives its partner and who has the same one, while they are paired (SimCLR,
-    MoCo)."""
+    """Partners, and images with one partner in common, are not negatives (SimCLR, MoCo)."""
     control: Literal["none", "random", "label"] = "none"
-    """random: partners at random, which must hurt; label: random partners of the same class. With an encoder,
-    of the images alone that it finds a partner for: as many pairs, chosen otherwise."""
+    """random: random partners, which must hurt; label: random ones of the same class. With an encoder, only
+    for images that it finds a partner for: as many pairs, chosen otherwise."""
     boxes: BoxGuide = NoGuide()
     """A guide for the boxes: views of an image and of its partner then follow each image's own."""
 

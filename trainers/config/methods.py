@@ -43,8 +43,7 @@ class MoCo(_MethodBase):
     symmetric: bool = False
     """Each view is query and key in turn and the two losses are added (twice the cost per step)."""
     split_bn: CountOrZero = 0
-    """Compute batch norm in this many groups per process, as if on so many GPUs; 0: off. For one GPU (8 in
-    the authors' CIFAR demo), where shuffling over processes does nothing. Divides the batch."""
+    """Compute batch norm in this many groups, as if on so many GPUs (the authors' CIFAR demo: 8); 0: off."""
 
 
 class BYOL(_MethodBase):

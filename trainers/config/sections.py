@@ -192,8 +192,7 @@ class Probe(_Training):
     recipe: Literal["auto", "moco", "simclr", "byol", "simsiam", "dino", "small"] = "auto"
     """Whose published recipe is followed; auto: that of the method, `small` for views up to 96 pixels."""
     augment: bool = True
-    """Random crops and flips, as published; false: features of the plain central view are computed once and
-    kept, which is quick and costs accuracy."""
+    """Random crops and flips, as published; false: features of the central view, made once (less exact)."""
 
 
 class FineTune(_Training):

@@ -26,8 +26,8 @@ PREVIOUS = "previous.pt"
 def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
     """Write `state` to folder/last.pt; the checkpoint that stood there becomes previous.pt.
 
-    At every moment one of the two files is whole. One process writes (the main one). The file needs no
-    code to be read: tensors, dicts, lists, tuples, text and numbers; NumPy arrays are stored as tensors.
+    At every moment one of the two files is whole. One process writes (the main one). The file holds tensors,
+    dicts, lists, tuples, text and numbers; NumPy arrays are stored as tensors.
 
     Raises:
         TypeError: `state` holds something else; the message says where.
@@ -51,7 +51,7 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
                 spare.unlink(missing_ok=True)  # it stays where both are the same file already
     except (OSError, RuntimeError) as error:
         spare.unlink(missing_ok=True)
-        # PyTorch raises an error of its own about an archive that the system did not let it end.
+        # PyTorch raises an error of its own about an archive that it could not end.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,29 +46,24 @@ def param_groups(
 
     Args:
         module: the whole method, so that its heads are included.
-        weight_decay: decay of the weights with two or more dimensions.
-        decay_norms: decay the 1-D parameters too.
         constant: names of submodules whose rate ignores the schedule (SimSiam's predictor).
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_weight = parameter.ndim > 1
-        is_constant = any(name == prefix or name.startswith(f"{prefix}.") for prefix in constant)
-        group = groups.setdefault(
-            (is_weight, is_constant),
-            {
-                "params": [],
-                "weight_decay": weight_decay if is_weight or decay_norms else 0.0,
-                "decays": is_weight or decay_norms,
-                "adapt": is_weight,
-                "constant_lr": is_constant,
-            },
-        )
-        group["params"].append(parameter)
-    # Sorted, so that a checkpoint's group order does not hang on which parameter comes first.
-    return [groups[key] for key in sorted(groups, reverse=True)]
+        if parameter.requires_grad:
+            is_constant = any(f"{name}.".startswith(f"{prefix}.") for prefix in constant)
+            groups[parameter.ndim > 1, is_constant].append(parameter)
+    # Sorted, so that a checkpoint's group order does not depend on which parameter comes first.
+    return [
+        {
+            "params": groups[is_weight, is_constant],
+            "weight_decay": weight_decay if is_weight or decay_norms else 0.0,
+            "decays": is_weight or decay_norms,
+            "adapt": is_weight,
+            "constant_lr": is_constant,
+        }
+        for is_weight, is_constant in sorted(groups, reverse=True)
+    ]
 
 
 def build_optimizer(module: nn.Module, config: cfg.Optim, constant: Collection[str] = ()) -> Optimizer:
@@ -92,13 +88,10 @@ class Lars(Optimizer):
         v = momentum * v + lr * local * d
         w = w - v
 
-    The rate stands inside the velocity, as in the paper: a falling rate does not shrink past steps.
+    The rate is inside the velocity, as in the paper: a falling rate does not shrink past steps.
 
     Args:
         params: parameters or groups; a group may set weight_decay and adapt.
-        lr: rate; the schedule writes it into the groups.
-        momentum: share of the velocity kept.
-        weight_decay: default of the groups.
         trust: the paper's eta.
     """
 
@@ -110,23 +103,11 @@ class Lars(Optimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust": trust,
-            "adapt": True,
-            "constant_lr": False,
-            "decays": True,
-        }
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(params, {**defaults, "adapt": True, "constant_lr": False, "decays": True})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient; returns the closure's loss, if given."""
         loss = None
         if closure is not None:

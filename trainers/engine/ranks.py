@@ -1,8 +1,7 @@
 """One process or many: start, collectives, and gathers that the loss can differentiate through.
 
-Everything works without a process group too: then there is one process of rank 0. The gradient of
-`gather_with_grad` sums over ranks, so that DDP's mean over ranks is the gradient of the mean loss of the
-joined batch.
+All work without a process group too: then there is one process of rank 0. The gradient of `gather_with_grad`
+sums over ranks, so that DDP's mean over ranks is the gradient of the mean loss of the joined batch.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ _TIMEOUT = timedelta(minutes=30)  # of a collective, for ranks that are slow to 
 def init(kind: str) -> torch.device:
     """Join the process group that torchrun announced (none: a single process) and return our device.
 
-    Args:
-        kind: "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
+    `kind` is "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
 
     Raises:
         ValueError: there is no GPU for this process.
@@ -47,7 +45,7 @@ def init(kind: str) -> torch.device:
         local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= count:
             raise ValueError(
-                f"process {local} finds {count} GPUs; start fewer processes or set device to cpu"
+                f"process {local} finds {count} GPUs; start fewer processes or set run.device=cpu"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -93,10 +91,8 @@ def together() -> Iterator[None]:
             cleanup()  # with others it would wait for those that are in a collective
         elif isinstance(error, RuntimeError) and re.search("[Cc]onnection|remote process", str(error)):
             time.sleep(2)  # launchers report the process that ends first, which should be the one at fault
-            raise ConnectionError(
-                f"rank {rank()} lost another rank, which has failed or was killed; see its own message or "
-                "torchrun's report"
-            ) from error
+            told = f"rank {rank()} lost another rank, which has failed or was killed; see its log"
+            raise ConnectionError(told) from error
         if isinstance(error, Exception):
             get_error_handler().record_exception(error)
         raise
@@ -124,8 +120,7 @@ def seed_step(seed: int, step: int) -> None:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if world() > 1:
-        dist.barrier()
+    any_rank(False)
 
 
 def gather_with_grad(x: Tensor) -> Tensor:
