@@ -5,21 +5,20 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..system.files import PathLike
-from .headers import Record, inspect, scan_bar
+from .headers import Record, in_parallel, inspect, scan_bar
 from .remote import Entry, bucket_of, keys_below
 from .source import GONE, Window
 
 _HEADER, _WALK = 32 << 10, 4 << 20  # bytes of a request: for the header of an image, for a whole tar shard
 _THREADS = 32
+_PART = 1 << 14  # objects that wait for a thread at a time
 _SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
-_CHUNK = 64  # objects that a thread looks at in turn, at most
 _ABSENT = (-1, -1)
 
 
@@ -29,11 +28,11 @@ def open_object(
     """An object as a file that can be sought in, and its entry; errors, also of reading, as of `Bucket`.
 
     Args:
-        entry: What a listing said of the object; without it, the store is asked.
+        entry: From a listing; without it, the store is asked.
         block: Bytes of one request.
     """
     bucket, key = bucket_of(url)
-    known = bucket.stat(key) if entry is None else entry
+    known = entry or bucket.stat(key)
 
     def read_at(buffer: memoryview, at: int) -> int:
         found = bucket.read(key, at, len(buffer), known.version)
@@ -46,11 +45,7 @@ def open_object(
 
 
 def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
-    """(bytes, version) of the objects below a URL, (-1, -1) of those that do not exist.
-
-    Raises:
-        SourceGoneError: See `remote.Bucket`.
-    """
+    """(bytes, version) of objects below a URL, (-1, -1) of those that do not exist; raises as `Bucket`."""
     bucket, keys = keys_below(root, names)
     if len(names) > _SINGLY and not root.startswith("http"):  # a web server cannot list
         there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
@@ -65,8 +60,7 @@ def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
             return _ABSENT
         return entry.size, entry.version
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(look, keys))
+    return list(in_parallel(look, keys, 0, _THREADS))
 
 
 def scan_objects(
@@ -100,13 +94,12 @@ def scan_objects(
         height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
         return height, width, *stamp, refused
 
-    each = max(1, min(_CHUNK, len(names) // (4 * _THREADS)))
-    chunks = [names[start : start + each] for start in range(0, len(names), each)]
     records: list[Record] = []
-    with ThreadPoolExecutor(_THREADS) as threads, scan_bar(len(names), " objects", progress) as bar:
-        for part in threads.map(lambda chunk: [look(name) for name in chunk], chunks):
-            records += part
-            bar.update(len(part))
+    with scan_bar(len(names), " objects", progress) as bar:
+        for start in range(0, len(names), _PART):
+            for record in in_parallel(look, names[start : start + _PART], 0, _THREADS):
+                records.append(record)
+                bar.update()
     return records
 
 

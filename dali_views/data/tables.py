@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -43,36 +43,46 @@ KEPT_BYTES = int(os.environ.get("DALI_VIEWS_GROUP_MB", "256")) << 20
 """Groups that a process keeps, over all indexes; $DALI_VIEWS_GROUP_MB, by default 256 MB."""
 
 
+_Row: TypeAlias = tuple[bytes, str | None, tuple[int, int], tuple[int, int, str]]
+"""Path or b"", label, place (offset and bytes, or group and row in it), and what `inspect` returns."""
+
+
 # -- files ----------------------------------------------------------------------------------------
 
 
 class _Table(NamedTuple):
     schema: Any
     rows: list[int]  # of each group
-    read: Callable[
-        [int, list[str]], Any
-    ]  # columns of a group ("image.bytes" is a field of a struct), or more
+    read: Callable[[int, list[str]], Any]  # of a group, these columns or more
     whole: Any = None  # the mapped file, of which the groups of Arrow are views
     cut: str = ""  # why groups at the end are missing
 
 
 @contextmanager
 def _open(path: str, stamp: tuple[int, int]) -> Iterator[_Table]:
-    """A table; OSError if it has changed since its stamp, is damaged (also when it is read), or is none."""
-    with open(open_stamped(path, stamp), "rb") as file, _damage():
-        start = file.read(6)
-        if start.startswith(_PARQUET):
-            parquet = pq.ParquetFile(file, metadata=_footer(path, stamp), pre_buffer=False)
-            groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
-            yield _Table(
-                parquet.schema_arrow,
-                [group.num_rows for group in groups],
-                lambda group, columns: parquet.read_row_group(group, columns, use_threads=False),
-            )
-        elif start == _FILE or start.startswith(_STREAM):
-            yield _arrow(path, start == _FILE)
-        else:
-            raise OSError("neither a Parquet nor an Arrow file")
+    """A table; OSError if it has changed since its stamp, is damaged, or is none."""
+    with open(open_stamped(path, stamp), "rb") as file:
+        with _damage():
+            start = file.read(6)
+            if start.startswith(_PARQUET):
+                table = _parquet(file, _footer(path, stamp))
+            elif start == _FILE or start.startswith(_STREAM):
+                table = _arrow(path, start == _FILE)
+            else:
+                raise OSError("neither a Parquet nor an Arrow file")
+        yield table
+
+
+def _parquet(file: Any, footer: Any) -> _Table:
+    parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=False)
+    rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    return _Table(parquet.schema_arrow, rows, partial(parquet.read_row_group, use_threads=False))
+
+
+@lru_cache(_FOOTERS)
+def _footer(path: str, stamp: tuple[int, int]) -> Any:
+    with open(open_stamped(path, stamp), "rb") as file:
+        return pq.read_metadata(file)
 
 
 def _arrow(path: str, is_file: bool) -> _Table:
@@ -93,12 +103,6 @@ def _arrow(path: str, is_file: bool) -> _Table:
         cut = reason(error)
     rows = [batch.num_rows for batch in batches]
     return _Table(stream.schema, rows, lambda group, _: batches[group], whole, cut)
-
-
-@lru_cache(_FOOTERS)
-def _footer(path: str, stamp: tuple[int, int]) -> Any:
-    with open(open_stamped(path, stamp), "rb") as file:
-        return pq.read_metadata(file)
 
 
 @contextmanager
@@ -126,6 +130,7 @@ class _Columns(NamedTuple):
 
 def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns:
     """The columns of a table; ValueError if what is named does not fit, or not exactly one fits `image`."""
+    names = table.schema.names
     kinds = {one.name: _kind(one.type) for one in table.schema}
     for one in table.schema:
         inner = one.type if pa.types.is_struct(one.type) else ()
@@ -137,30 +142,20 @@ def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns
         named = "" if image is None else f" of the name {image!r}"
         raise ValueError(
             f"{words} hold encoded images{named} (binary, or a struct with a binary field 'bytes'); the "
-            f"columns are {', '.join(map(repr, table.schema.names))}; name one of them as `image`."
+            f"columns are {', '.join(map(repr, names))}; name one of them as `image`."
         )
-    if label is not None and (label not in table.schema.names or kinds[label] not in ("integer", *_TEXT)):
+    if label is not None and (label not in names or kinds[label] not in ("integer", *_TEXT)):
         raise ValueError(f"There is no column {label!r} of whole numbers or words; name another as `label`.")
     path = fits[0].removesuffix(".bytes") + ".path"
-    names = _class_names(table.schema, label) if label and kinds[label] == "integer" else None
-    return _Columns(
-        fits[0], path if kinds.get(path) in _TEXT else None, label, names, table.whole is not None
-    )
+    classes = _class_names(table.schema, label) if label and kinds[label] == "integer" else None
+    has_path = kinds.get(path) in _TEXT
+    return _Columns(fits[0], path if has_path else None, label, classes, table.whole is not None)
 
 
 def _kind(kind: Any) -> str:
     if pa.types.is_dictionary(kind) and str(kind.value_type) not in _BINARY:
         kind = kind.value_type
     return "integer" if pa.types.is_integer(kind) else str(kind)
-
-
-def _default_label(schema: Any) -> str | None:
-    named = [name for name in _LABELS if name in schema.names]
-    fits = [name for name in named if _kind(schema.field(name).type) in ("integer", *_TEXT)]
-    if named and not fits:
-        words = f"No labels: the column {named[0]!r} holds {schema.field(named[0]).type}, neither"
-        warnings.warn(f"{words} whole numbers nor words; name another as `label`.", stacklevel=6)
-    return next(iter(fits), None)
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
@@ -237,17 +232,20 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
     for path in paths:
         try:
             with _open(path, stamp_of(path)) as table:
-                return _columns_of(table, image, _default_label(table.schema) if label is None else label)
+                kinds = {
+                    name: _kind(table.schema.field(name).type)
+                    for name in _LABELS
+                    if name in table.schema.names
+                }
         except OSError as error:
             words = reason(error)
+            continue
+        fits = [name for name, kind in kinds.items() if kind in ("integer", *_TEXT)]
+        if label is None and kinds and not fits:
+            words = f"No labels: the column {next(iter(kinds))!r} holds {next(iter(kinds.values()))}"
+            warnings.warn(f"{words}, neither whole numbers nor words; name another as `label`.", stacklevel=5)
+        return _columns_of(table, image, next(iter(fits), None) if label is None else label)
     raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {words}); check the path.")
-
-
-class _Row(NamedTuple):
-    path: bytes | None
-    label: str | None
-    place: tuple[int, int]  # offset and bytes, or group and row in it
-    look: tuple[int, int, str]  # height, width, and why the image cannot be used, or ""
 
 
 def _scan_table(job: tuple[str, _Columns]) -> Shard:
@@ -269,14 +267,16 @@ def _scan_table(job: tuple[str, _Columns]) -> Shard:
                 done += count
             if table.cut:
                 raise OSError(f"{table.cut}; the {done} rows before are used")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         lost.append(("", reason(error)))
     # Rows have the names of their paths if these are different and may be names, else their numbers.
-    paths = {row.path or b"" for row in rows.values()}
+    paths = {path for path, *_ in rows.values()}
     by_path = len(paths) == len(rows) and all(map(may_be_name, paths))
-    named = [((row.path or b"") if by_path else b"row %d" % number, row) for number, row in rows.items()]
-    good = [(name, row.label, *row.place, *row.look[:2]) for name, row in named if not row.look[2]]
-    bad = [(os.fsdecode(name), row.look[2]) for name, row in named if row.look[2]]
+    named: list[Any] = [
+        (path if by_path else b"row %d" % number, *row) for number, (path, *row) in rows.items()
+    ]
+    good = [(name, label, *place, *look[:2]) for name, label, place, look in named if not look[2]]
+    bad = [(os.fsdecode(name), look[2]) for name, _, _, look in named if look[2]]
     return shard_of(stamp, good, bad + lost)
 
 
@@ -291,7 +291,7 @@ def _rows(table: _Table, group: int, columns: _Columns) -> list[_Row]:
         if image is not None:
             look = inspect(pa.BufferReader(image), image.size)
             place = place if whole is None else (image.address - whole.address, image.size)
-        found.append(_Row(path, None if label is None else os.fsdecode(label), place, look))
+        found.append((path or b"", None if label is None else os.fsdecode(label), place, look))
     return found
 
 
@@ -387,7 +387,7 @@ class GroupSource(RangeSource):
         path, stamp = os.path.join(self.root, self.files[file]), tuple(self.stamps[file].tolist())
 
         def decode() -> Any:
-            with _open(path, stamp) as table:
+            with _open(path, stamp) as table, _damage():
                 if group >= len(table.rows):
                     raise OSError(f"{self.files[file]} has no group {group}")
                 return _leaf(table.read(group, [self.column]), self.column)
