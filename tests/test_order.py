@@ -98,17 +98,6 @@ def test_even_and_odd_permutations_are_equally_frequent(length):
     assert abs(signs.mean()) < 4 / math.sqrt(len(signs))
 
 
-@pytest.mark.parametrize("length", [10, 101])
-def test_the_first_half_of_an_epoch_holds_as_many_of_the_first_half_as_chance_has_it(length):
-    half = length // 2
-    inside = (many(length)[:, :half] < half).sum(1)
-    law = stats.hypergeom(length, half, half)
-    low, high = law.ppf([0.05, 0.95])  # rarer counts are taken together
-    found = np.bincount((np.clip(inside, low, high) - low).astype(int))
-    shares = np.diff([0, *law.cdf(np.arange(low, high)), 1])
-    assert stats.chisquare(found, shares * len(inside)).pvalue > LEAST
-
-
 @pytest.mark.parametrize(("seeds", "epochs"), [(1, 0), (0, 1), (-2, 10**6)])
 def test_orders_of_other_epochs_and_seeds_agree_at_one_position_on_average(seeds, epochs):
     pairs = [(whole(500, s, s % 3), whole(500, s + seeds, s % 3 + epochs)) for s in range(300)]

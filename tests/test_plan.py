@@ -236,13 +236,6 @@ def test_probabilities_and_ranges_of_the_colour_parameters_are_those_of_the_reci
     assert gain.max() < 1.4**2 + 1e-3
 
 
-def test_a_flipped_view_runs_backwards_in_x_only():
-    drawn = full_plan(np.arange(500), recipes.moco_v2())
-    view, flipped = drawn.views[0], drawn.flipped[:, 0]
-    assert (view.start[:, 0] < view.end[:, 0]).all()
-    assert ((view.start[:, 1] > view.end[:, 1]) == flipped).all()
-
-
 def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
     n = 30_000
     boxes = np.zeros((n, 3, 4), np.float32)
@@ -278,14 +271,3 @@ def test_the_region_of_a_sample_guides_all_its_views():
 def test_a_view_that_makes_no_sense_is_refused_by_name(change, word):
     with pytest.raises(ValueError, match=word):
         View(**{"size": 32, **change})
-
-
-def test_an_update_changes_the_views_of_its_row_only():
-    views, index = recipes.moco_v2(crop="contrastive"), np.arange(100)
-    boxes = np.tile(np.array([0.2, 0.1, 0.7, 0.9], np.float32), (100, 1))
-    moved = boxes.copy()
-    moved[7] = [0.0, 0.0, 0.1, 0.1]
-    before, after = full_plan(index, views, boxes=boxes), full_plan(index, views, boxes=moved)
-    differs = (before.crops != after.crops).any(axis=(1, 2))
-    assert differs[7]
-    assert differs.sum() == 1
