@@ -116,8 +116,9 @@ def pair(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     index = SampleIndex.from_arrays(np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 4)
     how = cfg.SemanticPairs(name="semantic_pairs", control="random", share=0.5)
-    config = SimpleNamespace(run=SimpleNamespace(seed=0, out=folder))
-    guide = SemanticPairs(config, how, Halves(), index, torch.device("cpu"))  # type: ignore[arg-type]
+    setting = SimpleNamespace(seed=0, device=torch.device("cpu"))
+    training = SimpleNamespace(index=index, setting=setting, out=Path(folder))
+    guide = SemanticPairs(how, training, Halves(None, training))  # type: ignore[arg-type]
     table = RegionTable(len(index))
     guide.begin(table)
     partners = [table.partner.copy()]
