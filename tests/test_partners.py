@@ -1,8 +1,9 @@
-"""Partners against loops in float64, on one rank and two."""
+"""Partners against loops in float64, on one rank and two; the controls against chance, their precision."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from scipy.stats import chisquare
 from test_frozen import config_of
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
@@ -21,7 +23,7 @@ from trainers.encoders.backbones import build_backbone
 from trainers.encoders.frozen import embed
 from trainers.engine.setting import join
 from trainers.guides import partners
-from trainers.guides.partners import find_partners
+from trainers.guides.partners import find_partners, label_partners, precision, random_partners
 
 BANDS: list[tuple[Any, tuple[float, float]]] = [
     ("absolute", (0.2, 0.9)), ("absolute", (-1, 1)), ("quantile", (0.5, 0.9)), ("quantile", (0.9, 1)),
@@ -96,7 +98,6 @@ def test_exact_duplicates_of_any_scale_fall_out_by_the_upper_bound_alone(dtype):
     copied = torch.cat([features, 0.37 * features]).to(dtype)
     rows = torch.arange(80)
     duplicate = (rows + 40) % 80
-    # Only where nothing else is as near.
     free = find_partners(copied, band=(-1, 1), progress=False)
     bound = find_partners(copied, band=(-1, 0.9995), progress=False)
     assert torch.equal(free.partner, duplicate)
@@ -113,17 +114,6 @@ def test_of_equally_similar_images_the_first_is_taken(chunk):
     assert found.cosine.tolist() == [0.5] * 8
 
 
-def test_half_precision_finds_partners_as_similar_as_full_precision():
-    features = torch.nn.functional.normalize(features_of(200, dim=64), dim=1)
-    full = find_partners(features, band=(-1, 1), progress=False)
-    half = find_partners(features.half(), band=(-1, 1), progress=False)
-    for i in range(200):
-        by_full, by_half = (cosine(features[i], features[found.partner[i]]) for found in (full, half))
-        assert by_half == pytest.approx(by_full, abs=2e-3)
-        assert float(half.cosine[i]) == pytest.approx(by_half, abs=2e-3)
-    assert (full.partner == half.partner).float().mean() > 0.95
-
-
 def test_a_row_of_zeros_has_no_partner_and_is_nobodys():
     features = -features_of(12).abs()
     features[::2] *= -1  # the cosine of an even and an odd row is negative, of a row of zeros it would be 0
@@ -138,17 +128,13 @@ def test_a_row_of_zeros_has_no_partner_and_is_nobodys():
 
 def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_seed_alone():
     features = features_of(300)
-    every, again, other = (
-        find_partners(features, band=(0.1, 0.99), kind="quantile", pairs=pairs, seed=seed, progress=False)
-        for pairs, seed in ((10**6, 0), (20_000, 1), (20_000, 2))
+    every, again, tiled, other = (
+        find_partners(
+            features, band=(0.1, 0.99), kind="quantile", pairs=pairs, seed=seed, chunk=chunk, progress=False
+        )
+        for pairs, seed, chunk in ((10**6, 0, None), (20_000, 1, None), (20_000, 1, 50), (20_000, 2, None))
     )
-    assert (
-        again.band
-        == find_partners(
-            features, band=(0.1, 0.99), kind="quantile", pairs=20_000, seed=1, chunk=50, progress=False
-        ).band
-    )
-    assert again.band != other.band
+    assert tiled.band == again.band != other.band
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     cosines = (unit @ unit.T)[tuple(torch.triu_indices(300, 300, 1))]
     for found in (again, other):
@@ -161,12 +147,11 @@ def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_
 
 def test_a_quantile_that_the_pairs_cannot_resolve_is_refused_with_the_number_needed():
     features = features_of(500)
-    with pytest.raises(ValueError, match=r"0\.9999 .* 5000 pairs .* find_partners pairs=100000, or give an"):
-        find_partners(features, band=(0.5, 0.9999), kind="quantile", pairs=5000, progress=False)
+    for high, told in ((0.9999, r".* find_partners pairs=100000, or give an"), (0.99999, r".* nearer 0\.5")):
+        with pytest.raises(ValueError, match=f"{high} .* 5000 pairs {told}"):  # of 124,750
+            find_partners(features, band=(0.5, high), kind="quantile", pairs=5000, progress=False)
     resolved = find_partners(features, band=(0.5, 0.9999), kind="quantile", pairs=100_000, progress=False)
     assert resolved.band[1] > resolved.band[0]
-    with pytest.raises(ValueError, match=r"0\.99999 .* 5000 pairs .* nearer 0\.5"):  # of 124,750
-        find_partners(features, band=(0.5, 0.99999), kind="quantile", pairs=5000, progress=False)
     with pytest.raises(ValueError, match=r"0\.01 .* 435 pairs .* nearer 0\.5"):
         find_partners(features[:30], band=(0.01, 0.5), kind="quantile", progress=False)
 
@@ -201,8 +186,7 @@ def test_a_tile_of_the_default_size_fits_its_budget_and_a_small_one_is_still_a_t
     for budget, dim in ((2**30, 2048), (2**30, 512), (2**20, 2048), (10**5, 64)):
         side = partners._tile(budget, dim)
         assert 7 * side**2 + 16 * side * dim <= budget < 7 * (side + 1) ** 2 + 16 * (side + 1) * dim
-    found = find_partners(features_of(5), band=(-1, 1), chunk=1, progress=False)
-    assert found.partner.tolist() == plain_search(features_of(5), "absolute", (-1, 1), list(range(5)))[0]
+    assert partners._tile(1, 6) == 1
 
 
 def searches(images: Path, instances: Path, folder: Path) -> dict[str, Any]:
@@ -230,6 +214,7 @@ def search_on_one_rank(rank: int, images: Path, instances: Path, folder: Path) -
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_find_the_same_as_one_and_as_each_other(tmp_path):
     scenes = make_scenes(tmp_path / "scenes", 24, size=48)
     start_processes(search_on_one_rank, args=(*scenes, tmp_path), nprocs=2, start_method="forkserver")
@@ -244,3 +229,72 @@ def test_two_ranks_find_the_same_as_one_and_as_each_other(tmp_path):
             torch.testing.assert_close(rank[name][1], similarity, atol=1e-6, rtol=0, equal_nan=True)
             assert rank[name][2] == pytest.approx(band, abs=1e-6)
     assert [rank["some"][0].tolist() for rank in ranks] == [alone["some"][0].tolist()] * 2
+
+
+@pytest.mark.parametrize("labels", [[0] * 8, [3, 7, 3, -1, 3, 9, 7, 3, -1, 3]])
+def test_controls_draw_all_others_of_the_label_with_equal_probability(labels):
+    """Any other image at random is the same with one label."""
+    known, n = torch.tensor(labels), len(labels)
+    draw = (lambda seed: random_partners(n, seed)) if not any(labels) else partial(label_partners, known)
+    drawn = torch.stack([draw(seed) for seed in range(1400)])
+    assert (known[drawn] == known).all()
+    for row, label in enumerate(labels):
+        others = [i for i in range(n) if i != row and labels[i] == label != -1]
+        counts = torch.bincount(drawn[:, row], minlength=n)
+        if not others:  # unknown, or the only one
+            assert counts[row] == 1400
+            continue
+        assert counts.sum() == counts[others].sum()
+        assert len(others) == 1 or chisquare(counts[others].numpy()).pvalue > 1e-4
+
+
+def test_controls_are_functions_of_the_seed_and_the_same_for_an_anchor_whoever_else_is_one():
+    labels = np.arange(500, dtype=np.int32) % 9
+    anchors = torch.tensor([8, 499, 3])
+    rest = torch.ones(500, dtype=torch.bool).index_fill(0, anchors, False)
+    for control in (lambda *a: random_partners(500, *a), lambda *a: label_partners(labels, *a)):
+        whole, some = control(11), control(11, anchors)
+        assert torch.equal(whole, control(11))
+        assert (whole != control(12)).float().mean() > 0.9
+        assert torch.equal(some[anchors], whole[anchors])
+        assert torch.equal(some[rest], torch.arange(500)[rest])
+    with pytest.raises(ValueError, match="at least 2"):
+        random_partners(1, 0)
+    with pytest.raises(ValueError, match="rows of 500"):
+        label_partners(labels, 0, torch.tensor([500]))
+
+
+def test_precision_as_worked_by_hand():
+    labels = torch.tensor([0, 0, 0, 1, 1, -1, 2])
+    partner = torch.tensor([1, 3, 2, 4, 3, 0, 5])  # 2 is alone, 5 and the partner of 6 are unknown
+    cosines = torch.tensor([0.9, 0.2, math.nan, 0.7, 0.8, 0.5, 0.6])
+    found = precision(partner, labels, cosines, bands=2)
+    assert found["pairs"] == 4
+    assert found["precision"] == pytest.approx(3 / 4)  # all but 1 -> 3
+    # Of the 5 others whose label is known, 2 share that of 0 and of 1; 1 shares that of 3 and of 4.
+    assert found["chance"] == pytest.approx((2 / 5 + 2 / 5 + 1 / 5 + 1 / 5) / 4)
+    low, high = found["bands"]
+    assert low == {
+        "low": pytest.approx(0.2), "high": pytest.approx(0.7), "precision": 0.5, "pairs": 2,
+    }  # fmt: skip
+    assert high == {"low": pytest.approx(0.8), "high": pytest.approx(0.9), "precision": 1.0, "pairs": 2}
+    assert "bands" not in precision(partner, labels)
+    deciles = precision(partner, labels, cosines)["bands"]
+    assert [band["pairs"] for band in deciles] == [1] * 4 + [0] * 6
+    assert math.isnan(deciles[-1]["precision"])
+
+
+def test_precision_of_nothing_is_no_number_and_random_partners_are_at_chance():
+    alone = precision(torch.arange(3), torch.tensor([0, 0, 1]), torch.full((3,), math.nan))
+    assert alone["pairs"] == 0
+    assert math.isnan(alone["precision"])
+    assert math.isnan(alone["chance"])
+    assert len(alone["bands"]) == 10
+    assert precision(torch.tensor([1, 0]), np.full(2, -1))["pairs"] == 0
+    labels = torch.arange(20_000) % 4
+    found = precision(random_partners(20_000, 0), labels)
+    assert found["chance"] == pytest.approx(4999 / 19_999)
+    assert found["precision"] == pytest.approx(found["chance"], abs=5 * math.sqrt(0.25 * 0.75 / 20_000))
+    assert precision(label_partners(labels, 0), labels)["precision"] == 1
+    with pytest.raises(ValueError, match="same images"):
+        precision(torch.arange(3), torch.zeros(2))

@@ -21,41 +21,30 @@ from trainers.data import DataSets, evaluation_views, open_data, plain_loader
 from trainers.encoders.backbones import Backbone, build_backbone
 from trainers.engine import checkpoint
 from trainers.engine.setting import join
-from trainers.evaluate.classifiers import (
-    FEW_LABELS,
-    MORE_LABELS,
-    PROBES,
-    finetune,
-    finetune_recipe,
-    labelled_list,
-    labelled_share,
-    linear_probe,
-    probe_recipe,
-)
+from trainers.evaluate import classifiers
+from trainers.evaluate.classifiers import FEW_LABELS, MORE_LABELS, PROBES, labelled_list, labelled_share
 from trainers.evaluate.knn import extract
 from trainers.evaluate.learners import Recipe, rate
+from trainers.evaluate.supervised import Result
 
-CPU = torch.device("cpu")
-PLACES = {"cpu": CPU, "gpu": torch.device("cuda")}
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
+Evaluate = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums depend on the number of threads, and small ones are quicker on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def probe(settings: cfg.Config, net: Backbone, data: DataSets, folder: Path, resume: bool = False) -> Result:
+    return classifiers.linear_probe(settings, join(settings), net, data, folder, resume)
+
+
+def tune(settings: cfg.Config, net: Backbone, data: DataSets, folder: Path, resume: bool = False) -> Result:
+    return classifiers.finetune(settings, join(settings), net, data, folder, resume)
 
 
 def colours(count: int, seed: int, spread: float = 40) -> SampleIndex:
     """`count` images of noise around four colours, in turn; the colour is the class."""
     labels = np.arange(count) % 4
     noise = np.random.default_rng(seed).normal(0, spread, (count, 16, 16, 3))
-    return SampleIndex.from_arrays(
-        np.clip(COLOURS[labels, None, None] + noise, 0, 255).astype(np.uint8), labels
-    )
+    pixels = np.clip(COLOURS[labels, None, None] + noise, 0, 255).astype(np.uint8)
+    return SampleIndex.from_arrays(pixels, labels)
 
 
 def with_labels(index: SampleIndex, labels: np.ndarray) -> SampleIndex:
@@ -66,14 +55,23 @@ def sets(bank: SampleIndex, queries: SampleIndex | None) -> DataSets:
     return DataSets(train=bank, bank=bank, queries=queries)
 
 
-def config(**sections: object) -> cfg.Config:
+def config(device: str = "cpu", **sections: object) -> cfg.Config:
     defaults = {
-        "run": cfg.Run(out="unused", device="cpu", threads=1),
+        "run": cfg.Run(out="unused", device=device, threads=1),
         "data": cfg.Data(kind="folder", path="unused"),
         "views": cfg.Views(size=16),
         "model": cfg.Model(backbone="resnet10"),
     }
     return cfg.Config(**{**defaults, **sections})
+
+
+def probe_of(epochs: int = 3, **changes: object) -> cfg.Config:
+    return config(probe=cfg.Probe(**{"epochs": epochs, "batch": 16, "lr": 1.0, **changes}))
+
+
+def tuning_of(epochs: int = 3, device: str = "cpu", **changes: object) -> cfg.Config:
+    keys = {"labels": 1.0, "batch": 16, "lr": 0.2, **changes}
+    return config(device, finetune=cfg.FineTune(epochs=epochs, **keys))
 
 
 def encoder(seed: int = 0) -> Backbone:
@@ -106,22 +104,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def data(folders: Path) -> DataSets:
+    places = {"path": str(folders / "train"), "eval_val": str(folders / "val")}
+    return open_data(cfg.Data(kind="folder", eval_train=places["path"], **places))
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_a_probe_separates_classes_of_different_colour_and_leaves_the_encoder_as_it_was(
-    folders, tmp_path, device, augment
+    data, tmp_path, device, augment
 ):
-    data = cfg.Data(
-        kind="folder",
-        path=str(folders / "train"),
-        eval_train=str(folders / "train"),
-        eval_val=str(folders / "val"),
-    )
-    run = cfg.Run(out="unused", device=device, threads=1)
-    settings = config(run=run, data=data, probe=cfg.Probe(epochs=4, batch=32, augment=augment))
-    net = encoder().train().to(PLACES[device])
+    settings = config(device, probe=cfg.Probe(epochs=4, batch=32, augment=augment))
+    net = encoder().train().to(join(settings).device)
     net.conv1.weight.requires_grad_(False)  # as in a momentum encoder
     before = copy_of(net)
-    result = linear_probe(settings, join(settings), net, open_data(data), tmp_path)
+    result = probe(settings, net, data, tmp_path)
     assert result.top1 > 0.9
     assert result.top5 == 1  # of four classes
     assert result.epochs == len(result.curve) == 4
@@ -132,16 +129,24 @@ def test_a_probe_separates_classes_of_different_colour_and_leaves_the_encoder_as
     assert net.layer1[0].conv1.weight.grad is None
 
 
+def test_fine_tuning_changes_the_encoder_and_rises_above_chance(data, tmp_path, device):
+    settings = tuning_of(labels=0.5, device=device)
+    net = encoder().eval().requires_grad_(False).to(join(settings).device)  # as a momentum encoder comes
+    before = copy_of(net)
+    assert tune(settings, net, data, tmp_path).top1 > 0.5  # chance is a quarter
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == set(before)  # weights, and the statistics of batch norm
+    assert not net.training
+
+
 def test_a_probe_is_gradient_descent_with_momentum_on_the_mean_cross_entropy(tmp_path):
     bank = colours(64, 1, spread=90)
-    settings = config(
-        probe=cfg.Probe(epochs=6, batch=64, lr=2.0, weight_decay=0.01, augment=False, recipe="moco")
-    )
+    settings = probe_of(6, batch=64, lr=2.0, weight_decay=0.01, augment=False, recipe="moco")
     net = encoder()
-    result = linear_probe(settings, join(settings), net, sets(bank, colours(12, 2)), tmp_path)
+    result = probe(settings, net, sets(bank, colours(12, 2)), tmp_path)
 
-    plain = evaluation_views(settings.views)
-    features, labels, _ = extract(net, plain_loader(join(settings), settings.views, bank, plain), CPU)
+    plain = plain_loader(join(settings), settings.views, bank, evaluation_views(settings.views))
+    features, labels, _ = extract(net, plain, "cpu")
     features = features.double()
     weight = 0.01 * torch.randn(4, net.dim, generator=torch.Generator().manual_seed(0)).double()
     bias = torch.zeros(4).double()
@@ -152,9 +157,8 @@ def test_a_probe_is_gradient_descent_with_momentum_on_the_mean_cross_entropy(tmp
         logits = features @ weight.T + bias
         losses.append(float(F.cross_entropy(logits, labels)))
         error = (logits.softmax(1) - F.one_hot(labels, 4)) / len(labels)
-        for part, gradient, speed in zip(
-            (weight, bias), (error.T @ features, error.sum(0)), speeds, strict=True
-        ):
+        gradients = (error.T @ features, error.sum(0))
+        for part, gradient, speed in zip((weight, bias), gradients, speeds, strict=True):
             speed.mul_(0.9).add_(gradient + 0.01 * part)
             part.sub_(lr * speed)
     assert [epoch["loss"] for epoch in result.curve] == pytest.approx(losses, abs=1e-5)
@@ -174,193 +178,141 @@ def test_rates_fall_by_drops_between_epochs_or_along_half_a_cosine():
 
 
 def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked_for():
-    names = {
-        "moco": "moco",
-        "simclr": "simclr",
-        "byol": "byol",
-        "simsiam": "simsiam",
-        "dino": "dino",
-        "scfs": "dino",
-    }
-    methods = [cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS()]
-    for method in methods:
-        assert probe_recipe(config(method=method, views=cfg.Views(size=224))) == PROBES[names[method.name]]
-        assert probe_recipe(config(method=method, views=cfg.Views(size=96))) == PROBES["small"]
+    chosen = classifiers.probe_recipe
+    large, small = cfg.Views(size=224), cfg.Views(size=96)
+    for method in (cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS()):
+        name = "dino" if method.name == "scfs" else method.name
+        assert chosen(config(method=method, views=large)) == PROBES[name]
+        assert chosen(config(method=method, views=small)) == PROBES["small"]
 
     class Mine(cfg.Section):
         name: Literal["mine"] = "mine"
 
-    mine = config(views=cfg.Views(size=224)).model_copy(update={"method": Mine()})
     with pytest.raises(ValueError, match=r"method.name mine.*probe.recipe=.*simclr"):
-        probe_recipe(mine)
+        chosen(config(views=large).model_copy(update={"method": Mine()}))
     asked = cfg.Probe(recipe="byol", lr=0.4, epochs=5, batch=64, weight_decay=0.0, augment=False)
-    assert probe_recipe(config(probe=asked)) == Recipe(
-        epochs=5, batch=64, head_lr=0.4, optimizer="nesterov", augment=False
-    )
+    expected = Recipe(epochs=5, batch=64, head_lr=0.4, optimizer="nesterov", augment=False)
+    assert chosen(config(probe=asked)) == expected
     # Each whole step as published: rate times batch / 256.
     peaks = {name: recipe.head_lr * recipe.batch / 256 for name, recipe in PROBES.items()}
-    assert peaks == pytest.approx(
-        {"moco": 30, "small": 10, "simclr": 1.6, "byol": 0.8, "simsiam": 1.6, "dino": 0.08}
-    )
-    assert finetune_recipe(cfg.FineTune(), 0.01) == FEW_LABELS
-    assert finetune_recipe(cfg.FineTune(), 0.1) == MORE_LABELS
-    assert finetune_recipe(cfg.FineTune(lr=0.02, head_lr=5.0, weight_decay=0.0), 0.01) == Recipe(
-        epochs=20, batch=256, head_lr=5.0, encoder_lr=0.02, drops=(0.6, 0.8), gamma=0.2
-    )
+    published = {"moco": 30, "small": 10, "simclr": 1.6, "byol": 0.8, "simsiam": 1.6, "dino": 0.08}
+    assert peaks == pytest.approx(published)
+    assert classifiers.finetune_recipe(cfg.FineTune(), 0.01) == FEW_LABELS
+    assert classifiers.finetune_recipe(cfg.FineTune(), 0.1) == MORE_LABELS
+    changed = classifiers.finetune_recipe(cfg.FineTune(lr=0.02, head_lr=5.0, weight_decay=0.0), 0.01)
+    rates = {"head_lr": 5.0, "encoder_lr": 0.02}
+    assert changed == Recipe(epochs=20, batch=256, drops=(0.6, 0.8), gamma=0.2, **rates)
 
 
 @pytest.mark.parametrize(("recipe", "mark"), [("simclr", "nesterov"), ("simsiam", "trust")])
 def test_nesterov_and_lars_lower_the_loss(tmp_path, recipe, mark):
-    settings = config(probe=cfg.Probe(recipe=recipe, epochs=20, batch=64, lr=10.0, augment=False))
-    result = linear_probe(settings, join(settings), encoder(), sets(colours(64, 1), colours(12, 2)), tmp_path)
+    settings = probe_of(20, recipe=recipe, batch=64, lr=10.0, augment=False)
+    result = probe(settings, encoder(), sets(colours(64, 1), colours(12, 2)), tmp_path)
     assert result.curve[-1]["loss"] < result.curve[0]["loss"] - 0.05
     assert all(group[mark] for group in checkpoint.load(tmp_path)["optimizer"]["param_groups"])
 
 
-def test_the_last_and_the_best_epoch_are_both_told(tmp_path):
-    settings = config(probe=cfg.Probe(epochs=5, batch=16, lr=300.0, recipe="simclr", augment=False))
-    result = linear_probe(
-        settings,
-        join(settings),
-        encoder(),
-        sets(colours(32, 1, spread=200), colours(40, 2, spread=200)),
-        tmp_path,
-    )
-    scores = [epoch["top1"] for epoch in result.curve]
-    assert result.top1 == scores[-1]
-    assert result.best_top1 == max(scores)
-    assert scores[result.best_epoch - 1] == max(scores)
-    assert max(scores[: result.best_epoch - 1], default=0) < max(scores)
-
-
-def probe_of(epochs: int = 3, **changes: object) -> cfg.Config:
-    return config(probe=cfg.Probe(epochs=epochs, batch=16, lr=1.0, **changes))
-
-
-def fine_tuning_of(epochs: int = 3, **changes: object) -> cfg.Config:
-    chosen = {"labels": 1.0, "batch": 16, "lr": 0.2, **changes}
-    return config(finetune=cfg.FineTune(epochs=epochs, **chosen))
+def test_the_last_and_the_best_epoch_are_both_told():
+    result = Result([{"loss": 1.0, "top1": top, "top5": 1.0} for top in (0.2, 0.7, 0.4, 0.7, 0.5)])
+    assert (result.epochs, result.top1, result.top5) == (5, 0.5, 1.0)
+    assert (result.best_epoch, result.best_top1) == (2, 0.7)
 
 
 @pytest.mark.parametrize(
     ("evaluate", "settings"),
-    [(linear_probe, probe_of()), (linear_probe, probe_of(augment=False)), (finetune, fine_tuning_of())],
+    [(probe, probe_of()), (probe, probe_of(augment=False)), (tune, tuning_of())],
     ids=["crops", "kept features", "fine-tuning"],
 )
 def test_a_run_that_lost_its_last_epoch_is_resumed_to_the_very_weights_of_one_that_did_not(
-    tmp_path, evaluate: Callable, settings: cfg.Config
+    tmp_path, evaluate: Evaluate, settings: cfg.Config
 ):
     data = sets(colours(40, 1, spread=90), colours(12, 2))
-    whole = evaluate(settings, join(settings), encoder(), data, tmp_path)
+    whole = evaluate(settings, encoder(), data, tmp_path)
     weights = learnt(tmp_path)
     assert checkpoint.load(tmp_path)["curve"] == whole.curve
     # All that a run leaves which is killed after its last step but one: the checkpoint of the epoch before.
     (tmp_path / checkpoint.LAST).unlink()
     with pytest.warns(UserWarning, match="resuming from"):
-        again = evaluate(settings, join(settings), encoder(), data, tmp_path, resume=True)
+        again = evaluate(settings, encoder(), data, tmp_path, resume=True)
     assert again == whole
     assert equal(learnt(tmp_path), weights)
     # A finished run only tells its result, and a fine-tuned encoder comes back fine-tuned.
     net = encoder()
-    assert evaluate(settings, join(settings), net, data, tmp_path, resume=True) == whole
-    if evaluate is finetune:
-        assert equal(
-            copy_of(net), {name[8:]: value for name, value in weights.items() if name[:8] == "encoder."}
-        )
+    assert evaluate(settings, net, data, tmp_path, resume=True) == whole
+    if evaluate is tune:
+        kept = {name[8:]: value for name, value in weights.items() if name[:8] == "encoder."}
+        assert equal(copy_of(net), kept)
 
 
 def test_a_run_is_neither_overwritten_nor_continued_with_other_settings_data_or_encoder(tmp_path):
     bank, queries = colours(40, 1), colours(12, 2)
-    linear_probe(probe_of(epochs=1), join(probe_of(epochs=1)), encoder(), sets(bank, queries), tmp_path)
-
-    def again(settings: cfg.Config, net: Backbone, data: DataSets, resume: bool = True) -> None:
-        linear_probe(settings, join(settings), net, data, tmp_path, resume)
-
-    data = sets(bank, queries)
+    once, data = probe_of(1), sets(bank, queries)
+    probe(once, encoder(), data, tmp_path)
     with pytest.raises(FileExistsError, match="--resume"):
-        again(probe_of(epochs=1), encoder(), data, resume=False)
-    with pytest.raises(ValueError, match="another epochs, augment;"):
-        again(probe_of(epochs=2, augment=False), encoder(), data)
-    with pytest.raises(ValueError, match="another encoder;"):
-        again(probe_of(epochs=1), encoder(seed=1), data)
-    with pytest.raises(ValueError, match="another training images;"):
-        again(probe_of(epochs=1), encoder(), sets(colours(44, 1), queries))
-    with pytest.raises(ValueError, match="another test images;"):
-        again(probe_of(epochs=1), encoder(), sets(bank, with_labels(queries, queries.labels[::-1])))
-    again(probe_of(epochs=1), encoder(), data)
+        probe(once, encoder(), data, tmp_path)
+    other_tests = sets(bank, with_labels(queries, queries.labels[::-1]))
+    for settings, seed, images, changed in (
+        (probe_of(2, augment=False), 0, data, "epochs, augment"),
+        (once, 1, data, "encoder"),
+        (once, 0, sets(colours(44, 1), queries), "training images"),
+        (once, 0, other_tests, "test images"),
+    ):
+        with pytest.raises(ValueError, match=f"another {changed};"):
+            probe(settings, encoder(seed), images, tmp_path, resume=True)
+    probe(once, encoder(), data, tmp_path, resume=True)
 
 
 def test_a_batch_that_the_labelled_images_do_not_fill_is_reduced_and_its_rate_with_it(tmp_path):
     data = sets(colours(40, 1), colours(12, 2))
-    asked = config(probe=cfg.Probe(epochs=2, batch=64, lr=2.0, augment=False))
     with pytest.warns(UserWarning, match=r"a batch of 64 does not fit 40 labelled images.*batches are of 40"):
-        reduced = linear_probe(asked, join(asked), encoder(), data, tmp_path / "reduced")
-    fitting = config(probe=cfg.Probe(epochs=2, batch=40, lr=2.0, augment=False))
+        reduced = probe(probe_of(2, batch=64, augment=False), encoder(), data, tmp_path / "reduced")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert linear_probe(fitting, join(fitting), encoder(), data, tmp_path / "fitting") == reduced
+        fitting = probe(probe_of(2, batch=40, augment=False), encoder(), data, tmp_path / "fitting")
+    assert fitting == reduced
     groups = checkpoint.load(tmp_path / "reduced")["optimizer"]["param_groups"]
-    assert [group["peak_lr"] for group in groups] == [2.0 * 40 / 256]
+    assert [group["peak_lr"] for group in groups] == [40 / 256]
 
 
 def test_images_without_a_label_take_no_part(tmp_path):
     bank, queries = colours(48, 1), colours(16, 2)
-    labels = bank.labels.copy()
+    labels, holes = bank.labels.copy(), queries.labels.copy()
     labels[::3] = -1
-    holes = queries.labels.copy()
     holes[:5] = -1
     with_holes = sets(with_labels(bank, labels), with_labels(queries, holes))
     without = sets(bank.subset(labels >= 0), queries.subset(holes >= 0))
-    results = [
-        linear_probe(probe_of(), join(probe_of()), encoder(), data, tmp_path / name)
+    one, other = (
+        probe(probe_of(), encoder(), data, tmp_path / name)
         for name, data in (("with", with_holes), ("without", without))
-    ]
-    assert results[0] == results[1]
-    assert (results[0].top1 * 11) % 1 == pytest.approx(0, abs=1e-9)
+    )
+    assert one == other
+    assert (one.top1 * 11) % 1 == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("evaluate", [linear_probe, finetune])
-def test_missing_labels_are_refused_with_the_key_that_mends_it(tmp_path, evaluate):
+@pytest.mark.parametrize("evaluate", [probe, tune])
+def test_missing_labels_are_refused_with_the_key_to_set(tmp_path, evaluate: Evaluate):
     bank, queries = colours(16, 1), colours(8, 2)
-    none = np.full(len(queries), -1)
-    with pytest.raises(ValueError, match=r"no test image has a label; .* data\.eval_val=DIR"):
-        evaluate(config(), join(config()), encoder(), sets(bank, None), tmp_path)
-    with pytest.raises(ValueError, match="no test image has a label"):
-        evaluate(config(), join(config()), encoder(), sets(bank, with_labels(queries, none)), tmp_path)
-    with pytest.raises(ValueError, match=r"no training image has a label; .* data\.eval_train=DIR"):
-        evaluate(config(), join(config()), encoder(), sets(with_labels(queries, none), queries), tmp_path)
+    none = with_labels(queries, np.full(len(queries), -1))
+    for data, told in (
+        (sets(bank, None), r"no test image has a label; .* data\.eval_val=DIR"),
+        (sets(bank, none), "no test image has a label"),
+        (sets(none, queries), r"no training image has a label; .* data\.eval_train=DIR"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            evaluate(config(), encoder(), data, tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_hint(tmp_path):
-    settings = config(probe=cfg.Probe(epochs=2, batch=16, lr=1e38, augment=False, recipe="moco"))
+    settings = probe_of(2, lr=1e38, augment=False, recipe="moco")
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        linear_probe(settings, join(settings), encoder(), sets(colours(64, 1, 200), colours(8, 2)), tmp_path)
+        probe(settings, encoder(), sets(colours(64, 1, 200), colours(8, 2)), tmp_path)
 
 
-def test_fine_tuning_changes_the_encoder_and_rises_above_chance(folders, tmp_path, device):
-    data = cfg.Data(
-        kind="folder",
-        path=str(folders / "train"),
-        eval_train=str(folders / "train"),
-        eval_val=str(folders / "val"),
-    )
-    run = cfg.Run(out="unused", device=device, threads=1)
-    settings = fine_tuning_of(labels=0.5).model_copy(update={"data": data, "run": run})
-    net = encoder().eval().requires_grad_(False).to(PLACES[device])  # as a momentum encoder comes
-    before = copy_of(net)
-    result = finetune(settings, join(settings), net, open_data(data), tmp_path)
-    assert result.top1 > 0.5  # chance is a quarter
-    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == set(before)  # weights, and the statistics of batch norm
-    assert not net.training
-
-
-def two_rank_configs() -> dict[str, tuple[Callable, cfg.Config]]:
-    return {
-        "crops": (linear_probe, probe_of(epochs=2)),
-        "kept": (linear_probe, probe_of(epochs=2, augment=False)),
-        "tuned": (finetune, fine_tuning_of(epochs=1)),
-    }
+TWO_RANKS: dict[str, tuple[Evaluate, cfg.Config]] = {
+    "crops": (probe, probe_of(2)),
+    "kept": (probe, probe_of(2, augment=False)),
+    "tuned": (tune, tuning_of(1)),
+}
 
 
 def two_rank_data() -> DataSets:
@@ -372,38 +324,35 @@ def evaluate_on_one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
-    for name, (evaluate, settings) in two_rank_configs().items():
+    for name, (evaluate, settings) in TWO_RANKS.items():
         net = encoder()
-        result = evaluate(settings, join(settings), net, two_rank_data(), Path(folder, name))
+        result = evaluate(settings, net, two_rank_data(), Path(folder, name))
         found[name] = {"curve": result.curve, "encoder": net.state_dict()}
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path):
     (tmp_path / "two").mkdir()
     start_processes(evaluate_on_one_rank, args=(str(tmp_path / "two"),), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / "two" / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, (evaluate, settings) in two_rank_configs().items():
+    for name, (evaluate, settings) in TWO_RANKS.items():
         one, other = (rank[name] for rank in ranks)
         assert one["curve"] == other["curve"]
-        if evaluate is finetune:
+        net, weights = encoder(), learnt(tmp_path / "two" / name)
+        if evaluate is tune:
             assert equal(one["encoder"], other["encoder"])
-            net, weights = encoder(), learnt(tmp_path / "two" / name)
             net.load_state_dict(one["encoder"])
         else:
-            assert equal(one["encoder"], copy_of(encoder()))
-            alone = evaluate(settings, join(settings), encoder(), two_rank_data(), tmp_path / name)
-            assert [epoch["loss"] for epoch in one["curve"]] == pytest.approx(
-                [epoch["loss"] for epoch in alone.curve], abs=1e-6
-            )
-            net, weights = encoder(), learnt(tmp_path / "two" / name)
-            for key, value in learnt(tmp_path / name).items():
-                torch.testing.assert_close(weights[key], value, atol=1e-6, rtol=0)
-        queries = two_rank_data().queries
-        features, labels, _ = extract(
-            net, plain_loader(join(settings), settings.views, queries, evaluation_views(settings.views)), CPU
-        )
+            assert equal(one["encoder"], copy_of(net))
+            alone = evaluate(settings, encoder(), two_rank_data(), tmp_path / name)
+            losses = [[epoch["loss"] for epoch in curve] for curve in (one["curve"], alone.curve)]
+            assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+            torch.testing.assert_close(weights, learnt(tmp_path / name), atol=1e-6, rtol=0)
+        views, queries = settings.views, two_rank_data().queries
+        plain = plain_loader(join(settings), views, queries, evaluation_views(views))
+        features, labels, _ = extract(net, plain, "cpu")
         head = [value for key, value in weights.items() if key.removeprefix("head.") in ("weight", "bias")]
         guesses = F.linear(features, *head).argmax(1)
         assert one["curve"][-1]["top1"] == int((guesses == labels).sum()) / 513
@@ -413,69 +362,52 @@ def labels_only(labels: list[int]) -> SampleIndex:
     return SampleIndex.from_arrays(np.zeros((len(labels), 1, 1, 3), np.uint8), labels)
 
 
-def test_the_labelled_share_is_the_same_of_every_class_but_never_nothing():
+def test_the_labelled_share_is_the_same_of_every_class_but_never_nothing_and_grows_by_adding():
     labels = np.random.default_rng(0).permutation([0] * 100 + [1] * 40 + [2] * 3 + [4] * 1 + [-1] * 50)
     index = labels_only(labels.tolist())
     rows = labelled_share(index, 0.1, seed=0)
     assert np.unique(index.labels[rows], return_counts=True)[1].tolist() == [10, 4, 1, 1]
     assert index.labels[rows].min() == 0
     assert rows.tolist() == sorted(set(rows.tolist()))
+    assert np.array_equal(labelled_share(index, 0.1, seed=0), rows)
+    assert not np.array_equal(labelled_share(index, 0.1, seed=4), rows)
+    assert set(rows) < set(labelled_share(index, 0.5, seed=0))
     assert np.array_equal(labelled_share(index, 1.0, seed=0), np.flatnonzero(labels >= 0))
     for share in (0, 1.5):
         with pytest.raises(ValueError, match="share of labels"):
             labelled_share(index, share, seed=0)
 
 
-def test_the_labelled_share_hangs_on_labels_and_seed_alone_and_grows_by_adding():
-    index = labels_only([0, 1] * 50)
-    rows = labelled_share(index, 0.2, seed=3)
-    assert np.array_equal(labelled_share(labels_only([0, 1] * 50), 0.2, seed=3), rows)
-    assert not np.array_equal(labelled_share(index, 0.2, seed=4), rows)
-    assert set(rows) < set(labelled_share(index, 0.5, seed=3))
-
-
-def test_listed_images_are_found_by_file_name_or_by_path(folders, tmp_path):
-    index = SampleIndex.from_folder(folders / "train", cache=False, progress=False)
-    file = tmp_path / "some.txt"
+def test_listed_images_are_found_by_file_name_or_by_path_and_set_the_recipe(data, tmp_path):
+    index, file = data.train, tmp_path / "some.txt"
     wanted = [index.path(row) for row in (70, 3, 41)]
     lines = [Path(wanted[0]).name, "", str(Path(wanted[1]).relative_to(index.root)), Path(wanted[2]).name]
     file.write_text("\n".join([*lines, lines[0]]) + "\n")
     assert labelled_list(index, file).tolist() == [3, 41, 70]
+    file.write_text("".join(f"{Path(index.path(row)).name}\n" for row in range(0, 96, 6)))
+    tune(tuning_of(1, labels=str(file), weight_decay=None), encoder(), data, tmp_path / "run")
+    saved = checkpoint.load(tmp_path / "run")["description"]
+    assert saved["weight_decay"] == MORE_LABELS.weight_decay  # a sixth of the labels
+    assert saved["batch"] == 16
 
 
-def test_a_list_that_does_not_fit_the_images_is_refused(folders, tmp_path):
-    index = SampleIndex.from_folder(folders / "train", cache=False, progress=False)
-    file = tmp_path / "some.txt"
+def test_a_list_that_does_not_fit_the_images_is_refused(data, tmp_path):
+    index, file = data.train, tmp_path / "some.txt"
     with pytest.raises(FileNotFoundError, match=r"some\.txt"):
         labelled_list(index, file)
-    file.write_text("train_0.jpg\nabsent_b.jpg\nabsent_a.jpg\nclass1/train_0.jpg\n")
-    with pytest.raises(ValueError, match=r"3 of 4 names .* the first is absent_a\.jpg"):
-        labelled_list(index, file)
-    file.write_text("\n\n")
-    with pytest.raises(ValueError, match="names no image"):
-        labelled_list(index, file)
+    absent = "train_0.jpg\nabsent_b.jpg\nabsent_a.jpg\nclass1/train_0.jpg\n"
+    for text, told in ((absent, r"3 of 4 names .* the first is absent_a\.jpg"), ("\n\n", "names no image")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            labelled_list(index, file)
     with pytest.raises(ValueError, match="in memory"):
         labelled_list(colours(4, 0), file)
-
-    twice = tmp_path / "twice"
     for folder in ("a", "b"):
-        (twice / folder).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(twice / folder / "same.jpg")
-    index = SampleIndex.from_folder(twice, cache=False, progress=False)
+        (tmp_path / "twice" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "twice" / folder / "same.jpg")
+    index = SampleIndex.from_folder(tmp_path / "twice", cache=False, progress=False)
     file.write_text("same.jpg\n")
     with pytest.raises(ValueError, match=r"several folders; write folder/name, the first is same\.jpg"):
         labelled_list(index, file)
     file.write_text("b/same.jpg\n")
     assert labelled_list(index, file).tolist() == [1]
-
-
-def test_a_list_says_which_labels_are_used_and_by_how_many_they_are_the_recipe(folders, tmp_path):
-    index = SampleIndex.from_folder(folders / "train", cache=False, progress=False)
-    file = tmp_path / "some.txt"
-    file.write_text("".join(f"{Path(index.path(row)).name}\n" for row in range(0, 96, 6)))
-    settings = fine_tuning_of(epochs=1, labels=str(file), weight_decay=None)
-    val = SampleIndex.from_folder(folders / "val", cache=False, progress=False)
-    finetune(settings, join(settings), encoder(), sets(index, val), tmp_path / "run")
-    saved = checkpoint.load(tmp_path / "run")["description"]
-    assert saved["weight_decay"] == MORE_LABELS.weight_decay  # a sixth of the labels
-    assert saved["batch"] == 16
