@@ -23,7 +23,7 @@ from test_loader import FULL, digest
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list
 from dali_views.data import source
-from dali_views.data.headers import in_parallel
+from dali_views.data.headers import in_process
 from dali_views.data.shards import list_shards, merge, scan_shard
 from dali_views.tools import cli
 from dali_views.tools.sample import read_image
@@ -414,7 +414,7 @@ def test_worker_processes_run_nothing_that_lies_in_the_current_folder(own):
 
 def test_a_worker_that_dies_is_told_with_its_work():
     with pytest.raises(RuntimeError, match=r"process died \(7\) at work on 7 .*; pass processes=0"):
-        list(in_parallel(os._exit, [7], 1, 0))  # type: ignore[arg-type]
+        in_process(os._exit, [7])  # type: ignore[arg-type]
 
 
 # -- shards that change ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
-from .headers import MAX_PIXELS, inspect, look_through, scan, scan_bar, size_of
+from .headers import MAX_PIXELS, cores, inspect, inspect_file, look_through, scan_bar, size_of
 from .listing import LeftOut, Listing, list_file, list_folder
 from .names import pack_names, unpack_names
 from .objects import ObjectSource, scan_objects
@@ -26,6 +26,7 @@ from .source import RangeSource, Source, needs, read_each
 from .truth import RowBoxes, list_coco
 
 Cache: TypeAlias = "bool | PathLike"
+_FILES, _BYTES = 256, 50_000  # files that a thread scans in turn, and what one is supposed to have
 _SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
 _THREADS, _CHUNK = 8, 64  # that read a source of one's own, and images that one requests at a time
 
@@ -97,7 +98,10 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
     if remote:
         records = scan_objects(listing.root, listing.names, listing.entries, known, progress)
     else:
-        records = scan(os.fsencode(listing.root), listing.names, known, processes, progress)
+        root = os.path.join(os.fsencode(listing.root), b"")
+        jobs = [(root + name, known.get(name)) for name in listing.names]
+        size, threads = _BYTES * len(jobs), min(8, 2 * cores())
+        records = look_through(inspect_file, jobs, size, processes, "files", progress, threads, _FILES)
     good = [i for i, record in enumerate(records) if not record[4]]
     bad = [i for i, record in enumerate(records) if record[4]]
     left_out = [LeftOut(os.fsdecode(listing.names[i]), records[i][4]) for i in bad] + listing.left_out

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +23,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .source import GONE
+from .source import GONE, reason
 
 MAX_PIXELS = 178_956_970
 """Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
@@ -34,12 +34,8 @@ MAX_PIXELS_PER_BYTE = 512
 Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
 
-_FEW, _SMALL = 20_000, 1 << 30  # files, bytes of containers that threads scan before processes start
-_JOBS = 64  # that one worker process does
-J = TypeVar("J")
-R = TypeVar("R")
-
-_CHUNK = 256
+_SMALL = 1 << 30  # bytes of files that threads scan before processes would have started
+_SHARE = 64  # of a thread's chunks are a process's
 _TAIL = 1024
 _CHUNKS = 100  # of a WebP that are looked at; there are half a dozen kinds
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
@@ -56,28 +52,30 @@ _MODES = {
 }
 
 
+J = TypeVar("J")
+R = TypeVar("R")
+
+
 class _Refused(Exception):
     """Carries the reason for which a file is left out."""
 
 
-def inspect_file(path: bytes, known: Record | None = None) -> Record:
-    """The record of one file; `known`, of an earlier scan, is returned if size and mtime are the same."""
+def inspect_file(job: tuple[bytes, Record | None]) -> Record:
+    """The record of a file (path, record of an earlier scan), which stays if size and mtime are the same."""
+    path, known = job
+    stamp = (-1, -1)
     try:
         status = os.stat(path)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        return 0, 0, -1, -1, "no such file" if missing else f"cannot be read ({error.strerror})"
-    stamp = (status.st_size, status.st_mtime_ns)
-    if known is not None and known[2:4] == stamp:
-        return known
-    try:
+        stamp = status.st_size, status.st_mtime_ns
+        if known is not None and known[2:4] == stamp:
+            return known
         if not stat.S_ISREG(status.st_mode):
             return 0, 0, *stamp, "not a regular file"
         with open(path, "rb") as file:
-            height, width, reason = inspect(file, status.st_size)
+            height, width, refused = inspect(file, status.st_size)
     except OSError as error:
-        return 0, 0, *stamp, f"cannot be read ({error.strerror})"
-    return height, width, *stamp, reason
+        return 0, 0, *stamp, reason(error)
+    return height, width, *stamp, refused
 
 
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
@@ -96,7 +94,7 @@ def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
         raise
     except Exception as error:  # the system's, or whatever Pillow stumbles over in a damaged file
         if isinstance(error, OSError) and error.strerror:
-            return 0, 0, f"cannot be read ({error.strerror})"
+            return 0, 0, reason(error)
         return 0, 0, f"truncated or damaged ({' '.join(str(error).split())})"
 
 
@@ -191,31 +189,6 @@ def _decode(file: IO[bytes], kind: str) -> None:
 # -- many files -----------------------------------------------------------------------------------
 
 
-def scan(
-    root: bytes, names: Sequence[bytes], known: Mapping[bytes, Record], processes: int | None, progress: bool
-) -> list[Record]:
-    """Inspects many files below `root` in parallel; one record per name, in their order.
-
-    Args:
-        known: Records of an earlier scan by name; files with equal size and mtime are not opened again.
-        processes, progress: See `build.Options`.
-    """
-    if processes is None:
-        processes = 0 if len(names) < _FEW else cores()
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    jobs = [[(os.path.join(root, name), known.get(name)) for name in chunk] for chunk in chunks]
-    records: list[Record] = []
-    with scan_bar(len(names), " files", progress) as bar:
-        for part in in_parallel(_inspect_files, jobs, processes, min(8, 2 * cores())):
-            records += part
-            bar.update(len(part))
-    return records
-
-
-def _inspect_files(job: list[tuple[bytes, Record | None]]) -> list[Record]:
-    return [inspect_file(*task) for task in job]
-
-
 def look_through(
     look: Callable[[J], R],
     jobs: Sequence[J],
@@ -224,45 +197,35 @@ def look_through(
     kind: str,
     progress: bool,
     threads: int = 4,
+    chunk: int = 1,
 ) -> list[R]:
-    """What `look` returns for each container (shard, table), in their order, several at a time.
+    """What `look` (of the top level of a module) returns for each job, in their order, several at a time.
 
     Args:
-        size: Bytes of all containers; see `build.Options` for `processes` and `progress`.
-        kind: What the bar calls the containers.
+        size: Bytes of all files; see `build.Options` for `processes` and `progress`.
+        kind: What the bar counts.
+        chunk: Jobs that a thread does in turn.
     """
     if processes is None:
         processes = 0 if size < _SMALL else cores()
-    with scan_bar(len(jobs), f" {kind}", progress) as bar:
-        found = []
-        for one in in_parallel(look, jobs, processes, threads):
-            found.append(one)
-            bar.update()
+    if processes:
+        chunk = max(1, min(_SHARE * chunk, -(-len(jobs) // processes)))
+    work = partial(in_process if processes else _in_thread, look)
+    parts = [jobs[start : start + chunk] for start in range(0, len(jobs), chunk)]
+    found: list[R] = []
+    with ThreadPoolExecutor(processes or threads) as pool, scan_bar(len(jobs), f" {kind}", progress) as bar:
+        for part in pool.map(work, parts):
+            found += part
+            bar.update(len(part))
     return found
 
 
-def size_of(paths: Sequence[str]) -> int:
-    """Bytes of those files that are there."""
-    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+def _in_thread(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
+    return [look(job) for job in jobs]
 
 
-def in_parallel(look: Callable[[J], R], jobs: Sequence[J], processes: int, threads: int) -> Iterator[R]:
-    """What `look` (of the top level of a module) returns for each job, in their order.
-
-    With `processes` worker processes, or if that is 0 with threads. A RuntimeError if a process dies.
-    """
-    if not processes:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(look, jobs)
-        return
-    each = max(1, min(_JOBS, -(-len(jobs) // processes)))
-    chunks = [jobs[start : start + each] for start in range(0, len(jobs), each)]
-    with ThreadPoolExecutor(processes) as pool:
-        for part in pool.map(partial(_in_process, look), chunks):
-            yield from part
-
-
-def _in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
+def in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
+    """What `look` returns for each job, in a process of its own; a RuntimeError if this dies."""
     # multiprocessing's fork is not safe after threads or CUDA have started, its spawn runs the user's script
     # again, and joblib imports modules from the current folder, which may be the data set. Here the path is
     # set before anything is imported.
@@ -282,9 +245,13 @@ def _serve() -> None:
     """The work of a scan process: a function and its jobs come in, what it returns goes out."""
     answer, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
     warnings.simplefilter("ignore")
-    look, jobs = pickle.load(sys.stdin.buffer)
-    answer.write(pickle.dumps([look(job) for job in jobs]))
+    answer.write(pickle.dumps(_in_thread(*pickle.load(sys.stdin.buffer))))
     answer.flush()
+
+
+def size_of(paths: Sequence[str]) -> int:
+    """Bytes of those files that are there."""
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
 def cores() -> int:

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from ..system.files import PathLike
-from .headers import in_parallel, inspect, scan_bar
+from .headers import in_process, inspect, scan_bar
 from .listing import LeftOut
 from .names import may_be_name, pack_names
 from .remote import as_url, is_remote
@@ -45,7 +45,7 @@ def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Scan:
     with needs("lmdb"):
         import lmdb  # noqa: F401
     try:
-        (scanned,) = in_parallel(_scan, [(file, progress)], processes=1, threads=1)
+        (scanned,) = in_process(_scan, [(file, progress)])
     except RuntimeError:
         scanned = "it is damaged, so that LMDB's library failed"
     if isinstance(scanned, str):

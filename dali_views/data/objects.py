@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..system.files import PathLike
-from .headers import Record, in_parallel, inspect, scan_bar
+from .headers import Record, inspect, look_through
 from .remote import Entry, bucket_of, keys_below
 from .source import GONE, Window
 
 _HEADER, _WALK = 32 << 10, 4 << 20  # bytes of a request: for the header of an image, for a whole tar shard
 _THREADS = 32
-_PART = 1 << 14  # objects that wait for a thread at a time
+_CHUNK = 16  # objects that a thread looks at in turn
 _SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
 _ABSENT = (-1, -1)
 
@@ -60,7 +60,7 @@ def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
             return _ABSENT
         return entry.size, entry.version
 
-    return list(in_parallel(look, keys, 0, _THREADS))
+    return look_through(look, keys, 0, 0, "objects", False, _THREADS)
 
 
 def scan_objects(
@@ -94,13 +94,7 @@ def scan_objects(
         height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
         return height, width, *stamp, refused
 
-    records: list[Record] = []
-    with scan_bar(len(names), " objects", progress) as bar:
-        for start in range(0, len(names), _PART):
-            for record in in_parallel(look, names[start : start + _PART], 0, _THREADS):
-                records.append(record)
-                bar.update()
-    return records
+    return look_through(look, names, 0, 0, "objects", progress, _THREADS, _CHUNK)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import warnings
 from dataclasses import dataclass, field, fields
 from inspect import signature
@@ -45,27 +44,21 @@ _ROWS = 1 << 16  # that are checked at a time
 
 # Type and shape of every array in a file. A letter stands for the same number everywhere: N images, M boxes,
 # S files that hold many images, K files that the scan refused, F folders.
-_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "paths": ("uint8", ("N", "L")),
-    "arrays": ("uint8", ("N", "H", "W", 3)),
-    "sizes": ("int32", ("N", 2)),
-    "labels": ("int32", ("N",)),
-    "places": ("int64", ("N", 3)),
-    "file_stamps": ("int64", ("S", 2)),
-    "box_start": ("int64", ("N + 1",)),
-    "boxes": ("float32", ("M", 4)),
-    "box_labels": ("int32", ("M",)),
-    "stamp_files": ("int64", ("N", 2)),
-    "stamp_left": ("int64", ("K", 2)),
-    "stamp_folders": ("uint8", ("F", "longest folder")),
-    "stamp_times": ("int64", ("F",)),
+_ARRAYS = {
+    **{"paths": "uint8 N L", "arrays": "uint8 N H W 3", "sizes": "int32 N 2", "labels": "int32 N"},
+    **{"places": "int64 N 3", "file_stamps": "int64 S 2"},
+    **{"box_start": "int64 N+1", "boxes": "float32 M 4", "box_labels": "int32 M"},
+    **{
+        "stamp_files": "int64 N 2",
+        "stamp_left": "int64 K 2",
+        "stamp_folders": "uint8 F P",
+        "stamp_times": "int64 F",
+    },
 }
 # Whether an index with this holder has places, files and a column.
 _PLACED = {
-    "": (False, False, False),
-    "ranges": (True, True, False),
-    "groups": (True, True, True),
-    "objects": (True, False, False),
+    **{"": (False, False, False), "ranges": (True, True, False)},
+    **{"groups": (True, True, True), "objects": (True, False, False)},
 }
 
 T = TypeVar("T", bound="Scan")
@@ -193,52 +186,49 @@ def _stored(kind: Any) -> list[str]:
 def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
     """A file that is whole but wrong would end a run hours later, exhaust the memory or leave its root."""
     root, classes, files = facts["root"], facts["classes"], facts.get("files", [])
-    holder, column = facts.get("holder", ""), facts.get("column", "")
-    lists = (classes, files, facts["left_out"])
-    _require(all(isinstance(one, list) for one in lists), "classes, files or left_out are no list")
+    holder, column, lists = facts.get("holder", ""), facts.get("column", ""), (classes, files)
+    _require(all(isinstance(one, list) for one in lists), "classes or files are no list")
     # A TypeError for what is no text, a UnicodeError for what cannot be in a file name.
     os.fsencode("".join([root, column, *classes, *files, *chain.from_iterable(facts["left_out"])]))
     absolute = os.path.isabs(root or "/") or (is_remote(root) and holder != "")
     _require(absolute and "\0" not in root, f"root {root!r} is no absolute path")
-    _require(re.fullmatch("[0-9a-f]*", facts.get("fingerprint", "")), "the fingerprint is not hexadecimal")
-    counts: dict[Any, int] = {2: 2, 3: 3, 4: 4, "S": len(files)}
+    counts = {"N+1": len(arrays["sizes"]) + 1, "S": len(files), "2": 2, "3": 3, "4": 4}
     for name, array in arrays.items():
-        kind, shape = _ARRAYS[name]
-        fits = array.dtype == kind and array.ndim == len(shape)
-        sides = zip(shape, array.shape, strict=False)
-        fits = fits and all(counts.setdefault(side, length) == length for side, length in sides)
+        kind, *sides = _ARRAYS[name].split()
+        fits: Any = array.dtype == kind and array.ndim == len(sides)
+        fits = fits and all(
+            counts.setdefault(*pair) == pair[1] for pair in zip(sides, array.shape, strict=True)
+        )
         _require(fits, f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
-    count = len(arrays["sizes"])
-    _require(count and ("paths" in arrays) != ("arrays" in arrays), "it has no images")
+    _require(counts["N"] and ("paths" in arrays) != ("arrays" in arrays), "it has no images")
     placed = ("places" in arrays, "file_stamps" in arrays, column != "")
     _require(_PLACED.get(holder) == placed, "it has a part of what an index of containers has")
-    for start in range(0, count, _ROWS):  # so that the check takes no memory of their number
+    for start in range(0, counts["N"], _ROWS):  # so that the check takes no memory of their number
         names = arrays.keys() & {"sizes", "labels", "paths", "places"}
         _check_rows({name: arrays[name][start : start + _ROWS] for name in names}, arrays, facts)
     if files:
         _check_names(pack_names([os.fsencode(name) for name in files]))
     if "box_start" in arrays or counts.get("M"):
-        boxes, bounds = arrays["boxes"], arrays["box_start"]
-        fits = len(bounds) == count + 1 and bounds[0] == 0 and bounds[-1] == len(boxes)
-        _require(fits and (np.diff(bounds) >= 0).all(), "box_start does not divide the boxes")
-        inside = ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
-        _require(inside, "boxes are no rectangles in their images")
-        _require_classes("box_labels", arrays["box_labels"], classes)
+        boxes, bounds, labels = arrays["boxes"], arrays["box_start"], arrays["box_labels"]
+        fits = bounds[0] == 0 and bounds[-1] == len(boxes) and (np.diff(bounds) >= 0).all()
+        _require(fits, "box_start does not divide the boxes")
+        _require(((boxes >= 0) & (boxes <= 1)).all(), "boxes do not lie in their images")
+        _require((labels >= -1).all() and (labels < len(classes)).all(), "box_labels have no class")
 
 
 def _check_rows(part: Arrays, arrays: Arrays, facts: dict[str, Any]) -> None:
-    sizes, files = part["sizes"], facts.get("files", [])
+    sizes, labels = part["sizes"], part["labels"]
     fits = (sizes >= 1).all() and (np.prod(sizes, axis=1, dtype=np.int64) <= MAX_PIXELS).all()
     fits = fits and ("arrays" not in arrays or (sizes == arrays["arrays"].shape[1:3]).all())
     _require(fits, "sizes are no sizes of images")
-    _require_classes("labels", part["labels"], facts["classes"])
+    _require((labels >= -1).all() and (labels < len(facts["classes"])).all(), "labels have no class")
     if "paths" in part:
         _check_names(part["paths"])
     if "places" in part:
-        file, offset, size = part["places"].T
-        inside = (part["places"] >= 0).all() and (not files or (file < len(files)).all())
-        if inside and facts["holder"] == "ranges":
-            inside = (size >= 1).all() and (offset <= arrays["file_stamps"][file, 0] - size).all()
+        (file, offset, size), stamps = part["places"].T, arrays.get("file_stamps")
+        inside = (part["places"] >= 0).all() and (stamps is None or (file < len(stamps)).all())
+        if inside and stamps is not None and facts["holder"] == "ranges":
+            inside = (size >= 1).all() and (offset <= stamps[file, 0] - size).all()
         _require(inside, "an image lies in no file")
 
 
@@ -246,16 +236,11 @@ def _check_names(paths: NDArray[np.uint8]) -> None:
     """Names below the root, each padded with NULs at its end."""
     filled, longest = paths.ravel() != 0, paths.shape[1]
     after_nul = 1 + np.flatnonzero(filled[1:] > filled[:-1])
-    _require(
-        filled[::longest].all() and not (after_nul % longest).any(), "a path is empty or has a NUL inside"
-    )
+    whole = filled[::longest].all() and not (after_nul % longest).any()
+    _require(whole, "a path is empty or has a NUL inside")
     # Few data sets have two dots anywhere; only then are many names worth splitting.
     climbs = b".." in paths.tobytes() and any(b".." in name.split(b"/") for name in unpack_names(paths))
     _require(not climbs and (paths[:, 0] != ord("/")).all(), "a path leaves the root")
-
-
-def _require_classes(name: str, labels: NDArray[np.int32], classes: list[str]) -> None:
-    _require((labels >= -1).all() and (labels < len(classes)).all(), f"{name} have no class")
 
 
 def _require(fits: object, words: str) -> None:
@@ -264,17 +249,10 @@ def _require(fits: object, words: str) -> None:
 
 
 class ScanCache(Generic[T]):
-    """The place of one kept scan."""
+    """The place of one kept scan; see `build.Options` for `cache`."""
 
     def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
-        """Looks the scan up.
-
-        Args:
-            cache: See `build.Options`.
-            root: The folder that was scanned.
-            options: What else determined the listing, JSON-able.
-            kind: `Scan` or `FileScan`.
-        """
+        """Looks up the `kind` of scan of a root. `options` (JSON-able): what else determined the listing."""
         self.file: Path | None = None
         self.kept: T | None = None
         if cache is False:

@@ -44,7 +44,7 @@ _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28
 
 
 def is_list(path: PathLike) -> bool:
-    """Whether the name is one of a text file; in a store, which has no folders, by its ending."""
+    """Whether the name is one of a text file; in a store, by its ending."""
     return os.path.isfile(path) or (is_remote(path) and os.fspath(path).lower().endswith(_LIST_ENDINGS))
 
 
@@ -53,11 +53,6 @@ def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] 
 
     Args:
         ending: What a shard's name ends with: `SHARD` or `TABLE`. A file of another name lists them.
-
-    Raises:
-        FileNotFoundError: No shard is there.
-        IsADirectoryError: A folder is named instead of the shards in it.
-        ValueError: A pattern stands for more than a million shards, or its braces are not paired.
     """
     given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
     found = dict.fromkeys(absolute(path) for one in given for path in _expand(os.fspath(one), ending))

@@ -36,21 +36,17 @@ class Source(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64]) -> Sequence[bytes | NDArray[np.uint8]]:
-        """The encoded images of some rows.
+        """The encoded images of rows (n,), in any order and maybe with repetitions.
 
         Several threads call it at once, each with a part of a batch. It may return memory that the source
         keeps, if nobody changes it. The source itself repeats requests after a failure of the network.
-
-        Args:
-            rows: (n,) in any order, maybe with repetitions.
 
         Returns:
             n times bytes, or a 1-D array of uint8, in the order of `rows`.
 
         Raises:
             SourceGoneError, ConnectionError: The whole source cannot be read; this ends the run.
-            Exception: Any other, for at least one of the rows. Then each row is requested alone, and an image
-                whose row raises again is a bad one; the error is its reason.
+            Exception: Any other. Then each row is requested alone; one that raises again is a bad image.
         """
         ...
 
@@ -77,12 +73,7 @@ def picked(source: Source, rows: NDArray[np.int64]) -> Picked:
 
 
 def read_rows(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """The encoded images of rows (n,) as 1-D arrays, which share the memory of what the source returned.
-
-    Raises:
-        TypeError: The source returned something else than the protocol says.
-        Exception: Whatever the source raised.
-    """
+    """The encoded images of rows (n,) as 1-D arrays; a TypeError if the source breaks the protocol."""
     found = source.read(rows)
     arrays = [np.frombuffer(one, np.uint8) if isinstance(one, bytes) else one for one in found]
     if len(arrays) != len(rows):
@@ -94,11 +85,7 @@ def read_rows(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]
 
 
 def read_each(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | str]:
-    """As `read_rows`, but if that fails, each row alone; for a row that fails again, the reason.
-
-    Raises:
-        SourceGoneError, ConnectionError: The whole source cannot be read.
-    """
+    """As `read_rows`, but for a row that fails also alone the reason. `GONE` is raised."""
     try:
         return [*read_rows(source, rows)] if len(rows) else []
     except GONE:
@@ -119,11 +106,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def needs(package: str) -> Iterator[None]:
-    """Imports in this block are of a package that only an extra of this project installs.
-
-    Raises:
-        ValueError: The package is not installed.
-    """
+    """For a block that imports an optional package; a ValueError if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -138,11 +121,7 @@ def needs(package: str) -> Iterator[None]:
 
 
 class Window(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file of its own.
-
-    Args:
-        read_at: Reads into a buffer from a position of the file; returns the number of bytes.
-    """
+    """`size` bytes of a file from `offset` on; `read_at` fills a buffer from a position, returns how far."""
 
     def __init__(self, read_at: Callable[[memoryview, int], int], offset: int, size: int) -> None:
         self._read_at, self._offset, self._size, self._at = read_at, offset, size, 0
@@ -179,11 +158,8 @@ def window(file: Any, offset: int, size: int) -> io.BufferedReader:
 def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
     """Opens a regular file; its descriptor, which the caller closes.
 
-    Args:
-        stamp: The bytes and mtime_ns that it must have, if any.
-
     Raises:
-        OSError: There is none, or it has changed since it was indexed.
+        OSError: There is none, or it does not have this stamp (bytes, mtime_ns).
     """
     # A pipe of that name would keep an open that blocks waiting.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -205,8 +181,8 @@ class RangeSource:
     """Pieces of larger files (tar shards, tables), as a `Source`. A file must be as it was when scanned."""
 
     root: str
-    """Folder that the names start from."""
     files: Sequence[str]
+    """S names, relative to the root."""
     stamps: NDArray[np.int64]
     """(S, 2) bytes and mtime_ns of each file when it was scanned."""
     places: NDArray[np.int64]
