@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from dali_views import SampleIndex
@@ -61,12 +63,9 @@ def test_features_are_the_encoders_own_as_unit_rows_in_the_order_of_the_index(in
     found = embed(join(config), config.views, encoder, index)
     assert encoder.training
     encoder.eval()
+    loader = plain_loader(join(config), config.views, index, evaluation_views(config.views))
     with torch.no_grad():
-        views = [
-            b.views[0]
-            for b in plain_loader(join(config), config.views, index, evaluation_views(config.views))
-        ]
-        direct = torch.nn.functional.normalize(encoder(torch.cat(views)), dim=1)
+        direct = torch.nn.functional.normalize(encoder(torch.cat([b.views[0] for b in loader])), dim=1)
     assert found.dtype == torch.float16
     assert found.shape == (24, encoder.dim)
     torch.testing.assert_close(found, direct.half(), atol=1e-3, rtol=1e-2)
@@ -115,67 +114,62 @@ def test_the_encoder_of_a_run_is_frozen_and_embeds_with_the_views_of_that_run(in
     assert not any(parameter.requires_grad for parameter in found.parameters())
     changed = {"size": 24, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
     assert like == now.views.model_copy(update=changed)
-    torch.testing.assert_close(
-        embed(join(now), like, found, index),
-        embed(join(past), past.views, method.encoder, index),
-        atol=1e-3,
-        rtol=1e-2,
-    )
+    expected = embed(join(past), past.views, method.encoder, index)
+    torch.testing.assert_close(embed(join(now), like, found, index), expected, atol=1e-3, rtol=1e-2)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         frozen_encoder(now.views, tmp_path / "nowhere", CPU)
 
 
-def test_torchvisions_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = config_of(tmp_path, mean=(0.1, 0.2, 0.3))
-    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*get_model"):
-        frozen_encoder(config.views, "torchvision:shufflenet_v2_x0_5", CPU)
-    assert list(tmp_path.iterdir()) == []
-    model = torchvision.models.get_model("shufflenet_v2_x0_5").eval()
-    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(model.state_dict(), folder / url.rpartition("/")[2])
-    found, like = frozen_encoder(config.views, "torchvision:shufflenet_v2_x0_5", CPU)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.size, like.mean) == (224, (0.485, 0.456, 0.406))
-    with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
-        frozen_encoder(config.views, "torchvision:resnet10", CPU)
-
-
-def test_timms_weights_are_taken_from_its_cache_and_never_fetched(tmp_path, monkeypatch):
-    timm = pytest.importorskip("timm")
-    constants = pytest.importorskip("huggingface_hub").constants
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = config_of(tmp_path)
-    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*create_model"):
-        frozen_encoder(config.views, "timm:test_resnet", CPU)
-    with pytest.raises(ValueError, match="not on this machine"):
-        frozen_encoder(config.views, "timm:legacy_seresnet18.in1k", CPU)
-    model = timm.create_model("test_resnet").eval()
-    cached = tmp_path / "models--timm--test_resnet.r160_in1k"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("0" * 40)
-    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
-    found, like = frozen_encoder(config.views, "timm:test_resnet", CPU)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.fc(found(images)), model(images))
-    assert (like.size, like.mean, like.std) == (160, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
-        frozen_encoder(config.views, "timm:nothing", CPU)
-
-
 LIBRARIES = {"torchvision": "shufflenet_v2_x0_5", "timm": "test_resnet"}
+TRAINED_WITH = {"torchvision": (224, (0.485, 0.456, 0.406)), "timm": (160, (0.5, 0.5, 0.5))}
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+every_library = pytest.mark.parametrize("library", LIBRARIES)
 
 
 def library_model(library: str, **options: Any) -> torch.nn.Module:
     torch.manual_seed(7)
     if library == "torchvision":
         return torchvision.models.get_model(LIBRARIES[library], **options).eval()
-    return pytest.importorskip("timm").create_model(LIBRARIES[library], **options).eval()
+    return timm.create_model(LIBRARIES[library], **options).eval()
+
+
+def frozen_as(library: str, file: Path | None = None) -> Backbone:
+    """The encoder of a library, with the views that its weights were trained with."""
+    source = f"{library}:{LIBRARIES[library]}" + (f":{file}" if file else "")
+    found, like = frozen_encoder(VIEWS, source, CPU)
+    assert not found.training
+    assert (like.size, like.mean) == TRAINED_WITH[library]
+    return found
+
+
+def put_into_cache(model: torch.nn.Module, library: str, folder: Path) -> None:
+    """As if the library had fetched these weights."""
+    if library == "torchvision":
+        url = torchvision.models.get_model_weights(LIBRARIES[library]).DEFAULT.url
+        (folder / "hub" / "checkpoints").mkdir(parents=True)
+        torch.save(model.state_dict(), folder / "hub" / "checkpoints" / url.rpartition("/")[2])
+    else:
+        cached = folder / "models--timm--test_resnet.r160_in1k"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("0" * 40)
+        (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+        save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
+
+
+@every_library
+def test_a_librarys_weights_are_taken_from_its_cache_and_never_fetched(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"not on this machine; fetch them once.*(get|create)_model"):
+        frozen_as(library)
+    with pytest.raises(ValueError, match="not on this machine"):
+        frozen_encoder(VIEWS, "timm:legacy_seresnet18.in1k", CPU)  # of an address, not of a hub
+    assert list(tmp_path.iterdir()) == []
+    model = library_model(library)
+    put_into_cache(model, library, tmp_path)
+    torch.testing.assert_close(model.fc(frozen_as(library)(IMAGES)), model(IMAGES))
+    with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
+        frozen_encoder(VIEWS, f"{library}:resnet10", CPU)
 
 
 def store(state: Any, file: Path) -> Path:
@@ -184,31 +178,20 @@ def store(state: Any, file: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_weights_come_from_a_file_whatever_head_it_holds_and_views_from_the_library(
-    library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@every_library
+def test_weights_come_from_a_file_whatever_head_it_holds(library, name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
-    config, images = config_of(tmp_path), torch.randn(2, 3, 64, 64)
     for number, classes in enumerate((1000, 7)):
         model = library_model(library, num_classes=classes)
         state = model.state_dict()
-        file = store(state, tmp_path / f"{number}-{name}")
-        found, like = frozen_encoder(config.views, f"{library}:{LIBRARIES[library]}:{file}", CPU)
-        torch.testing.assert_close(model.fc(found(images)), model(images))
-        assert not found.training
-        headless = {key: each for key, each in state.items() if not key.startswith("fc.")}
-        store({k: v for k, v in headless.items() if not k.endswith("num_batches_tracked")}, file)
-        found, _ = frozen_encoder(config.views, f"{library}:{LIBRARIES[library]}:{file}", CPU)
-        torch.testing.assert_close(model.fc(found(images)), model(images))
-    expected = (224, (0.485, 0.456, 0.406)) if library == "torchvision" else (160, (0.5, 0.5, 0.5))
-    assert (like.size, like.mean) == expected
+        left_out = ("fc.weight", "fc.bias", *(key for key in state if key.endswith("num_batches_tracked")))
+        for each in (state, {key: value for key, value in state.items() if key not in left_out}):
+            file = store(each, tmp_path / f"{number}-{name}")
+            torch.testing.assert_close(model.fc(frozen_as(library, file)(IMAGES)), model(IMAGES))
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
-    library: str, tmp_path: Path
-) -> None:
+@every_library
+def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(library, tmp_path):
     state = library_model(library).state_dict()
     first, second, *_ = state
     rest = {key: each for key, each in state.items() if key not in (first, second)}
@@ -220,15 +203,10 @@ def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
         r"1 missing .*, 1 unexpected": {**rest, first: state[first], "more": torch.zeros(1)},
     }  # fmt: skip
     for message, each in wrong.items():
-        file = store(each, tmp_path / "weights.safetensors")
         with pytest.raises(ValueError, match=message):
-            frozen_encoder(VIEWS, f"{library}:{LIBRARIES[library]}:{file}", CPU)
+            frozen_as(library, store(each, tmp_path / "weights.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*absent"):
-        frozen_encoder(
-            config_of(tmp_path).views, f"{library}:{LIBRARIES[library]}:{tmp_path}/absent.pth", CPU
-        )
-    with pytest.raises(ValueError, match="no pretrained encoder 'nothing'"):
-        frozen_encoder(VIEWS, f"{library}:nothing:{file}", CPU)
+        frozen_as(library, tmp_path / "absent.pth")
 
 
 class Executed:
@@ -241,7 +219,7 @@ class Executed:
         return Path.mkdir, (self.folder,)
 
 
-def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path: Path) -> None:
+def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path):
     state, trap = library_model("torchvision").state_dict(), tmp_path / "executed"
     contents = {
         "no state dict but state_dict, epoch; ": {"state_dict": state, "epoch": 3},
@@ -249,14 +227,11 @@ def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path: Pa
         "cannot be read as weights alone": {**state, "more": Executed(trap)},
     }
     for message, content in contents.items():
-        file = store(content, tmp_path / "weights.pth")
         with pytest.raises(ValueError, match=message):
-            frozen_encoder(VIEWS, f"torchvision:shufflenet_v2_x0_5:{file}", CPU)
+            frozen_as("torchvision", store(content, tmp_path / "weights.pth"))
     assert not trap.exists()
     for name in ("weights.pth", "weights.safetensors"):
-        for content in (b"", b"<html>not found</html>", bytes(100), b"PK\x03\x04 cut short"):
-            (tmp_path / name).write_bytes(content)
+        for damaged in (b"", b"<html>not found</html>", bytes(100), b"PK\x03\x04 cut short"):
+            (tmp_path / name).write_bytes(damaged)
             with pytest.raises(ValueError, match="cannot be read as weights alone"):
-                frozen_encoder(
-                    config_of(tmp_path).views, f"torchvision:shufflenet_v2_x0_5:{tmp_path / name}", CPU
-                )
+                frozen_as("torchvision", tmp_path / name)
