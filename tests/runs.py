@@ -82,9 +82,9 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
     return folder
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
+def lines_of(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The lines of a run's log."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:

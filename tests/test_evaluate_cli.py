@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import timm
 import torch
 import yaml
 from conftest import noise_images
+from runs import lines_of, scenes_in
 from safetensors.torch import load_file, save_file
 
-from dali_views.tools.scenes import make_scenes
 from trainers import cli
 from trainers.engine import checkpoint
 from trainers.evaluate import knn
@@ -30,18 +29,16 @@ QUICK = ["probe.epochs=2", "probe.batch=16", "finetune.epochs=2", "finetune.labe
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps of DINO."""
+    """A run of three steps of DINO, for this process alone: evaluations write into its folder."""
     folder = tmp_path_factory.mktemp("run")
-    images, instances = make_scenes(folder / "scenes", 48, size=48)
-    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.25}
-    tree = {**TREE, "data": data, "run": {**TREE["run"], "out": str(folder / "run")}}
+    tree = {**TREE, "data": scenes_in(folder), "run": {**TREE["run"], "out": str(folder / "run")}}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     assert cli.main(["pretrain", str(folder / "config.yaml")]) == 0
     return folder / "run"
 
 
 def noted(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    return lines_of(run, "evaluations.jsonl")
 
 
 def test_knn_of_several_k_and_of_the_baselines(run, capsys):
@@ -49,45 +46,44 @@ def test_knn_of_several_k_and_of_the_baselines(run, capsys):
     assert cli.main(["knn", str(run / "last.pt"), "-k", "5", "--encoder", "colours"]) == 0
     assert cli.main(["knn", str(run), "-k", "5", "--encoder", "untrained"]) == 0
     told = capsys.readouterr().out
-    assert "trained encoder, 2 steps: kNN (k 1, 36 neighbours, 12 queries): top-1" in told
+    assert "trained encoder, 3 steps: kNN (k 1, 48 neighbours, 16 queries): top-1" in told
     assert "colours encoder" in told
     lines = noted(run)[-4:]
-    assert [(line["encoder"], line["k"]) for line in lines] == [
-        ("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5),
-    ]  # fmt: skip
+    expected = [("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5)]
+    assert [(line["encoder"], line["k"]) for line in lines] == expected
     assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in lines)
 
 
 @pytest.mark.parametrize("command", ["linear", "finetune"])
 def test_a_classifier_by_one_command_which_is_resumed_or_named_anew_but_not_overwritten(run, capsys, command):
-    assert cli.main([command, str(run), *QUICK]) == 0
+    words = [command, str(run), *QUICK]
+    assert cli.main(words) == 0
     assert "(2 epochs): top-1" in capsys.readouterr().out
     found = noted(run)[-1]
     assert found["evaluation"] == found["name"] == command
-    assert cli.main([command, str(run), *QUICK]) == 2
+    assert cli.main(words) == 2
     assert "--resume" in capsys.readouterr().err
-    assert cli.main([command, str(run), *QUICK, "--resume"]) == 0
+    assert cli.main([*words, "--resume"]) == 0
     assert noted(run)[-1]["top1"] == found["top1"]
-    assert cli.main([command, str(run), *QUICK, "--name", f"{command}-again"]) == 0
+    assert cli.main([*words, "--name", f"{command}-again", "--encoder", "untrained"]) == 0
     assert noted(run)[-1]["name"] == f"{command}-again"
-    assert cli.main([command, str(run), *QUICK, "--encoder", "untrained"]) == 0
-    assert (run / f"{command}-untrained" / "last.pt").is_file()
+    assert noted(run)[-1]["encoder"] == "untrained"
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_the_encoder_is_exported_by_one_command(run, tmp_path, capsys, library):
+def test_the_encoder_is_exported_by_one_command(run, tmp_path, capsys):
     out = tmp_path / "encoder.safetensors"
-    assert cli.main(["export", str(run), str(out), "--format", library]) == 0
-    assert library in capsys.readouterr().out
+    assert cli.main(["export", str(run), str(out), "--format", "timm"]) == 0
+    assert "timm" in capsys.readouterr().out
     written, saved = load_file(out), checkpoint.load(run)["method"]
     assert torch.equal(written["conv1.weight"], saved["teacher_backbone.conv1.weight"].contiguous())
 
 
 def test_the_untrained_encoder_has_the_weights_that_the_run_began_with(run):
     _, config, saved = load_run(run)
-    first = encoder_of(config, saved, "untrained", torch.device("cpu")).state_dict()
-    again = encoder_of(config, saved, "untrained", torch.device("cpu")).state_dict()
-    trained = encoder_of(config, saved, "trained", torch.device("cpu")).state_dict()
+    first, again, trained = (
+        encoder_of(config, saved, kind, torch.device("cpu")).state_dict()
+        for kind in ("untrained", "untrained", "trained")
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], trained["conv1.weight"])
 
@@ -105,43 +101,34 @@ def test_a_histogram_counts_the_colours_wherever_they_are():
     assert torch.equal(found, turned)
 
 
-def test_a_misspelt_encoder_or_a_missing_run_is_answered_in_one_sentence(run, tmp_path, capsys):
-    assert cli.main(["finetune", str(run), "--encoder", "colours"]) == 2
-    assert "there is no 'colours', but trained, untrained" in capsys.readouterr().err
-    assert cli.main(["export", str(run), str(tmp_path / "out"), "run.threads=1"]) == 2
-    assert "unrecognized arguments: run.threads=1" in capsys.readouterr().err
-    assert cli.main(["linear", str(tmp_path)]) == 2
-    assert "there is no checkpoint" in capsys.readouterr().err
-    assert cli.main(["linear", str(run), "probe.epoch=3"]) == 2
-    assert "did you mean probe.epochs?" in capsys.readouterr().err
-
-
-def test_a_senseless_vote_is_refused_before_features_are_extracted(run, monkeypatch, capsys):
-    monkeypatch.setattr(knn, "extract", None)  # calling it would be a TypeError
-    senseless = [(["--temperature", "0"], "above 0, not 0.0"), (["-k", "5", "0"], "at least 1, not 0")]
-    for words, told in senseless:
-        assert cli.main(["knn", str(run), *words]) == 2
-        assert told in capsys.readouterr().err
-
-
-def test_another_network_than_the_trained_one_is_refused(run, capsys):
-    assert cli.main(["knn", str(run), "model.backbone=resnet18", "method.hidden_dim=8"]) == 2
-    assert "with another method.hidden_dim, model.backbone" in capsys.readouterr().err
-
-
-def test_the_folder_of_a_probe_is_not_taken_for_a_run(run, tmp_path, capsys):
+def test_mistakes_are_answered_in_one_sentence(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        knn, "extract", None
+    )  # so that a senseless vote would be a TypeError: it is told before
     checkpoint.save(tmp_path / "linear", {"description": {}, "curve": []})
-    assert cli.main(["knn", str(tmp_path / "linear")]) == 2
-    assert "something else than a training run" in capsys.readouterr().err
-    words = ["pretrain", str(run.parent / "config.yaml"), f"run.out={tmp_path / 'linear'}"]
-    assert cli.main(words) == 2
-    assert "something else than a training run" in capsys.readouterr().err
+    noise_images(tmp_path / "photos", 40)
+    photos = ["data.kind=folder", f"data.path={tmp_path / 'photos'}", "data.instances=null"]
+    for words, told in (
+        (["finetune", run, "--encoder", "colours"], "there is no 'colours', but trained, untrained"),
+        (["export", run, tmp_path / "out", "run.threads=1"], "unrecognized arguments: run.threads=1"),
+        (["linear", tmp_path], "there is no checkpoint"),
+        (["linear", run, "probe.epoch=3"], "did you mean probe.epochs?"),
+        (["knn", run, "--temperature", "0"], "above 0, not 0.0"),
+        (["knn", run, "-k", "5", "0"], "at least 1, not 0"),
+        (["knn", run, "model.backbone=resnet18", "method.hidden_dim=8"],
+         "with another method.hidden_dim, model.backbone"),
+        (["knn", tmp_path / "linear"], "training run"),
+        (["pretrain", run.parent / "config.yaml", f"run.out={tmp_path / 'linear'}"], "training run"),
+        (["localise", run, *photos], "name them by data.boxes or data.instances"),
+    ):  # fmt: skip
+        assert cli.main([str(word) for word in words]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run, capsys):
     assert cli.main(["localise", str(run), "localise.layer=layer2", "localise.size=48"]) == 0
     told = capsys.readouterr().out
-    assert "trained encoder, layer2 at 48 pixels, 36 images with true boxes" in told
+    assert "trained encoder, layer2 at 48 pixels, 48 images with true boxes" in told
     lines = {line["boxes"]: line for line in noted(run) if line["evaluation"] == "localise"}
     kinds = ("activation", "principal", "gradient")
     assert set(lines) == {*kinds, *(f"{kind}, otsu" for kind in kinds), "centre", "whole", "random"}
@@ -153,15 +140,7 @@ def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run
 def test_localise_takes_an_encoder_of_a_library_with_weights_from_a_file(run, capsys, tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), file)
-    words = ["localise", str(run), "--encoder", f"timm:test_vit:{file}"]
-    assert cli.main(words) == 0
+    assert cli.main(["localise", str(run), "--encoder", f"timm:test_vit:{file}"]) == 0
     told = capsys.readouterr().out
     assert "at 160 pixels" in told  # what timm's weights of this name were trained with
     assert "gradient" not in told, "an encoder alone has no alignment score"
-
-
-def test_localise_without_true_boxes_says_what_to_name(run, capsys, tmp_path):
-    noise_images(tmp_path / "photos", 40)
-    words = ["data.kind=folder", f"data.path={tmp_path / 'photos'}", "data.instances=null"]
-    assert cli.main(["localise", str(run), *words]) == 2
-    assert "name them by data.boxes or data.instances" in capsys.readouterr().err
