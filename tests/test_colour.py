@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from dali_views import SampleIndex, View, ViewLoader
-from dali_views.graph import build as pipeline
+from dali_views.graph.build import build, inputs
+from dali_views.graph.colour_cpu import NEUTRAL
 from dali_views.plan import draw as plan
 
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
@@ -44,19 +45,12 @@ def way(request: pytest.FixtureRequest) -> str:
 def through_graph(pixels: np.ndarray, view: View, way: str, **parameters: object) -> np.ndarray:
     """(N, S, S, 3) the pixels after the view's operators, each sample with the parameters given."""
     n, device = len(pixels), way.split()[-1]
-    neutral = {
-        "start": np.zeros((n, 2), np.float32),
-        "end": np.full((n, 2), pixels.shape[1], np.float32),
-        "matrix": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
-        "pivot": np.zeros((n, 3), np.float32),
-        "sigma": np.full(n, 0.01, np.float32),
-        "window": np.ones(n, np.int32),
-        "solarise": np.full(n, 256, np.int16),
-    }
+    neutral = {name: np.repeat(value[None], n, axis=0) for name, value in NEUTRAL.items()}
+    neutral |= {"start": np.zeros((n, 2), np.float32), "end": np.full((n, 2), pixels.shape[1], np.float32)}
     drawn = plan.ViewPlan(**{**neutral, **parameters})
-    graph = pipeline.build(
+    graph = build(
         [view],
-        lambda: pipeline.inputs([pixels], [], [view], [drawn]),
+        lambda: inputs([pixels], [], [view], [drawn]),
         batch_size=n,
         device=device,
         device_id=0 if device == "gpu" else None,

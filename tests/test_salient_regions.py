@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
@@ -262,36 +260,15 @@ def test_a_temperature_without_meaning_is_refused(temperature: float) -> None:
         pair_weights(torch.rand(4, 2, 1), 1.0)
 
 
-TEMPERATURES = (LOWEST_TEMPERATURE, 0.1, math.inf)
-
-
-def scores_of_two_ranks() -> Tensor:
+@pytest.mark.parametrize("temperature", [LOWEST_TEMPERATURE, 0.1, math.inf])
+def test_two_ranks_weigh_their_samples_as_one_with_the_joined_batch(temperature: float) -> None:
     scores = torch.rand(12, 2, generator=generator(6))
     scores[:6] *= 0.1  # rank 0 has no crop like those of rank 1
-    return scores
-
-
-def weigh_on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-
-    def mean(x: Tensor) -> Tensor:
-        total = x.clone()
-        torch.distributed.all_reduce(total)
-        return total / 2
-
-    mine = scores_of_two_ranks()[6 * rank : 6 * rank + 6]
-    torch.save([pair_weights(mine, t, mean) for t in TEMPERATURES], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_weigh_their_samples_as_one_with_the_joined_batch(tmp_path: Path) -> None:
-    start_processes(weigh_on_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for temperature, *parts in zip(TEMPERATURES, *ranks, strict=True):
-        alone = pair_weights(scores_of_two_ranks(), temperature)
-        torch.testing.assert_close(torch.cat(parts), alone)
-    assert torch.equal(torch.cat([ranks[0][-1], ranks[1][-1]]), torch.ones(12))
+    averages: list[Tensor] = []
+    for part in scores.split(6):
+        pair_weights(part, temperature, lambda x: averages.append(x) or x)
+    ranks = [pair_weights(part, temperature, lambda x: sum(averages) / 2) for part in scores.split(6)]
+    torch.testing.assert_close(torch.cat(ranks), pair_weights(scores, temperature))
 
 
 # ---- gradient maps

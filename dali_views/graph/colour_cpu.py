@@ -23,13 +23,14 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 
-_NEUTRAL: dict[str, NDArray[Any]] = {
+NEUTRAL: dict[str, NDArray[Any]] = {
     "matrix": np.eye(3, dtype=np.float32),
     "pivot": np.zeros(3, np.float32),
     "sigma": np.array(0.01, np.float32),
     "window": np.array(1, np.int32),
     "solarise": np.array(256, np.int16),
 }
+"""Parameters of a sample that an operator does not apply to."""
 
 
 class Photometric:
@@ -59,7 +60,7 @@ class Photometric:
             given: B values of each name.
         """
         count, size = len(images), images[0].shape[0]
-        parameters = {name: [value] * count for name, value in _NEUTRAL.items()}
+        parameters = {name: [value] * count for name, value in NEUTRAL.items()}
         parameters.update(zip(self._names, given, strict=True))
         columns = list(parameters.values())
         if self._out.shape[0] < count:

@@ -163,8 +163,6 @@ class ViewLoader:
         """Number of batches of this epoch that have been handed out."""
         return self.position // self.global_batch
 
-    # --- epochs and state -----------------------------------------------------------------------
-
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch`: its order is fixed and the region table is frozen as it is now.
 
@@ -263,8 +261,6 @@ class ViewLoader:
             self._quarantine.add({int(row): reason for row, reason in json.loads(found).items()})
         self._quarantine.check_share(self.max_bad_share)
 
-    # --- iteration ------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch from its start, or from the position of a loaded state.
 
@@ -289,12 +285,12 @@ class ViewLoader:
             now = time.perf_counter()
             self.stats.waited += now - asked
             self.stats.seconds = now - began
+            self.stats.bad_images = self._quarantine.count
             if batch is None:
                 return
             self.position += self.global_batch
             self.stats.images += len(batch)
             self.stats.batches += 1
-            self.stats.bad_images = self._quarantine.count
             yield batch
 
     def _seek(self) -> None:

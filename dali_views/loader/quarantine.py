@@ -65,7 +65,7 @@ class Quarantine:
         """(B,) False for rows in quarantine.
 
         Raises:
-            BadImageError: with `strict`, if a row is in quarantine; without, if all N are.
+            BadImageError: with `strict`, if a row is in quarantine; otherwise if all N are.
         """
         if len(self._files) != len(self._known):  # a full comparison is made when an epoch begins
             self.refresh()
@@ -74,7 +74,7 @@ class Quarantine:
             if self._strict:
                 path = self._index.path(int(rows[bad][0]))
                 raise BadImageError(
-                    f'{path}: {self._files[path]}; fix the file, leave it out or set on_bad_image to "skip".'
+                    f'{path}: {self._known[path]}; fix the file, leave it out or set on_bad_image to "skip".'
                 )
             if self.count == len(self._bad):
                 self.check_share(1.0)
@@ -105,7 +105,7 @@ class Quarantine:
         """The rows in quarantine, with the reason."""
         self.refresh()
         rows = np.flatnonzero(self._bad).tolist() if self.count else []
-        return {row: self._files[self._index.path(row)] for row in rows}
+        return {row: self._known[self._index.path(row)] for row in rows}
 
     def check_share(self, most: float) -> None:
         """Raise a BadImageError with the list if more than the share `most` is unreadable, or all images."""
@@ -124,7 +124,7 @@ class Quarantine:
 
 
 def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
-    """Decode the rows' images one by one: those that the loader cannot decode, with the reason.
+    """Decode the images of rows one by one; those that the loader cannot decode, with the reason.
 
     Raises:
         BadImageError: the folder or the source of the index is gone.
