@@ -309,15 +309,15 @@ def test_a_damaged_row_group_costs_its_rows(table, images, tmp_path, compression
     assert (len(index), [name for name, _ in index.left_out]) == (40, ["a.parquet"])
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
-def test_no_damage_crashes_hangs_or_takes_the_memory(tmp_path, count):
-    result = fuzz.run(count, seed=3, kinds=("table", "lmdb"), keep=tmp_path / "found")
+@pytest.mark.slow
+def test_no_damage_crashes_hangs_or_takes_the_memory(tmp_path):
+    result = fuzz.run(500, seed=3, kinds=("table", "lmdb"), keep=tmp_path / "found")
     assert result.findings == []
     assert {how for of, how in result.outcomes if of == "table"} == {"loaded", "left out", "refused"}
     assert {how for of, how in result.outcomes if of == "lmdb"} >= {"loaded", "refused"}
 
 
-@pytest.mark.parametrize("how", ["parquet", "file", "stream"])
+@pytest.mark.parametrize("how", ["parquet", "file"])
 @pytest.mark.parametrize(
     ("change", "word"),
     [
