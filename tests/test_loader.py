@@ -22,19 +22,7 @@ from conftest import noise_images
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
-FULL = View(
-    size=24,
-    crop="contrastive",
-    flip=0.5,
-    jitter=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    grayscale=0.2,
-    blur=0.5,
-    solarise=0.2,
-)
+FULL = replace(recipes.moco_v2(24, crop="contrastive")[0], solarise=0.2)
 VIEWS = [FULL, FULL]
 
 

@@ -21,6 +21,7 @@ from conftest import noise_images
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from runs import write_config
+from test_loader import rows_of
 
 from dali_views import BadImageError, RegionTable, SampleIndex, View, ViewLoader, bad_list, recipes
 from dali_views.graph import decode
@@ -61,10 +62,6 @@ def bad_folder(folder: Path) -> SampleIndex:
 
 def names(paths: Iterable[str]) -> set[str]:
     return {Path(path).name for path in paths}
-
-
-def rows_of(loader: ViewLoader) -> list[int]:
-    return [row for batch in loader for row in batch.index.tolist()]
 
 
 def huge_png(width: int, height: int) -> bytes:
