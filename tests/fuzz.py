@@ -1,9 +1,9 @@
 """Damaged files of every kind that is loaded: each ends as a result or as an error that is documented.
 
-python tests/fuzz.py --count 10000 --seed 0 [--kinds jpeg list ...] [--json out.json] [--keep folder]
+python tests/fuzz.py --count 10000 --seed 0 [--kinds jpeg list ...] [--keep folder]
 
-An input is judged in a process that works through many. One that kills or stops this process, takes much
-memory or raises something else is a finding: it is told, kept in a folder, and the next one is judged.
+A process judges many inputs. One that kills or stops this process, takes much memory or raises something else
+is a finding: it is printed and kept in a folder, and the next one is judged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import mutations
 import numpy as np
@@ -40,25 +40,22 @@ LIMIT_S = 60.0
 LIMIT_MB = {"image": 2500, "other": 300}
 """Rise of the resident memory. An image of as many pixels as the scan accepts has 540 MB in each copy."""
 IMAGES_SHARE = 0.4
+QUIET = {"cache": False, "progress": False}
+
+
+class Finding(NamedTuple):
+    """An input that was not handled."""
+
+    what: str
+    file: str
 
 
 @dataclass
 class Result:
-    """What came of a run."""
+    """Outcome of a run: how often each kind had each outcome, and the findings."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often each kind had each outcome."""
     findings: list[Finding] = field(default_factory=list)
-
-
-@dataclass
-class Finding:
-    """An input that was not handled."""
-
-    kind: str
-    number: int
-    what: str
-    file: str
 
 
 # ---- in the judging process
@@ -66,116 +63,79 @@ class Finding:
 
 def judge(kind: str, file: Path) -> str:
     """Loads one file and uses what was loaded; the outcome in a few words."""
-    images = file.parent.parent / "images"
     if kind in mutations.IMAGES:
         try:
-            SampleIndex.from_folder(file.parent, cache=False, progress=False)
+            SampleIndex.from_folder(file.parent, **QUIET)
         except ValueError:
             return "left out"
         return "undecodable" if Alone("cpu", None).refusal(file.read_bytes()) else "image"
     try:
-        return _LOADERS[kind](file, images)
+        loaded, outcome = load(kind, file, file.parent.parent / "images")
     except (ValueError, FileNotFoundError) as error:
         if "\n" in str(error):
             raise RuntimeError(f"an error of several lines: {error}") from error
         return "refused"
-
-
-def _use(index: SampleIndex) -> None:
-    for row in range(len(index)):
-        index.path(row), index.truth(row)
-    if index.form == "names":
-        index.path_rows(np.arange(len(index)))
-    index.subset([0]).summary()
-    assert all(label == -1 or index.classes[label] for label in index.labels)
-
-
-def _list(file: Path, images: Path) -> str:
-    _use(SampleIndex.from_list(file, images, cache=False, progress=False))
-    return "loaded"
-
-
-def _coco(file: Path, images: Path) -> str:
-    _use(SampleIndex.from_coco(images, file, cache=False, progress=False))
-    return "loaded"
-
-
-def _index(file: Path, images: Path) -> str:
-    index = SampleIndex.load(file)
-    kept = read_index(file, FileScan) if b"stamp_files" in file.read_bytes() else None
     try:
-        _use(index)
-        if kept is not None:
-            kept.records(), kept.holds()
+        use(loaded, read=kind in ("shard", "table", "lmdb"))
     except ValueError as error:
         raise RuntimeError(f"loaded, but of no use: {error}") from error
-    return "loaded"
+    return outcome
 
 
-def _regions(file: Path, images: Path) -> str:
-    table = RegionTable.load(file)
-    try:
-        table.snapshot(), table.state_dict(), table.update([0], weights=[1.0])
-    except ValueError as error:
-        raise RuntimeError(f"loaded, but of no use: {error}") from error
-    return "loaded"
+def load(kind: str, file: Path, images: Path) -> tuple[object, str]:
+    """What a file holds, and whether it was loaded as a whole."""
+    if kind == "list":
+        return SampleIndex.from_list(file, images, **QUIET), "loaded"
+    if kind == "coco":
+        return SampleIndex.from_coco(images, file, **QUIET), "loaded"
+    if kind == "index":
+        kept = FileScan if b"stamp_files" in file.read_bytes() else SampleIndex
+        return (SampleIndex.load(file), read_index(file, kept)), "loaded"
+    if kind == "regions":
+        return RegionTable.load(file), "loaded"
+    if kind == "yaml":
+        return config_file.load(file), "loaded"
+    if kind == "checkpoint":
+        folder = file.parent
+        shutil.copyfile(folder.parent / checkpoint.LAST, folder / checkpoint.PREVIOUS)
+        file.replace(folder / checkpoint.LAST)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            state = checkpoint.load(folder)
+        try:
+            RegionTable(3).load_state_dict(state["regions"])
+            Snapshot.from_state_dict(state["regions"])
+            config_file.parse(state["config"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("it lacks a part") from error
+        return state, "fell back" if heard else "loaded"
+    make = {"shard": SampleIndex.from_shards, "table": SampleIndex.from_table, "lmdb": SampleIndex.from_lmdb}
+    ending = {"shard": ".tar", "table": ".parquet", "lmdb": file.suffix}
+    index = make[kind](file.rename(file.with_suffix(ending[kind])), **QUIET)
+    return index, "left out" if index.left_out else "loaded"
 
 
-def _checkpoint(file: Path, images: Path) -> str:
-    folder = file.parent
-    shutil.copyfile(folder.parent / checkpoint.LAST, folder / checkpoint.PREVIOUS)
-    file.replace(folder / checkpoint.LAST)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        state = checkpoint.load(folder)
-    try:
-        RegionTable(3).load_state_dict(state["regions"])
-        Snapshot.from_state_dict(state["regions"])
-        config_file.parse(state["config"])
-    except (KeyError, TypeError):
-        return "refused"
-    return "fell back" if told else "loaded"
-
-
-def _yaml(file: Path, images: Path) -> str:
-    config_file.load(file)
-    return "loaded"
-
-
-def _shard(file: Path, images: Path) -> str:
-    return _contained(
-        SampleIndex.from_shards(file.rename(file.with_suffix(".tar")), cache=False, progress=False)
-    )
-
-
-def _table(file: Path, images: Path) -> str:
-    file = file.rename(file.with_suffix(".parquet"))
-    return _contained(SampleIndex.from_table(file, cache=False, progress=False))
-
-
-def _lmdb(file: Path, images: Path) -> str:
-    return _contained(SampleIndex.from_lmdb(file, cache=False, progress=False))
-
-
-def _contained(index: SampleIndex) -> str:
-    _use(index)
-    for row in range(len(index)):
-        content = index.encoded(row)  # what the scan has read once, can be read
-        assert index.holder == "groups" or len(content) == index.places[row, 2]
-    return "left out" if index.left_out else "loaded"
-
-
-_LOADERS: dict[str, Callable[[Path, Path], str]] = {
-    "list": _list,
-    "coco": _coco,
-    "index": _index,
-    "regions": _regions,
-    "checkpoint": _checkpoint,
-    "yaml": _yaml,
-    "shard": _shard,
-    "table": _table,
-    "lmdb": _lmdb,
-}
+def use(loaded: object, read: bool = False) -> None:
+    """Does with what was loaded what a run does; if `read`, also with the images of an index."""
+    if isinstance(loaded, tuple):
+        for one in loaded:
+            use(one)
+    elif isinstance(loaded, SampleIndex):
+        for row in range(len(loaded)):
+            loaded.path(row), loaded.truth(row)
+        if loaded.form == "names":
+            loaded.path_rows(np.arange(len(loaded)))
+        loaded.subset([0]).summary()
+        assert all(label == -1 or loaded.classes[label] for label in loaded.labels)
+        for row in (
+            range(len(loaded)) if loaded.holder and Path(loaded.root, *loaded.files[:1]).exists() else ()
+        ):
+            content = loaded.encoded(row)  # what the scan has read once, can be read
+            assert loaded.holder == "groups" or len(content) == loaded.places[row, 2]
+    elif isinstance(loaded, FileScan):
+        loaded.records(), loaded.holds()
+    elif isinstance(loaded, RegionTable):
+        loaded.snapshot(), loaded.state_dict(), loaded.update([0], weights=[1.0])
 
 
 def serve() -> None:
@@ -212,8 +172,6 @@ class Judge:
     def __call__(self, kind: str, file: Path) -> tuple[str, str]:
         """(outcome, what was found) of a file."""
         process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
         print(json.dumps([kind, str(file)]), file=process.stdin, flush=True)
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
@@ -221,10 +179,8 @@ class Judge:
         line = process.stdout.readline() if answered else ""
         if not line:
             self.stop()
-            return (
-                "finding",
-                f"ended with code {process.returncode}" if answered else f"no answer in {self._limit_s} s",
-            )
+            code = f"ended with code {process.returncode}"
+            return "finding", code if answered else f"no answer in {self._limit_s} s"
         outcome, finding, peak = json.loads(line)
         limit = LIMIT_MB["image" if kind in mutations.IMAGES else "other"]
         if peak - self._peak > limit:
@@ -234,16 +190,9 @@ class Judge:
         return outcome, finding
 
     def _start(self) -> subprocess.Popen[str]:
+        words, pipe = [sys.executable, self._script, "--judge"], subprocess.PIPE
         with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, self._script, "--judge"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
+            self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=log, text=True)
         self._peak = json.loads(self._process.stdout.readline())[2]
         return self._process
 
@@ -256,12 +205,10 @@ class Judge:
 
 
 def plan(count: int, kinds: Sequence[str]) -> list[str]:
-    """The kind of each input: of all kinds, images take `IMAGES_SHARE`."""
+    """The kind of each input; with others, images take `IMAGES_SHARE`."""
     images, others = ([k for k in kinds if (k in mutations.IMAGES) is which] for which in (True, False))
     share = round(count * (IMAGES_SHARE if others else 1)) if images else 0
-    return [images[n % len(images)] for n in range(share)] + [
-        others[n % len(others)] for n in range(count - share)
-    ]
+    return [(images if n < share else others)[n % len(images if n < share else others)] for n in range(count)]
 
 
 def run(count: int, seed: int, kinds: Sequence[str], keep: Path, workers: int = 2) -> Result:
@@ -285,7 +232,7 @@ def run(count: int, seed: int, kinds: Sequence[str], keep: Path, workers: int = 
             if finding:
                 kept = keep / f"{kind}-{seed}-{number}{file.suffix}"
                 kept.write_bytes(data)
-                result.findings.append(Finding(kind, number, " ".join(finding.split())[:500], str(kept)))
+                result.findings.append(Finding(" ".join(finding.split())[:500], str(kept)))
         judging.stop()
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as threads:
@@ -295,29 +242,18 @@ def run(count: int, seed: int, kinds: Sequence[str], keep: Path, workers: int = 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=mutations.KINDS, default=mutations.KINDS)
-    parser.add_argument("--json", type=Path, help="file for outcomes and findings")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), help="folder for findings")
     args = parser.parse_args()
     result = run(args.count, args.seed, args.kinds, args.keep)
-    columns = sorted({outcome for _, outcome in result.outcomes})
-    print("| kind | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
-    for kind in args.kinds:
-        print(f"| {kind} | " + " | ".join(str(result.outcomes[kind, column]) for column in columns) + " |")
+    for (kind, outcome), times in sorted(result.outcomes.items()):
+        print(f"{kind:12} {outcome:12} {times}")
     for finding in result.findings:
         print(f"{finding.file}: {finding.what}")
     print(f"{len(result.findings)} findings in {args.count} inputs")
-    if args.json:
-        table: dict[str, Any] = {kind: {} for kind in args.kinds}
-        for (kind, outcome), times in sorted(result.outcomes.items()):
-            table[kind][outcome] = times
-        found = [asdict(finding) for finding in result.findings]
-        args.json.write_text(json.dumps({"seed": args.seed, "outcomes": table, "findings": found}, indent=1))
     return bool(result.findings)
 
 

@@ -35,21 +35,7 @@ KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "sha
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
 _VALUES = (*_NUMBERS, '"a"', "null", "[]", "{}", "true", "[" * 3000)
-_WORDS = (
-    "\0",
-    "..",
-    "../",
-    "/",
-    "\udcff",
-    "\ud800",
-    "\u2028",
-    "\t",
-    "\n",
-    "x" * 5000,
-    '"',
-    "\\ud800",
-    "\\u0000",
-)
+_WORDS = (*"\0/\t\n\u2028\udcff\ud800", '"', "..", "../", "x" * 5000, "\\ud800", "\\u0000")
 _TEXTS = (*_WORDS, "&a ", "*a ", "!!set ", "<<: ")
 _SIDES = (0, 1, 2_700, 13_000, 65_500, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
 
@@ -295,16 +281,8 @@ def _members(data: bytes, draw: random.Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        struct.error,
-    ):
-        return data  # damaged before
+    except Exception:  # damaged before
+        return data
     # The pickle describes the content of all others.
     names = [name for name in members if name.endswith("data.pkl")] * len(members) + list(members)
     name = draw.choice(names)
@@ -313,11 +291,9 @@ def _members(data: bytes, draw: random.Random) -> bytes:
     elif draw.random() < 0.1:
         members[draw.choice(names)] = members[name]
     else:
-        members[name] = _inside(members[name], draw)
-    out = io.BytesIO()
-    with zipfile.ZipFile(
-        out, "w", draw.choices((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), (9, 1))[0]
-    ) as file:
+        members[name] = draw.choice((_flip, _flip, _cut, _insert, _number))(members[name], draw)
+    out, how = io.BytesIO(), draw.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])
+    with zipfile.ZipFile(out, "w", how) as file:
         for name, content in members.items():
             file.writestr(name, content)
     return out.getvalue()
@@ -340,13 +316,9 @@ def _tensors(data: bytes, draw: random.Random) -> bytes:
         return data
 
 
-def _inside(data: bytes, draw: random.Random) -> bytes:
-    return draw.choice((_flip, _flip, _cut, _insert, _number))(data, draw)
-
-
 def _value(array: Any, draw: random.Random) -> Any:
-    if not array.size or array.dtype.kind not in "iufb":
-        return np.array(["a", "b\0c", "/x"])
+    if not array.size:
+        return np.zeros((3, 3), np.uint8)
     array = np.array(array)
     extreme = [np.nan, np.inf, -1, 2, 0, 1e30] if array.dtype.kind == "f" else [0, 1, 46, 47, 127]
     if array.dtype.kind == "i":
@@ -358,13 +330,10 @@ def _value(array: Any, draw: random.Random) -> Any:
 _ARRAYS: list[Callable[[Any, random.Random], Any]] = [
     _value,
     _value,
-    lambda array, draw: array.astype(
-        draw.choice(("O", "S4", "U3", ">i4", "<f8", "u1", "?", "c8", "M8[s]", "i8"))
-    ),
+    lambda array, draw: array.astype(draw.choice((">i4", "<f8", "u1", "?", "c8", "i8", "i4", "f4"))),
     lambda array, draw: array[..., None],
     lambda array, draw: array.ravel()[:0],
     lambda array, draw: np.concatenate([np.atleast_1d(array)] * 2),
-    lambda array, draw: np.asfortranarray(array),
     lambda array, draw: array.reshape(-1),
 ]
 

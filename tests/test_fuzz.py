@@ -22,8 +22,9 @@ sys.stdin.read()
 """
 
 
-def test_no_damaged_file_crashes_hangs_or_takes_the_memory(tmp_path: Path) -> None:
-    result = fuzz.run(250, seed=7, kinds=mutations.KINDS, keep=tmp_path / "found")
+@pytest.mark.parametrize("count", [250, pytest.param(4000, marks=pytest.mark.slow)])
+def test_no_damaged_file_crashes_hangs_or_takes_the_memory(tmp_path: Path, count: int) -> None:
+    result = fuzz.run(count, seed=7, kinds=mutations.KINDS, keep=tmp_path / "found")
     assert result.findings == []
     outcomes = {outcome for _, outcome in result.outcomes}
     assert outcomes == {"image", "left out", "undecodable", "loaded", "fell back", "refused"}
