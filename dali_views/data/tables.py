@@ -16,12 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,7 +33,7 @@ from .shards import TABLE, Shard, list_shards, merge, shard_of
 from .source import RangeSource, open_stamped, reason
 
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
-_BINARY, _TEXT = ("binary", "large_binary"), ("string", "large_string")
+_BINARY, _WORDS = ("binary", "large_binary"), ("integer", "string", "large_string")
 _FILE, _STREAM, _PARQUET = b"ARROW1", b"\xff\xff\xff\xff", b"PAR1"  # the first bytes of each format
 _FOOTERS = 64  # of Parquet files, kept parsed: one of thousands of groups takes as long as a group
 _FEW = 16  # images of a group that may be decoded for the sake of one without a warning
@@ -51,9 +50,10 @@ _Row: TypeAlias = tuple[bytes, str | None, tuple[int, int], tuple[int, int, str]
 
 
 class _Table(NamedTuple):
-    schema: Any
+    kinds: dict[str, str]  # types of columns, and of fields of structs as "image.bytes"
+    metadata: dict[bytes, bytes]
     rows: list[int]  # of each group
-    read: Callable[[int, list[str]], Any]  # of a group, these columns or more
+    read: Callable[[int, list[str]], Any]  # of a group, these columns or more, flattened
     whole: Any = None  # the mapped file, of which the groups of Arrow are views
     cut: str = ""  # why groups at the end are missing
 
@@ -76,7 +76,11 @@ def _open(path: str, stamp: tuple[int, int]) -> Iterator[_Table]:
 def _parquet(file: Any, footer: Any) -> _Table:
     parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=False)
     rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    return _Table(parquet.schema_arrow, rows, partial(parquet.read_row_group, use_threads=False))
+
+    def read(group: int, columns: list[str]) -> Any:
+        return parquet.read_row_group(group, columns, use_threads=False).flatten()
+
+    return _Table(*_described(parquet.schema_arrow), rows, read)
 
 
 @lru_cache(_FOOTERS)
@@ -98,11 +102,20 @@ def _arrow(path: str, is_file: bool) -> _Table:
                 if not 0 <= next(buffers, whole).address - whole.address < whole.size:
                     raise OSError("it is compressed, so that no image can be read alone; write it as Parquet")
                 batch.validate(full=True)  # the offsets are used as they stand in the file
-                batches.append(batch)
+                batches.append(pa.Table.from_batches([batch]).flatten())
     except OSError as error:
         cut = reason(error)
     rows = [batch.num_rows for batch in batches]
-    return _Table(stream.schema, rows, lambda group, _: batches[group], whole, cut)
+    return _Table(*_described(stream.schema), rows, lambda group, _: batches[group], whole, cut)
+
+
+def _described(schema: Any) -> tuple[dict[str, str], dict[bytes, bytes]]:
+    kinds = {}
+    for one in schema.empty_table().flatten().schema:
+        inner = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
+        kind = one.type if str(inner) in _BINARY else inner  # a dictionary has equal images once
+        kinds[one.name] = "integer" if pa.types.is_integer(kind) else str(kind)
+    return kinds, schema.metadata or {}
 
 
 @contextmanager
@@ -130,48 +143,32 @@ class _Columns(NamedTuple):
 
 def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns:
     """The columns of a table; ValueError if what is named does not fit, or not exactly one fits `image`."""
-    names = table.schema.names
-    kinds = {one.name: _kind(one.type) for one in table.schema}
-    for one in table.schema:
-        inner = one.type if pa.types.is_struct(one.type) else ()
-        kinds |= {f"{one.name}.{two.name}": _kind(two.type) for two in inner if two.name in ("bytes", "path")}
-    fits = [name for name, kind in kinds.items() if kind in _BINARY and not name.endswith(".path")]
+    kinds = table.kinds
+    fits = [name for name, kind in kinds.items() if kind in _BINARY]
     fits = [name for name in fits if image in (None, name, name.removesuffix(".bytes"))]
+    fits = [name for name in fits if name == image or "." not in name or name.endswith(".bytes")]
     if len(fits) != 1:
         words = f"The columns {', '.join(map(repr, fits))} can all" if fits else "No column can"
         named = "" if image is None else f" of the name {image!r}"
         raise ValueError(
             f"{words} hold encoded images{named} (binary, or a struct with a binary field 'bytes'); the "
-            f"columns are {', '.join(map(repr, names))}; name one of them as `image`."
+            f"columns are {', '.join(map(repr, kinds))}; name one of them as `image`."
         )
-    if label is not None and (label not in names or kinds[label] not in ("integer", *_TEXT)):
+    if label is not None and kinds.get(label) not in _WORDS:
         raise ValueError(f"There is no column {label!r} of whole numbers or words; name another as `label`.")
     path = fits[0].removesuffix(".bytes") + ".path"
-    classes = _class_names(table.schema, label) if label and kinds[label] == "integer" else None
-    has_path = kinds.get(path) in _TEXT
+    classes = _class_names(table.metadata, label) if label and kinds[label] == "integer" else None
+    has_path = kinds.get(path) in _WORDS[1:]
     return _Columns(fits[0], path if has_path else None, label, classes, table.whole is not None)
 
 
-def _kind(kind: Any) -> str:
-    if pa.types.is_dictionary(kind) and str(kind.value_type) not in _BINARY:
-        kind = kind.value_type
-    return "integer" if pa.types.is_integer(kind) else str(kind)
-
-
-def _class_names(schema: Any, label: str) -> list[str] | None:
+def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
     try:
-        names: Any = json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+        names: Any = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
         "".join(names).encode()
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
     return names if isinstance(names, list) else None
-
-
-def _leaf(part: Any, column: str) -> Any:
-    """A column of a table or a batch, or a field of a struct; the values of a dictionary."""
-    top, _, inner = column.rpartition(".")
-    found = part.column(column) if column in part.schema.names else pc.struct_field(part.column(top), inner)
-    return found.cast(found.type.value_type) if pa.types.is_dictionary(found.type) else found
 
 
 # -- scan -----------------------------------------------------------------------------------------
@@ -232,15 +229,11 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
     for path in paths:
         try:
             with _open(path, stamp_of(path)) as table:
-                kinds = {
-                    name: _kind(table.schema.field(name).type)
-                    for name in _LABELS
-                    if name in table.schema.names
-                }
+                kinds = {name: table.kinds[name] for name in _LABELS if name in table.kinds}
         except OSError as error:
             words = reason(error)
             continue
-        fits = [name for name, kind in kinds.items() if kind in ("integer", *_TEXT)]
+        fits = [name for name, kind in kinds.items() if kind in _WORDS]
         if label is None and kinds and not fits:
             words = f"No labels: the column {next(iter(kinds))!r} holds {next(iter(kinds.values()))}"
             warnings.warn(f"{words}, neither whole numbers nor words; name another as `label`.", stacklevel=5)
@@ -283,9 +276,9 @@ def _scan_table(job: tuple[str, _Columns]) -> Shard:
 def _rows(table: _Table, group: int, columns: _Columns) -> list[_Row]:
     part, whole = table.read(group, [one for one in columns[:3] if one]), table.whole
     nothing = [None] * part.num_rows
-    paths = nothing if columns.path is None else _texts(_leaf(part, columns.path))
-    labels = nothing if columns.label is None else _texts(_leaf(part, columns.label))
-    found, images = [], _views(_leaf(part, columns.image))
+    paths = nothing if columns.path is None else _texts(part.column(columns.path))
+    labels = nothing if columns.label is None else _texts(part.column(columns.label))
+    found, images = [], _views(part.column(columns.image))
     for row, (image, path, label) in enumerate(zip(images, paths, labels, strict=True)):
         look, place = (0, 0, "no bytes, at most a path"), (group, row)
         if image is not None:
@@ -297,7 +290,7 @@ def _rows(table: _Table, group: int, columns: _Columns) -> list[_Row]:
 
 def _views(column: Any) -> Iterator[Any]:
     """The values of a binary column as buffers that share its memory, None for null."""
-    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+    for chunk in column.chunks:
         kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         _, ends, content = chunk.buffers()
         starts = np.frombuffer(ends, kind)[chunk.offset :][: len(chunk) + 1].tolist() if len(chunk) else []
@@ -307,7 +300,8 @@ def _views(column: Any) -> Iterator[Any]:
 
 def _texts(column: Any) -> list[bytes | None]:
     """Text as bytes, because in a file it need not be UTF-8; numbers as text."""
-    words = column.cast(pa.string()) if pa.types.is_integer(column.type) else column
+    plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    words = plain.cast(pa.string()) if pa.types.is_integer(plain.type) else plain
     found: list[bytes | None] = words.cast(pa.large_binary()).to_pylist()
     return found
 
@@ -390,6 +384,6 @@ class GroupSource(RangeSource):
             with _open(path, stamp) as table, _damage():
                 if group >= len(table.rows):
                     raise OSError(f"{self.files[file]} has no group {group}")
-                return _leaf(table.read(group, [self.column]), self.column)
+                return table.read(group, [self.column]).column(self.column)
 
         return _CACHE.get((path, stamp, self.column, group), decode)
