@@ -53,12 +53,9 @@ def live(folder: Path, seconds: float | None) -> tuple[int | None, float]:
 
 def survive(folder: Path, whole: float, draw: random.Random) -> int:
     """Kill the run until it is through; how often that was. Undisturbed it takes `whole` seconds."""
-    kills = 0
-    while True:
-        code, _ = live(folder, draw.uniform(0, 1.2 * whole))
-        if code == 0:
+    for kills in itertools.count():
+        if live(folder, draw.uniform(0, 1.2 * whole))[0] == 0:
             return kills
-        kills += 1
         if (folder / "run" / checkpoint.LAST).exists():
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # one that falls back to the previous checkpoint warns
@@ -108,9 +105,7 @@ def runs_that_survive(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
@@ -118,10 +113,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "kills")
     args = parser.parse_args()
     for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed, args.epochs, args.device):
+        told = (
+            f"differs from the undisturbed run in {', '.join(wrong)}"
+            if wrong
+            else "came through, as undisturbed"
+        )
+        print(f"{folder} {told}; {count} kills so far", flush=True)
         if wrong:
-            print(f"{folder} differs from the undisturbed run in {', '.join(wrong)}")
             return 1
-        print(f"{folder.name} came through, as undisturbed; {count} kills so far", flush=True)
     return 0
 
 

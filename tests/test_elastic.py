@@ -40,56 +40,33 @@ def train(folder: Path, world: int, *words: str, when: str = "never") -> tuple[l
     return codes, [(logs / f"{rank}.log").read_text() for rank in range(world)]
 
 
-@pytest.fixture(scope="module")
-def alone(scenes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine steps of one process that nothing happened to."""
-    folder = tmp_path_factory.mktemp("alone")
-    write_config(folder, scenes, **APART)
-    codes, outputs = train(folder, 1)
-    assert codes == [0], outputs
-    return folder
-
-
-@pytest.fixture(scope="module")
-def moved(scenes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """Two steps on one process, three on four until one was killed, the rest on two; how the four ended."""
-    folder = tmp_path_factory.mktemp("moved")
-    write_config(folder, scenes, **APART)
-    codes, outputs = train(folder, 1, "run.max_steps=2")
-    assert codes == [0], outputs
-    killed = train(folder, 4, "--resume", when="6:3:SIGKILL")
+@pytest.mark.slow
+def test_the_number_of_processes_may_change_between_resumes_and_a_kill_ends_all(scenes, tmp_path):
+    """Two steps on one process, three on four until one is killed, the rest on two; beside nine on one."""
+    folder, alone = tmp_path / "moved", tmp_path / "alone"
+    for each in (folder, alone):
+        write_config(each, scenes, **APART)
+    for run, world, words in ((alone, 1, ()), (folder, 1, ("run.max_steps=2",))):
+        codes, outputs = train(run, world, *words)
+        assert codes == [0], outputs
+    codes, outputs = train(folder, 4, "--resume", when="6:3:SIGKILL")
+    assert codes == [2, 2, 2, -signal.SIGKILL]
+    for rank, output in enumerate(outputs[:3]):
+        assert f"rank {rank} lost another rank, which has failed or was killed" in output
+        assert "Traceback" not in output
     codes, outputs = train(folder, 2, "--resume", "run.threads=2")
     assert codes == [0, 0], outputs
-    return folder, killed
-
-
-@pytest.mark.slow
-def test_the_number_of_processes_may_change_between_resumes_and_every_view_stays(alone, moved):
-    folder, _ = moved
+    # Every view stays.
     assert recorded.batches(folder) == recorded.batches(alone)
     assert len(recorded.batches(folder)) == 9 * 16
     boxes = [checkpoint.load(run / "run")["regions"]["boxes"] for run in (folder, alone)]
     assert (boxes[0] != torch.tensor([0.0, 0, 1, 1])).any()
     assert torch.equal(*boxes)
-
-
-@pytest.mark.slow
-def test_one_two_and_four_processes_have_one_curve_and_come_to_the_same_weights(alone, moved):
-    folder, _ = moved
     # Sums are taken in another order: a relative error of 6e-8 each, a few of them in a row in nine steps.
     assert [step for step, _ in curve(folder)] == list(range(1, 10))
     assert [loss for _, loss in curve(folder)] == pytest.approx([loss for _, loss in curve(alone)], rel=2e-6)
     torch.testing.assert_close(weights(folder), weights(alone), rtol=1e-5, atol=1e-6)
     assert curve(alone)[0][1] != pytest.approx(curve(alone)[-1][1], rel=0.1)  # it did learn
-
-
-@pytest.mark.slow
-def test_who_kills_one_of_four_processes_ends_all_with_a_sentence(moved):
-    _, (codes, outputs) = moved
-    assert codes == [2, 2, 2, -signal.SIGKILL]
-    for rank, output in enumerate(outputs[:3]):
-        assert f"rank {rank} lost another rank, which has failed or was killed" in output
-        assert "Traceback" not in output
 
 
 def test_what_one_process_lacks_ends_all(scenes, tmp_path):

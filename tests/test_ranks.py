@@ -110,27 +110,20 @@ def test_two_ranks_have_the_losses_gradients_and_state_of_one_with_the_joined_ba
 
 
 def test_gathers_take_unequal_numbers_of_rows_and_means_are_over_ranks(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        assert rank["rows"].tolist() == [7]
-        assert rank["mean"].item() == 0.5
+    assert [(rank["rows"].tolist(), rank["mean"].item()) for rank in ranks] == [([7], 0.5)] * 2
 
 
-def test_tables_that_differ_are_refused_on_all_ranks_until_they_are_synchronised(
+def test_tables_that_differ_are_refused_until_they_are_synchronised_and_the_traffic_is_counted(
     ranks: list[dict[str, Any]],
 ) -> None:
-    for rank in ranks:
+    for rank, sent_to_it in zip(ranks, (200, 300), strict=True):
         before, after = rank["said"]
         assert "of ranks [1] differ from rank 0's in boxes, partner, written; call sync()" in before
         assert after == ""
-
-
-def test_the_traffic_of_tables_is_counted(ranks: list[dict[str, Any]]) -> None:
-    for rank, sent_to_it in zip(ranks, (200, 300), strict=True):
         rows, size, seconds = rank["traffic"]
         assert rows == sent_to_it
-        assert (
-            300 * 40 < size < 300 * 60
-        )  # the rows, padded to those of the rank that sends most, and little else
+        # The rows, padded to those of the rank that sends most, and little else.
+        assert 300 * 40 < size < 300 * 60
         assert 0 < seconds < 60
 
 

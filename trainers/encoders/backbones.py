@@ -21,7 +21,7 @@ _SPATIAL_LAYERS = ("layer4", "permute", "features", "trunk_output", "encoder", "
 
 
 class Backbone(nn.Module):
-    """What `build_backbone` promises about its result (the result itself keeps its library's class).
+    """What `build_backbone` returns has these attributes, and keeps its library's class.
 
     Calling it on images (B, 3, H, W) gives pooled features (B, dim).
     """
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
     """Whether its spatial modules give (B, h, w, C), as timm's Swin does."""
     stage_layers: tuple[str, ...]
     """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
-    quarters and the end of its depth (our choice). Empty where we know of none."""
+    quarters and the end of its depth (our choice). Empty if none are known."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return cast(Tensor, super().__call__(images))
@@ -63,7 +63,8 @@ def build_backbone(
     if name == "resnet10":  # one block per stage: for demonstrations and tests
         net = _headless(torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1]), name)
     else:
-        net = _from_torchvision(name) if name in known else _from_timm(name, known)
+        network = torchvision.models.get_model(name) if name in known else None
+        net = _from_timm(name, known) if network is None else _headless(network, name)
     if stem == "small":
         shrink_stem(net, name)
     if zero_init_residual:
@@ -79,7 +80,7 @@ def build_backbone(
 
 @torch.no_grad()
 def look(net: Backbone, size: int, layer: str | None = None) -> tuple[Tensor, Tensor]:
-    """What an encoder makes of one empty image: pooled features, and what a layer gives (features, if None).
+    """Pooled features (1, dim) of one empty image, and the output of a layer (the features, if None).
 
     Raises:
         ValueError: there is no such layer, or the encoder does not take square images of `size` pixels.
@@ -108,11 +109,8 @@ def check_sizes(net: Backbone, sizes: Collection[int]) -> None:
         look(net, size)
 
 
-def _from_torchvision(name: str) -> Backbone:
-    return _headless(torchvision.models.get_model(name, weights=None), name)
-
-
 def _headless(model: nn.Module, name: str) -> Backbone:
+    """One of torchvision's classifiers without its last linear layer."""
     net = cast(Backbone, model)
     linears = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linears or hasattr(net, "aux_logits"):
@@ -133,7 +131,7 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
         names, hint = known, "; timm is not installed, so its names are not available"
     else:
         if timm.is_model(name):
-            # Transformers take views of several sizes only if asked to resample their position embedding.
+            # With this, transformers resample their position embedding for views of several sizes.
             options = {"dynamic_img_size": True} if _is_timm_vit(name) else {}
             net = cast(Backbone, timm.create_model(name, pretrained=False, num_classes=0, **options))
             info = cast(list[dict[str, str]], getattr(net, "feature_info", None) or [{"module": ""}])
@@ -141,12 +139,12 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
             return net
         names, hint = [*known, *timm.list_models()], ""
     near = difflib.get_close_matches(name, names, n=1)
-    mend = f"did you mean {near[0]}?" if near else "choose a torchvision name such as resnet50"
-    raise ValueError(f"backbone {name!r} is not known; {mend}{hint}")
+    remedy = f"did you mean {near[0]}?" if near else "choose a torchvision name such as resnet50"
+    raise ValueError(f"backbone {name!r} is not known; {remedy}{hint}")
 
 
 def _measure(net: Backbone, name: str) -> None:
-    """Find out by a look what timm's models do not tell alike: width, layout of maps, tokens in front."""
+    """Measure what timm's models do not state in one way: width, layout of maps, tokens in front."""
     size = int(cast(dict[str, tuple[int, int, int]], net.default_cfg)["input_size"][-1])
     names = dict(net.named_modules())
     if net.feature_layer not in names:  # some name a layer that they do not have
@@ -157,10 +155,10 @@ def _measure(net: Backbone, name: str) -> None:
             f"backbone {name} gives {tuple(pooled.shape)} and no pooled features; choose another"
         )
     net.dim = pooled.shape[1]
-    if features.ndim == 4:  # of a square image, whose map is square, too
+    if features.ndim == 4:  # the image is square, so the map is, too
         net.channels_last_maps = features.shape[1] == features.shape[2] != features.shape[3]
     elif features.ndim == 3 and math.isqrt(features.shape[1]) ** 2 == features.shape[1]:
-        net.prefix_tokens = 0  # of some, the class token joins the others after this layer
+        net.prefix_tokens = 0  # some add their class token after this layer
 
 
 def shrink_stem(net: nn.Module, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Weights from a file into an encoder of the library that they belong to, every tensor accounted for."""
+"""Weights from a file for an encoder of the same library; every tensor must fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..engine import checkpoint
 
 __all__ = ["load_weights"]
 
-_TOLD = 3  # names of tensors in an error
+_SHOWN = 3  # names of tensors in an error
 
 
 def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
@@ -21,26 +21,25 @@ def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
 
     Args:
         encoder: without a head.
-        classifier: the same network with its head. The file may hold a head of these names and any shape, as
-            one with other classes has; it is ignored.
+        classifier: the same network with its head. A head of these names in the file is ignored; it may have
+            any shape.
         file: .safetensors, or else what torch.save made of a state dict.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds no state dict, or another network's; the first wrong names are
-            told.
+        ValueError: the file is damaged, holds no state dict, or another network's; names the first tensors.
     """
     found, own = _read(file), encoder.state_dict()
     head = classifier.state_dict().keys() - own.keys()
-    # Old files lack the counters of batch norm, which an encoder that does not learn has no use for.
+    # Old files lack the counters of batch norm; an encoder that does not learn does not use them.
     wrong = {
         "missing": [name for name in own if name not in found and not name.endswith("num_batches_tracked")],
         "unexpected": [name for name in found if name not in own and name not in head],
         "of another shape": [name for name in own if name in found and found[name].shape != own[name].shape],
     }
-    told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
-    if told:
-        raise ValueError(f"{file} does not fit this encoder; of its tensors {', '.join(told)}")
+    faults = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
+    if faults:
+        raise ValueError(f"{file} does not fit this encoder; of its tensors {', '.join(faults)}")
     encoder.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
 
 
@@ -60,4 +59,4 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(map(str, names[:_TOLD])) + ", ..." * (len(names) > _TOLD)
+    return ", ".join(map(str, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)

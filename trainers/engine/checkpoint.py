@@ -24,7 +24,7 @@ PREVIOUS = "previous.pt"
 
 
 def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
-    """Write `state` to folder/last.pt; the checkpoint that stood there becomes previous.pt.
+    """Write `state` to folder/last.pt; the older checkpoint there becomes previous.pt.
 
     At every moment one of the two files is whole. One process writes (the main one). The file holds tensors,
     dicts, lists, tuples, text and numbers; NumPy arrays are stored as tensors.
@@ -55,8 +55,8 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        told = f"{last} cannot be written ({cause.strerror}); a checkpoint that stood there stands as it was"
-        raise OSError(cause.errno, told) from error
+        why = f"{last} cannot be written ({cause.strerror}); an older checkpoint there is unchanged"
+        raise OSError(cause.errno, why) from error
     return last
 
 
@@ -81,13 +81,13 @@ def load(folder: str | Path) -> dict[str, Any]:
             continue
         if path.name != LAST:
             why = reasons[0] if reasons else f"{LAST} is missing"
-            warnings.warn(f"resuming from {path}, for {why}", stacklevel=2)
+            warnings.warn(f"resuming from {path}: {why}", stacklevel=2)
         return state
     raise ValueError(f"no checkpoint in {folder} can be read; remove them to restart ({'; '.join(reasons)})")
 
 
 def load_run(folder: str | Path) -> dict[str, Any]:
-    """`load` of a training run's folder; those of a linear probe and of fine-tuning lie below it.
+    """`load` of a training run's folder (linear probes and fine-tuning have folders below it).
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.

@@ -1,4 +1,4 @@
-"""Ending a run well when the machine is taken away, and knowing it again when torchrun restarts it."""
+"""Signals: finish the step, save and exit; and how a run recognises its own restart by torchrun."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from . import ranks
 
 __all__ = ["Interrupt", "began", "launch", "restartable"]
 
-# Ranks must leave at the same step, or those that stay wait for ever. They agree at intervals that leave time
-# to save within the 30 seconds after which torchrun kills, and that cost little where steps are short.
+# Ranks must leave at the same step, or those that stay wait for ever. They agree at intervals that are short
+# enough to save within torchrun's 30 seconds of grace, and long enough to cost little with short steps.
 _SECONDS = 3.0
 _MOST = 50
 
 
 class Interrupt:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 are noted instead of obeyed; a second Ctrl-C is obeyed.
+    """Inside the block SIGTERM, SIGINT and SIGUSR1 are noted instead of obeyed; a second Ctrl-C is obeyed.
 
-    Other signals may come twice: from the job manager, and from torchrun, which got it and passes it on.
+    The other signals may come twice: from the job manager, and from torchrun, which passes its own on.
     """
 
     def __init__(self) -> None:
         self.signalled = False
         self.ctrl_c = False
-        """Whether it was by SIGINT, of this process."""
+        """Whether this process got SIGINT."""
         self._before: dict[int, Any] = {}
         self._interval = self._left = 1  # steps from one agreement to the next, and until then
 
@@ -67,7 +67,7 @@ def launch() -> str:
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if name != "none":
         return name
-    # The name of every launch that was given none. But each agent makes a new folder for its workers' errors.
+    # Every launch without a name has this one, but each agent makes a new folder for its workers' errors.
     parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
     return str(parents[2]) if len(parents) > 3 else ""
 

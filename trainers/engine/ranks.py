@@ -28,13 +28,13 @@ from dali_views.plan import rng
 from dali_views.system.ranks import rank_and_world
 from dali_views.system.ranks import world as world
 
-_TIMEOUT = timedelta(minutes=30)  # of a collective, for ranks that are slow to list images, or hang
+_TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may take minutes to list images
 
 
 def init(kind: str) -> torch.device:
     """Join the process group that torchrun announced (none: a single process) and return our device.
 
-    `kind` is "gpu" (NCCL, one GPU per process by LOCAL_RANK) or "cpu" (gloo).
+    `kind` is "gpu" (NCCL; LOCAL_RANK chooses the GPU) or "cpu" (gloo).
 
     Raises:
         ValueError: there is no GPU for this process.
@@ -64,7 +64,7 @@ def init(kind: str) -> torch.device:
         dist.init_process_group(
             backend, timeout=_TIMEOUT, store=store, rank=number, world_size=count, device_id=bound
         )
-        dist.barrier()  # who ends before all are connected would leave others waiting
+        dist.barrier()  # a rank that ended before all are connected would leave the others waiting
     return device
 
 
