@@ -9,10 +9,11 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Unpack
 
 from ..system.files import PathLike
 from .headers import MAX_PIXELS, cores, inspect, inspect_file, look_through, scan_bar, size_of
@@ -26,6 +27,7 @@ from .source import RangeSource, Source, needs, read_each
 from .truth import RowBoxes, list_coco
 
 Cache: TypeAlias = "bool | PathLike"
+T = TypeVar("T", bound=Scan)
 _FILES, _BYTES = 256, 50_000  # files that a thread scans in turn, and what one is supposed to have
 _SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
 _THREADS, _CHUNK = 8, 64  # that read a source of one's own, and images that one requests at a time
@@ -44,46 +46,28 @@ class Options(TypedDict, total=False):
     """Shows a bar on a terminal (default)."""
 
 
-def scan_folder(
-    root: PathLike,
-    classes: Sequence[str] | None,
-    cache: Cache = True,
-    processes: int | None = None,
-    progress: bool = True,
-) -> FileScan:
+def scan_folder(root: PathLike, classes: Sequence[str] | None, **options: Unpack[Options]) -> FileScan:
     """An image folder; if nothing in it has changed, it is not even listed."""
     base = absolute(root)
-    place = ScanCache(cache, base, ["folder", None if classes is None else list(classes)], FileScan)
+    place = _place(base, ["folder", None if classes is None else list(classes)], FileScan, options)
     if place.kept is not None and not is_remote(base) and place.kept.holds():
         return place.kept
-    return _scan(list_folder(base, classes), place, processes, progress)
+    return _scan(list_folder(base, classes), place, options)
 
 
-def scan_list(
-    file: PathLike,
-    root: PathLike | None,
-    cache: Cache = True,
-    processes: int | None = None,
-    progress: bool = True,
-) -> FileScan:
+def scan_list(file: PathLike, root: PathLike | None, **options: Unpack[Options]) -> FileScan:
     """The files that a text file names."""
     listing = list_file(file, root)
-    place = ScanCache(cache, listing.root, ["list", absolute(file)], FileScan)
-    return _scan(listing, place, processes, progress)
+    return _scan(listing, _place(listing.root, ["list", absolute(file)], FileScan, options), options)
 
 
 def scan_coco(
-    images: PathLike,
-    instances: PathLike | None,
-    cache: Cache = True,
-    processes: int | None = None,
-    progress: bool = True,
+    images: PathLike, instances: PathLike | None, **options: Unpack[Options]
 ) -> tuple[FileScan, RowBoxes]:
     """The images of a COCO set, and the boxes of its instances file."""
     listing, boxes = list_coco(images, instances)
     source = None if instances is None else absolute(instances)
-    place = ScanCache(cache, listing.root, ["coco", source], FileScan)
-    scanned = _scan(listing, place, processes, progress)
+    scanned = _scan(listing, _place(listing.root, ["coco", source], FileScan, options), options)
     assert scanned.paths is not None
     row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
     rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
@@ -91,23 +75,26 @@ def scan_coco(
     return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
 
 
-def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, progress: bool) -> FileScan:
+def _place(root: str, key: object, kind: type[T], options: Options) -> ScanCache[T]:
+    return ScanCache(options.get("cache", True), root, key, kind)
+
+
+def _scan(listing: Listing, place: ScanCache[FileScan], options: Options) -> FileScan:
     """Scans the listed files, separates good from bad and keeps the result."""
     known = {} if place.kept is None else place.kept.records()
-    remote = is_remote(listing.root)
-    if remote:
+    progress = options.get("progress", True)
+    if remote := is_remote(listing.root):
         records = scan_objects(listing.root, listing.names, listing.entries, known, progress)
     else:
         root = os.path.join(os.fsencode(listing.root), b"")
         jobs = [(root + name, known.get(name)) for name in listing.names]
-        size, threads = _BYTES * len(jobs), min(8, 2 * cores())
-        records = look_through(inspect_file, jobs, size, processes, "files", progress, threads, _FILES)
+        size, threads, workers = _BYTES * len(jobs), min(8, 2 * cores()), options.get("processes")
+        records = look_through(inspect_file, jobs, size, workers, "files", progress, threads, _FILES)
     good = [i for i, record in enumerate(records) if not record[4]]
     bad = [i for i, record in enumerate(records) if record[4]]
     left_out = [LeftOut(os.fsdecode(listing.names[i]), records[i][4]) for i in bad] + listing.left_out
-    table = np.array(
-        [records[i][:4] for i in _some(good, left_out, f"files below {listing.root!r}")], np.int64
-    )
+    _require_some(good, left_out, f"files below {listing.root!r}")
+    table = np.array([records[i][:4] for i in good], np.int64)
     scanned = FileScan(
         root=listing.root,
         paths=pack_names([listing.names[i] for i in good]),
@@ -126,33 +113,28 @@ def _scan(listing: Listing, place: ScanCache[FileScan], processes: int | None, p
     return scanned
 
 
-def _some(good: list[int], left_out: list[LeftOut], what: str) -> list[int]:
-    """The usable images; a `ValueError` if there is none."""
+def _require_some(good: list[int], left_out: list[LeftOut], what: str) -> None:
     if not good:
         first = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3])
         raise ValueError(f"None of the {len(left_out)} {what} is usable ({first}); check the path.")
-    return good
 
 
-def scan_shards(
-    pattern: PathLike | Sequence[PathLike],
-    cache: Cache = True,
-    processes: int | None = None,
-    progress: bool = True,
-) -> Scan:
+def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> Scan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
-    remote = [is_remote(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(set(remote)) == 1 else ""
-    if any(remote) and not is_remote(root):
+    remote = {is_remote(path) for path in paths}
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(remote) == 1 else ""
+    if True in remote and not is_remote(root):
         raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
-    root = as_url(root) if any(remote) else root
+    root = as_url(root) if True in remote else root
     shards = [below(path, root) for path in paths]
-    place = ScanCache(cache, root, ["shards", shards], Scan)
+    place = _place(root, ["shards", shards], Scan, options)
     if place.kept is not None and place.kept.holds():
         return place.kept
-    size, workers, threads = (0, 0, _REQUESTS) if any(remote) else (size_of(paths), processes, _SHARDS)
-    found = look_through(scan_shard, paths, size, workers, "shards", progress, threads)
+    size, workers, threads = size_of(paths), options.get("processes"), _SHARDS
+    if True in remote:
+        size, workers, threads = 0, 0, _REQUESTS
+    found = look_through(scan_shard, paths, size, workers, "shards", options.get("progress", True), threads)
     scanned = merge(root, shards, found)
     place.keep(scanned)
     return scanned
@@ -182,7 +164,8 @@ def scan_source(
             found += part
             bar.update(len(part))
     left_out = [LeftOut(name, refused) for name, (_, _, refused) in zip(named, found, strict=True) if refused]
-    good = _some([i for i in range(count) if not found[i][2]], left_out, "images of the source")
+    good = [i for i in range(count) if not found[i][2]]
+    _require_some(good, left_out, "images of the source")
     rows = np.array(good, np.int64)
     names_left = pack_names([os.fsencode(named[i]) for i in good])
     return rows, names_left, np.array([found[i][:2] for i in good], np.int32), left_out

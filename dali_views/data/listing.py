@@ -48,9 +48,7 @@ def folder_of(path: PathLike) -> str:
         return as_url(path)  # a store has no folders; its listing will show
     root = os.path.abspath(os.fspath(path))
     if not os.path.isdir(root):
-        raise FileNotFoundError(
-            f"The image folder {root!r} does not exist or is not a folder; check the path."
-        )
+        raise FileNotFoundError(f"The image folder {root!r} does not exist or is no folder; check the path.")
     return root
 
 

@@ -125,9 +125,8 @@ class Shard:
     sizes: NDArray[np.int32]
     """(n, 2) stored height and width."""
     words: list[str]
-    """The different labels: words, or numbers as text."""
+    """The different labels, as text; `word` (n,) is which an image has, -1 for none."""
     word: NDArray[np.int32]
-    """(n,) which of the words an image has, -1 for none."""
     left_out: list[tuple[str, str]]
     """Name of member, or "" for the shard, and reason."""
 
@@ -144,11 +143,7 @@ class _Found:
 
 
 def scan_shard(path: str) -> Shard:
-    """Scans one shard, a file or an object. What is whole in a damaged one counts.
-
-    Raises:
-        SourceGoneError: The store of the object is gone; never for a bad shard.
-    """
+    """Scans one shard, a file or an object; what is whole in a damaged one counts. `GONE` is raised."""
     found, stamp = _Found(), (-1, -1)
     try:
         file, stamp = _open(path)
@@ -281,11 +276,7 @@ def _label(content: bytes, ending: str) -> str:
 
 
 def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards") -> Scan:
-    """The scan of all shards, in their order; errors call them `kind`.
-
-    Raises:
-        ValueError: They hold no usable image, or a label below -1.
-    """
+    """The scan of all shards, in their order; a ValueError, which calls them `kind`, without usable image."""
     left_out = [
         LeftOut(os.path.join(name, member) if member else name, why)
         for name, shard in zip(shards, found, strict=True)
@@ -295,7 +286,7 @@ def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards"
     if not sum(counts):
         first = "; ".join(f"{path}: {why}" for path, why in left_out[:3]) or "they are empty"
         raise ValueError(
-            f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check the path."
+            f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check them."
         )
     words = sorted({shard.words[i] for shard in found for i in np.unique(shard.word).tolist() if i >= 0})
     numbers, classes = number_labels([*words, None])
