@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.index import SampleIndex
 from ..data.read_ahead import AHEAD, ReadAhead, Reading
 from ..plan.draw import I64, Plan
 from ..plan.views import View
 from ..system.machine import stage
 from .build import Images, build, inputs
+
+if TYPE_CHECKING:
+    from ..data.index import SampleIndex
 
 __all__ = ["Feed"]
 

@@ -9,13 +9,12 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from ..data.index import SampleIndex
 from ..graph.build import default_threads
 from ..graph.decode import HW_DECODER_LOAD
 from ..graph.feed import Feed
@@ -29,6 +28,9 @@ from ..system.machine import stage
 from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
 from .batch import Batch, Stats
 from .quarantine import Quarantine
+
+if TYPE_CHECKING:
+    from ..data.index import SampleIndex
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ViewLoader"]
 

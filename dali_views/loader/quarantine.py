@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.headers import inspect
-from ..data.index import SampleIndex
 from ..data.names import unpack_names
 from ..data.remote import is_remote
 from ..data.source import GONE, reason
 from ..graph.decode import Alone
 from ..plan.draw import I64, Bool
+
+if TYPE_CHECKING:
+    from ..data.index import SampleIndex
 
 __all__ = ["BadImageError", "Quarantine", "undecodable"]
 

@@ -87,8 +87,3 @@ class View:
             raise ValueError(f"View alpha is the parameter of a Beta law, above 0; got {self.alpha}.")
         if not 0.0 < self.centre_share <= 1.0:
             raise ValueError(f"View centre_share is a share of a side in (0, 1]; got {self.centre_share}.")
-
-    @property
-    def guided(self) -> bool:
-        """Whether the crop depends on the sample's semantic box."""
-        return self.crop in ("contrastive", "inside")

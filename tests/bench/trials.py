@@ -120,7 +120,7 @@ def main() -> None:
 
 def decoding(setup: Setup, act: Callable[..., Any]) -> Batches:
     """A graph that decodes as `act` says, given paths and the box around a sample's views in pixels."""
-    regions = ours.table_of_boxes(setup) if setup.views[0].guided else None
+    regions = ours.table_of_boxes(setup) if setup.views[0].crop != "random" else None
     loader = ours.loader_of(setup, setup.views, regions)
 
     def inputs(plan: Plan) -> list[Any]:
