@@ -7,15 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-sys.path.append(str(Path(__file__).parent / "docker"))
-import dockerfile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,9 +29,9 @@ WRITTEN = [DOCKERFILE, *CONSTRAINTS, *COMPOSE, ROOT / ".dockerignore", ROOT / "d
 
 
 def steps(name: str) -> list[str]:
-    """What follows an instruction, wherever the Dockerfile has it, without options."""
-    text = DOCKERFILE.read_text(encoding="utf-8")
-    return [dockerfile.options(rest)[1] for step, rest in dockerfile.instructions(text) if step == name]
+    """What follows an instruction, wherever the Dockerfile has it, on one line."""
+    text = re.sub(r"\\\n", "", DOCKERFILE.read_text(encoding="utf-8"))
+    return re.findall(rf"^{name} (.*)$", text, re.MULTILINE)
 
 
 def pins() -> dict[str, str]:
@@ -54,34 +52,17 @@ def test_hadolint_finds_nothing():
 def test_everything_that_is_copied_exists_and_is_let_through():
     copied = [source for step in steps("COPY") for source in step.split()[:-1]]
     assert len(copied) >= 6
-    assert [source for source in copied if not dockerfile.context_files(ROOT, source)] == []
+    let_through = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert let_through[1] == "*"
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert any(fnmatch(source, line[1:]) for line in let_through if line.startswith("!")), source
 
 
 def test_code_is_copied_after_what_it_needs_is_installed():
     text = DOCKERFILE.read_text(encoding="utf-8")
-    order = [rest for name, rest in dockerfile.instructions(text) if name in ("COPY", "RUN")]
-    needs = next(place for place, rest in enumerate(order) if "EXTRAS" in rest)
-    code = [place for place, rest in enumerate(order) if re.match(r"(dali_views|trainers|configs) ", rest)]
-    assert len(code) == 3
-    assert min(code) > needs
-
-
-@pytest.mark.parametrize(
-    ("path", "out"),
-    [
-        ("runs/a/step.safetensors", True),
-        ("data/cat.jpg", True),
-        (".venv/bin/python", True),
-        (".git/config", True),
-        ("tests/test_docker_files.py", True),
-        ("dali_views/__pycache__/plan.cpython-311.pyc", True),
-        ("dali_views/tools/bench/peers/ffcv.py", False),
-        ("docker/constraints-cuda.txt", False),
-        ("pyproject.toml", False),
-    ],
-)
-def test_dockerignore_lets_through_what_the_image_holds_and_nothing_else(path, out):
-    assert dockerfile.ignored(path, (ROOT / ".dockerignore").read_text(encoding="utf-8")) is out
+    needs = text.index("EXTRAS:+")
+    assert min(text.index(f"\nCOPY {part} ") for part in ("dali_views", "trainers", "configs")) > needs
 
 
 @pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.name)

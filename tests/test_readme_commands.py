@@ -62,6 +62,7 @@ def lay_out(folder: Path) -> None:
     (folder / "boxes.txt").write_text("".join(f"{file.name} 2 2 20 20\n" for file in images.iterdir()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_readme_does_what_it_says(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path)

@@ -76,6 +76,7 @@ class Killed(BaseException):
     """Nobody catches it."""
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_goes_on_where_it_was_killed(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_loop_of_ones_own_goes_on_where_it_was_killed(
     assert np.array_equal(resumed["regions"].boxes, whole["regions"].boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's own, and that there is no checkpoint yet
 def test_lightning_keeps_the_loader_and_its_table_and_goes_on_in_mid_epoch(
     photos: Path, monkeypatch: pytest.MonkeyPatch

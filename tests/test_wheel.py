@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("setuptools", minversion="77")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["dali_views", "trainers", "configs", "pyproject.toml", "README.md", "LICENSE"]
@@ -53,7 +54,7 @@ def test_a_wheel_has_types_and_all_configurations(installed):
         copied = installed / "trainers" / "configs" / file.relative_to(ROOT / "configs")
         assert copied.read_bytes() == file.read_bytes()
     kinds = {path.suffix for path in installed.rglob("*") if path.is_file() and "dist-info" not in str(path)}
-    assert kinds == {".py", ".typed", ".yaml"}
+    assert kinds == {".py", ".typed", ".yaml", ".html"}
 
 
 def test_the_demonstration_has_its_configuration_in_a_wheel(installed, tmp_path):

@@ -1,5 +1,6 @@
-"""What the order of an epoch and a region table cost by the number of samples.
+"""What an index, the order of an epoch and a region table cost by the number of samples.
 
+python tests/bench/scale.py index OUT.csv      made-up members of shards, one JPEG for all rows, two ranks
 python tests/bench/scale.py order OUT.csv      computed, and as a stored permutation
 python tests/bench/scale.py regions OUT.csv    with one rank and with two
 """
@@ -7,25 +8,30 @@ python tests/bench/scale.py regions OUT.csv    with one rank and with two
 from __future__ import annotations
 
 import csv
+import io
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import RegionTable
+from dali_views import RegionTable, SampleIndex, View, ViewLoader
 from dali_views.plan import order
 from dali_views.regions.rows import COLUMNS, FROZEN
 from dali_views.system.machine import machine
 
 BATCH, BATCHES = 256, 400
-IMAGENET = 1_281_167
+IMAGENET, PER_SHARD = 1_281_167, 10_000
+INDEXES = [50_000, IMAGENET, 10**8]  # the last takes 7 GB of disk for a while
 ORDERS = [(how, n) for n in (40, 50_000, IMAGENET, 10**8, 10**9) for how in ("computed", "stored")]
 TABLES = [(1, IMAGENET, 3), (2, IMAGENET, 3), (1, 10**8, 1)]  # ranks, rows, rounds
 Figures = dict[str, float]
@@ -89,6 +95,69 @@ def measure_table(rank: int, ranks: int, length: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+class OneImage:
+    """The same JPEG for every row."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, out = rows, io.BytesIO()
+        Image.new("RGB", (32, 32), "teal").save(out, "JPEG")
+        self._image = out.getvalue()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        return [self._image] * len(rows)
+
+
+def save_index(rank: int, rows: int, file: str, folder: str) -> None:
+    """An index of so many made-up members of shards; in a process whose memory goes with it."""
+    number = np.arange(rows, dtype=np.int64)
+    shard = number // PER_SHARD
+    paths = np.tile(np.frombuffer(b"train-000000.tar/000000000.jpg", np.uint8), (rows, 1))
+    for place, width, digits in ((6, 6, shard), (17, 9, number)):
+        for digit in range(width):
+            paths[:, place + digit] += (digits // 10 ** (width - 1 - digit) % 10).astype(np.uint8)
+    names = [f"train-{n:06d}.tar" for n in range(int(shard[-1]) + 1)]
+    SampleIndex(
+        root="/data", paths=paths, sizes=np.full((rows, 2), 32, np.int32), holder="ranges", files=names,
+        labels=(number % 1000).astype(np.int32), classes=[f"{n:03d}" for n in range(1000)],
+        file_stamps=np.full((len(names), 2), 1 << 40, np.int64),
+        places=np.column_stack([shard, number % PER_SHARD * 110_000 + 512, np.full(rows, 100_000)]),
+    ).save(file)  # fmt: skip
+    torch.save({"file_mb": Path(file).stat().st_size / 1e6}, f"{folder}/{rank}")
+
+
+def measure_index(rank: int, file: str, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+
+    def loader_of(index: SampleIndex) -> ViewLoader:
+        options = {"device": "cpu", "threads": 1, "rank": 0, "world": 1}
+        return ViewLoader(index, [View(size=16)] * 2, BATCH, **options)
+
+    # The first call of anything is slow.
+    next(iter(loader_of(SampleIndex.from_source(OneImage(4 * BATCH), progress=False))))
+    before, began = memory()["private"], time.perf_counter()
+    index = SampleIndex.load(file)
+    found = {"s_to_load": time.perf_counter() - began}
+    began = time.perf_counter()
+    loader = loader_of(replace(index, source=OneImage(len(index))))
+    batches = iter(loader)
+    next(batches)
+    found["s_to_first_batch"] = time.perf_counter() - began
+    found["ms_per_batch"] = 1e3 * statistics.median(seconds(lambda: next(batches)) for _ in range(30))
+    plans = (seconds(lambda n=n: loader.plan_at(n * BATCH)) for n in range(30))
+    found |= {"ms_to_plan": 1e3 * statistics.median(plans), "own_mb": memory()["private"] - before}
+    dist.barrier()  # the other rank has mapped the file too
+    parts = Path("/proc/self/smaps").read_text().split(file)[1:]
+    pages = [re.search(r"Rss: +(\d+) kB\nPss: +(\d+) kB", part) for part in parts]
+    sums = np.sum([[int(size) for size in page.groups()] for page in pages if page] or [[0, 0]], axis=0)
+    found |= dict(zip(("mapped_mb", "share_mb"), sums * 1024 / 1e6, strict=True))
+    torch.save({name: float(value) for name, value in found.items()}, f"{folder}/{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def run(measure: Callable[..., None], ranks: int, *arguments: object) -> list[Figures]:
     """The figures of every rank, in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +167,14 @@ def run(measure: Callable[..., None], ranks: int, *arguments: object) -> list[Fi
 
 if __name__ == "__main__":
     lines = []
-    if sys.argv[1] == "order":
+    if sys.argv[1] == "index":
+        for rows in map(int, sys.argv[3:] or INDEXES):
+            with tempfile.TemporaryDirectory() as folder:
+                file = f"{folder}/index"
+                (size,) = run(save_index, 1, rows, file)
+                found = [size | one for _ in range(3) for one in run(measure_index, 2, file)]
+            lines.append(({"rows": rows}, found))
+    elif sys.argv[1] == "order":
         for how, length in ORDERS:
             if how == "computed" or length <= 10**8:
                 facts = {"order": how, "samples": length, "rounds": 3}

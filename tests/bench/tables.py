@@ -1,4 +1,4 @@
-"""Write the tables of speed in the documents from the committed files: no figure stands there by hand.
+"""Write the tables of speed in the documents from the committed files: no figure is typed by hand.
 
 python tests/bench/tables.py            # writes the pages below
 python tests/bench/tables.py --check    # fails if that would change anything
@@ -18,6 +18,24 @@ from dali_views.tools.bench.contest import read_csv
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md")
 _TABLE = re.compile(r"(<!-- table: (\S+\.csv) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A column that only such files have: the columns to show, each with its heading and its number of digits
+# (after the point; -1: three figures of a small number, all before the point of a large one; None: as it is).
+_COLUMNS: dict[str, dict[str, tuple[str, int | None]]] = {
+    "operator": {"operator": ("operator", None), "core_ms_per_view": ("ms of one core", None)},
+    "trial": {"trial": ("instead", None), "ratio": ("ratio", 2)},
+    "mapped_mb": {
+        "rows": ("images", -1), "file_mb": ("index, MB", -1), "s_to_load": ("s to load it", -1),
+        "s_to_first_batch": ("s to the first batch", -1), "ms_per_batch": ("ms per batch of 256", -1),
+        "own_mb": ("own MB", -1),
+    },
+    "ms_to_snapshot": {
+        "table": ("table", None), "ranks": ("ranks", None), "rows": ("images", -1),
+        "ms_to_snapshot": ("ms to freeze", -1), "ms_per_256_rows": ("ms per 256 rows", -1),
+        "s_to_sync": ("s to sync", -1), "written_private_mb": ("own MB", -1),
+        "written_pss_mb": ("share, MB", -1),
+    },
+}  # fmt: skip
+_SOURCES = {"name": ("images from", None), "value": ("images/s", 0), "ratio": ("x folder", 2)}
 
 
 def rendered(text: str) -> str:
@@ -28,110 +46,60 @@ def rendered(text: str) -> str:
 def table(path: Path) -> str:
     """A file of figures as a table, by the columns it has."""
     lines = read_csv(path)
-    if "operator" in lines[0]:
-        return _markdown(
-            ["operator", "ms of one core"], [[line["operator"], line["core_ms_per_view"]] for line in lines]
-        )
-    if "trial" in lines[0]:
-        return _markdown(
-            ["instead", "ratio"], [[line["trial"], f"{float(line['ratio']):.2f}"] for line in lines]
-        )
-    if "mapped_mb" in lines[0]:
-        heads = [
-            "images",
-            "index, MB",
-            "s to load it",
-            "s to the first batch",
-            "ms per batch of 256",
-            "own MB",
-        ]
-        names = ["rows", "file_mb", "s_to_load", "s_to_first_batch", "ms_per_batch", "own_mb"]
-        return _markdown(heads, [[_number(line[name]) for name in names] for line in lines])
-    if "ms_to_snapshot" in lines[0]:
-        heads = [
-            "table",
-            "ranks",
-            "images",
-            "ms to freeze",
-            "ms per 256 rows",
-            "s to sync",
-            "own MB",
-            "share, MB",
-        ]
-        names = [
-            "rows",
-            "ms_to_snapshot",
-            "ms_per_256_rows",
-            "s_to_sync",
-            "written_private_mb",
-            "written_pss_mb",
-        ]
-        return _markdown(
-            heads,
-            [[line["table"], line["ranks"], *(_number(line[n]) for n in names)] for line in lines],
-        )
-    if lines[0]["part"] == "loaders":
+    known = [columns for key, columns in _COLUMNS.items() if key in lines[0]]
+    if not known and lines[0]["part"] == "loaders":
         return _loaders(lines)
-    if lines[0]["part"] == "sources":
-        return _markdown(
-            ["images from", "images/s", "x folder"],
-            [[line["name"], f"{float(line['value']):.0f}", f"{float(line['ratio']):.2f}"] for line in lines],
-        )
-    return _markdown(["", "", ""], [[line["name"], *_figure(line)] for line in lines])
+    columns = known[0] if known else _SOURCES
+    if not known and lines[0]["part"] != "sources":
+        return _markdown(["", "", ""], [[line["name"], *_figure(line)] for line in lines])
+    rows = [[_number(line[name], digits) for name, (_, digits) in columns.items()] for line in lines]
+    return _markdown([head for head, _ in columns.values()], rows)
 
 
 def _loaders(lines: Sequence[dict[str, str]]) -> str:
-    """Peers and limits from slow to fast, ours in their own order."""
-    rows, rest = [], []
+    """Peers and limits from slow to fast, ours in their own order; shares of time last."""
+    rows = []
     for kind in ("peer", "ours", "limit"):
-        chosen = [line for line in lines if line["kind"] == kind]
+        chosen = [line for line in lines if line["kind"] == kind and line["measure"] == "images/s"]
         for line in chosen if kind == "ours" else sorted(chosen, key=lambda line: float(line["value"])):
-            if line["measure"] != "images/s":
-                rest.append([line["name"], "".join(_figure(line)[:1]), "", "", ""])
-                continue
+            name = f"**{line['name']}**" if kind == "ours" else line["name"]
             images, views = float(line["value"]), int(line["views"])
-            rows.append(
-                [
-                    f"**{line['name']}**" if kind == "ours" else line["name"],
-                    f"{images:.0f}",
-                    f"{images * views:.0f}" if views else "",
-                    f"{float(line['ratio']):.2f}",
-                    f"{float(line['of_limit']):.2f}",
-                ]
-            )
+            ratios = [_number(line[key], 2) for key in ("ratio", "of_limit")]
+            rows.append([name, f"{images:.0f}", f"{images * views:.0f}" if views else "", *ratios])
+    rest = [[line["name"], _figure(line)[0], "", "", ""] for line in lines if line["measure"] != "images/s"]
     return _markdown(["loader", "images/s", "views/s", "x torchvision", "of decoding alone"], rows + rest)
 
 
 def _figure(line: dict[str, str]) -> list[str]:
     value = float(line["value"])
-    return (
-        [f"{value:.2%}", "of the time"] if line["measure"] == "of time" else [f"{value:g}", line["measure"]]
-    )
+    of_time = line["measure"] == "of time"
+    return [f"{value:.2%}", "of the time"] if of_time else [f"{value:g}", line["measure"]]
 
 
-def _number(text: str) -> str:
-    """Three figures of a small number, all of a large one's before the point."""
+def _number(text: str, digits: int | None) -> str:
+    if digits is None:
+        return text
     value = float(text)
+    if digits >= 0:
+        return f"{value:.{digits}f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with `--check` tell whether they are as they should be."""
     stale = 0
     for page in PAGES:
         before = (ROOT / page).read_text(encoding="utf-8")
         after = rendered(before)
-        if before == after:
-            continue
-        stale = 1
-        if "--check" not in arguments:
+        if before != after and "--check" in arguments:
+            stale = 1
+        elif before != after:
             (ROOT / page).write_text(after, encoding="utf-8")
-    return stale if "--check" in arguments else 0
+    return stale
 
 
 if __name__ == "__main__":

@@ -1,27 +1,22 @@
-"""Tries the README in a clean Debian with python3, python3-venv and make, as a user who is not root.
+"""Tries the README in a container of the base image as a plain user: `make demo`, `make test`, commands.
 
-    sudo python tests/docker/readme.py --root /var/tmp/readme --cache /var/tmp/pip [--tests "-k plan"]
+    python tests/docker/readme.py [--engine DIR] [--base-archive FILE] [--tests "-k plan"]
 
-`make demo`, `make test` and then each command of the README that calls the environment's programs, in its
-order, on small images; recipes of days are shortened as tests/test_readme_commands.py does. Tried is what git
-holds at HEAD. Needs root, debootstrap, a network and 20 GB.
+The commands run in the README's order on small images; recipes of days are shortened as
+tests/test_readme_commands.py does. Tried is what git holds at HEAD. Needs a network and 20 GB; --base-archive
+as for image.py, with make.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from rootfs import Report, Root, host_environment, make
+from image import REPOSITORY, Report, base_of, engine
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHECKOUT = "/home/user/dali_views"
-USER = 1000
-ENV = {"HOME": "/home/user", "USER": "user", "LANG": "C.UTF-8"}
 # Makes the images that the README's commands speak of, and prints the commands, those of days shortened.
 PREPARE = """
 import json, shlex, sys
@@ -29,56 +24,56 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from test_readme_commands import commands, lay_out, shortened
 lay_out(Path())
-Path("commands.json").write_text(json.dumps([shlex.join(shortened(line)) for line in commands()]))
+print(json.dumps([shlex.join(shortened(line)) for line in commands()]))
 """
-
-
-def check_out(root: Root) -> None:
-    """HEAD's files, owned by the user."""
-    folder = root.folder / CHECKOUT.lstrip("/")
-    folder.mkdir(parents=True)
-    (folder.parent / ".cache/pip").mkdir(parents=True)  # else root would make it, to bind pip's cache there
-    packed = subprocess.run(["git", "-C", REPOSITORY, "archive", "HEAD"], capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
-    for path in [folder.parent, *folder.parent.rglob("*")]:
-        os.chown(path, USER, USER, follow_symlinks=False)
-
-
-def as_user(root: Root, report: Report, command: str, installs: bool = False) -> bool:
-    """One command of the user in the checkout; whether it went well."""
-    env = {**ENV, **(host_environment() if installs else {})}
-    code, took = root.run(
-        command, env, f"{USER}:{USER}", cwd=CHECKOUT, cache_at="/home/user/.cache/pip" if installs else None
-    )
-    report.step(command if len(command) < 150 else command[:147] + "...", code == 0, took)
-    return code == 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="new folder for the file system")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of pip's cache, kept between runs")
+    parser.add_argument(
+        "--engine", type=Path, metavar="DIR", help="start an engine with its files in this folder"
+    )
+    parser.add_argument(
+        "--base-archive", type=Path, metavar="FILE", help="root file system for the base image"
+    )
     parser.add_argument("--tests", default="", metavar="OPTIONS", help="for pytest, to run a part: '-k plan'")
     args = parser.parse_args()
     report = Report()
-    root = make(args.root, args.cache, report)
-    code, took = root.run(
-        "apt-get -q update && apt-get -q install --yes --no-install-recommends python3 python3-venv make"
-        f" && useradd --uid {USER} --create-home user"
-    )
-    report.step("python3, python3-venv, make and a user", code == 0, took)
-    check_out(root)
-    for path in (args.cache, *args.cache.rglob("*")):
-        os.chown(path, USER, USER)  # pip takes no cache of another user
-    if as_user(root, report, "make demo", installs=True):
-        print(f"The file system has {root.size() / 1e9:.2f} GB.")
-        tests = f"PYTEST_ADDOPTS={args.tests!r} make test" if args.tests else "make test"
-        as_user(root, report, tests, installs=True)
-        (root.folder / CHECKOUT.lstrip("/") / "prepare.py").write_text(PREPARE, encoding="utf-8")
-        if as_user(root, report, ".venv/bin/python prepare.py"):
-            told = root.folder / CHECKOUT.lstrip("/") / "commands.json"
-            for command in json.loads(told.read_text(encoding="utf-8")):
-                as_user(root, report, command)
+    base = base_of((REPOSITORY / "docker/Dockerfile").read_text(encoding="utf-8"))
+    with engine(args.engine):
+        if args.base_archive is not None:
+            report.step("import of the base image", ["docker", "import", args.base_archive, base])
+        user = [
+            "--user",
+            "1000:1000",
+            "--env",
+            "HOME=/home/user",
+            "--env",
+            "USER=user",
+            "--workdir",
+            "/home/user",
+        ]
+        run = ["docker", "run", "--rm", "--detach", "--init", "--network", "host", *user, "--volume"]
+        done = subprocess.run([*run, "/home/user", base, "sleep", "infinity"],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        try:
+            inside = ["docker", "exec", "--interactive", done.stdout.strip()]
+            subprocess.run(
+                [*inside[:2], "--user", "0", inside[-1], "chown", "1000:1000", "/home/user"], check=True
+            )
+            packed = subprocess.run(
+                ["git", "-C", REPOSITORY, "archive", "HEAD"], capture_output=True, check=True
+            )
+            report.step("check-out", [*inside, "tar", "-x"], input=packed.stdout)
+            if report.step("make demo", [*inside, "make", "demo"]):
+                report.step("make test", [*inside, "env", f"PYTEST_ADDOPTS={args.tests}", "make", "test"])
+                told = subprocess.run(
+                    [*inside, ".venv/bin/python", "-c", PREPARE], capture_output=True, check=True
+                )
+                for command in json.loads(told.stdout):
+                    report.step(command, [*inside, "sh", "-c", command])
+        finally:
+            subprocess.run(["docker", "rm", "--force", done.stdout.strip()], capture_output=True, check=False)
     return report.end()
 
 
