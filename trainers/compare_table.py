@@ -21,11 +21,9 @@ LOCALISED = ("iou", "corloc", "box_area")
 class Run:
     """One configuration with one seed: a line of compare.csv. None is what was not measured."""
 
-    config: str
-    """Its name in the table."""
+    config: str  # its name in the table
     seed: int
-    step: int | None = None
-    """Optimiser steps taken."""
+    step: int | None = None  # optimiser steps taken
     # Shares in [0, 1] after the last step; boxes are the encoder's, at the threshold that suits it best.
     knn_top1: float | None = None
     knn_top5: float | None = None
@@ -33,30 +31,21 @@ class Run:
     linear_top5: float | None = None
     iou: float | None = None
     corloc: float | None = None
-    box_area: float | None = None
-    """Median share of the image that the box covers."""
+    box_area: float | None = None  # median share of the image that the box covers
+    # The boxes that the guide wrote last, which crops were drawn from.
     guide_iou: float | None = None
-    """IoU of the boxes that the guide wrote last, which crops were drawn from; `guide_area`: their area."""
     guide_area: float | None = None
-    seconds: float | None = None
-    """Wall clock of pretraining with its evaluations, up to the last checkpoint."""
-    images_per_second: float | None = None
-    """Median of the log."""
-    extra_passes: int | None = None
-    """Passes over the training images that the guide made beside training."""
-    localisation: str = ""
-    """How boxes are read; only scores of equal reading are compared."""
+    seconds: float | None = None  # wall clock with evaluations, up to the last checkpoint
+    images_per_second: float | None = None  # median of the log
+    extra_passes: int | None = None  # over the training images, by the guide
+    localisation: str = ""  # how boxes are read; only scores of equal reading are compared
     budget: str = ""
     device: str = ""
-    threads: int | None = None
-    """Per process, for decoding and augmentation."""
+    threads: int | None = None  # per process, for decoding and augmentation
     processes: int | None = None
-    machine: str = ""
-    """Cores, processor, GPU and versions where the run was trained last."""
-    stopped: bool = False
-    """A signal ended it; the same command continues it."""
-    failure: str = ""
-    """Why it, or one of its numbers, is incomplete."""
+    machine: str = ""  # where the run was trained last
+    stopped: bool = False  # by a signal; the same command continues it
+    failure: str = ""  # why the run, or one of its numbers, is incomplete
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,9 @@ __all__ = [
 class DataSets:
     """What a run reads."""
 
-    train: SampleIndex
-    """Images to pretrain on."""
-    bank: SampleIndex
-    """Labelled images whose features vote in kNN."""
-    queries: SampleIndex | None
-    """Labelled images to classify; None if there are no labels."""
+    train: SampleIndex  # to pretrain on
+    bank: SampleIndex  # labelled images whose features vote in kNN
+    queries: SampleIndex | None  # labelled images to classify; None if there are no labels
 
 
 def open_data(config: cfg.Data, seed: int = 0, kept: Path | None = None) -> DataSets:

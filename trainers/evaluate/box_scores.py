@@ -15,21 +15,9 @@ from dali_views.maps.coordinates import iou
 from dali_views.regions import Snapshot
 
 __all__ = [
-    "CENTRE",
-    "MOST_LOCALISED",
-    "THRESHOLDS",
-    "WHOLE",
-    "Localised",
-    "Truth",
-    "best_overlap",
-    "best_threshold",
-    "box_areas",
-    "health",
-    "heaviest",
-    "localisation",
-    "reference",
-    "spread_rows",
-]
+    "CENTRE", "MOST_LOCALISED", "THRESHOLDS", "WHOLE", "Localised", "Truth", "best_overlap", "best_threshold",
+    "box_areas", "health", "heaviest", "localisation", "reference", "spread_rows",
+]  # fmt: skip
 
 CENTRE = (0.25, 0.25, 0.75, 0.75)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -65,22 +53,14 @@ class Localised:
 
 def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: Truth) -> npt.NDArray[np.float64]:
     """(N,) IoU of boxes (N, 4) with the best-matching true box of each image, NaN where it has none."""
-    counts, _, overlaps = _overlaps(boxes, index)
-    best = np.full(len(index), np.nan)
-    if counts.any():
-        best[counts > 0] = np.maximum.reduceat(overlaps, (counts.cumsum() - counts)[counts > 0])
-    return best
-
-
-def _overlaps(boxes: npt.NDArray[Any], index: Truth) -> tuple[npt.NDArray[Any], ...]:
-    """(N,) counts of true boxes, and all of them, (T, 4), with their IoU (T,) with the box of their image."""
     truths = [index.truth(i) for i in range(len(index))]
     counts = np.array([len(true) for true in truths], dtype=np.int64)
-    if not counts.any():
-        return counts, np.zeros((0, 4)), np.zeros(0)
-    true = np.concatenate(truths)
-    found = iou(torch.from_numpy(boxes.repeat(counts, 0)), torch.from_numpy(true))
-    return counts, true, found.double().numpy()
+    best = np.full(len(index), np.nan)
+    if counts.any():
+        true = torch.from_numpy(np.concatenate(truths))
+        overlaps = iou(torch.from_numpy(boxes.repeat(counts, 0)), true).double().numpy()
+        best[counts > 0] = np.maximum.reduceat(overlaps, (counts.cumsum() - counts)[counts > 0])
+    return best
 
 
 def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
@@ -93,9 +73,8 @@ def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
     Returns:
         images: how many were scored.
         iou_best: mean IoU with the best-matching true box.
-        iou_largest: mean IoU with the largest true box.
         corloc: share of images whose best IoU is at least 0.5 (Deselaers et al. 2010).
-        The three are NaN if no image has true boxes.
+        Both are NaN if no image has true boxes.
 
     Raises:
         ValueError: the boxes are not (N, 4) with N the length of the index.
@@ -103,19 +82,11 @@ def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
     predicted = np.asarray(boxes, dtype=np.float64)
     if predicted.shape != (len(index), 4):
         raise ValueError(f"boxes should have shape ({len(index)}, 4), one per image, not {predicted.shape}")
-    counts, true, overlaps = _overlaps(predicted, index)
-    if not counts.any():
-        return {"images": 0, "iou_best": np.nan, "iou_largest": np.nan, "corloc": np.nan}
-    areas = np.prod(true[:, 2:] - true[:, :2], axis=1)
-    starts = (counts.cumsum() - counts)[counts > 0]
-    best = np.maximum.reduceat(overlaps, starts)
-    largest = [overlaps[a + np.argmax(areas[a:b])] for a, b in zip(starts, [*starts[1:], None], strict=True)]
-    return {
-        "images": len(best),
-        "iou_best": float(best.mean()),
-        "iou_largest": float(np.mean(largest)),
-        "corloc": float((best >= 0.5).mean()),
-    }
+    best = best_overlap(predicted, index)
+    best = best[~np.isnan(best)]
+    if not len(best):
+        return {"images": 0, "iou_best": np.nan, "corloc": np.nan}
+    return {"images": len(best), "iou_best": float(best.mean()), "corloc": float((best >= 0.5).mean())}
 
 
 def best_threshold(

@@ -34,6 +34,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,16 +50,9 @@ from .learners import Recipe
 from .supervised import Result, labelled, train_classifier
 
 __all__ = [
-    "FEW_LABELS",
-    "MORE_LABELS",
-    "PROBES",
-    "finetune",
-    "finetune_recipe",
-    "labelled_list",
-    "labelled_share",
-    "linear_probe",
-    "probe_recipe",
-]
+    "FEW_LABELS", "MORE_LABELS", "PROBES", "finetune", "finetune_recipe", "labelled_list", "labelled_share",
+    "linear_probe", "probe_recipe",
+]  # fmt: skip
 
 _FEW = 0.05
 _RECIPES = {"scfs": "dino"}  # methods whose recipe has another name
@@ -127,28 +121,22 @@ def probe_recipe(config: cfg.Config) -> Recipe:
             f"no linear probe is published for method.name {name}; "
             f"take that of another by probe.recipe={'|'.join(PROBES)}"
         )
-    recipe = PROBES[name]
-    return replace(
-        recipe,
-        epochs=probe.epochs or recipe.epochs,
-        batch=probe.batch or recipe.batch,
-        head_lr=probe.lr or recipe.head_lr,
-        weight_decay=recipe.weight_decay if probe.weight_decay is None else probe.weight_decay,
-        augment=probe.augment,
-    )
+    return _changed(
+        PROBES[name], epochs=probe.epochs, batch=probe.batch, head_lr=probe.lr, augment=probe.augment,
+        weight_decay=probe.weight_decay,
+    )  # fmt: skip
 
 
 def finetune_recipe(config: cfg.FineTune, share: float) -> Recipe:
     """The recipe for a share of the labels, with the configuration's changes."""
-    recipe = FEW_LABELS if share <= _FEW else MORE_LABELS
-    return replace(
-        recipe,
-        epochs=config.epochs or recipe.epochs,
-        batch=config.batch or recipe.batch,
-        encoder_lr=config.lr or recipe.encoder_lr,
-        head_lr=config.head_lr or recipe.head_lr,
-        weight_decay=recipe.weight_decay if config.weight_decay is None else config.weight_decay,
-    )
+    return _changed(
+        FEW_LABELS if share <= _FEW else MORE_LABELS, epochs=config.epochs, batch=config.batch,
+        encoder_lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay,
+    )  # fmt: skip
+
+
+def _changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 
 
 def labelled_share(index: SampleIndex, share: float, seed: int) -> NDArray[np.int64]:

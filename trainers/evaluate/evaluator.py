@@ -24,15 +24,8 @@ from ..engine.setting import Setting
 from ..guides.encoder_maps import EncoderMaps
 from ..guides.kept_maps import KeptMaps
 from ..methods import Method
-from .box_scores import (
-    THRESHOLDS,
-    Localised,
-    best_overlap,
-    best_threshold,
-    localisation,
-    reference,
-    spread_rows,
-)
+from . import box_scores
+from .box_scores import THRESHOLDS, Localised, best_threshold, localisation, spread_rows
 from .knn import knn
 
 __all__ = ["Evaluation", "Evaluator", "map_scores", "seen_maps", "table"]
@@ -85,7 +78,9 @@ class Evaluator:
             scores |= {"iou": best["iou_best"], "corloc": best["corloc"]}
             scores |= {"box_area": best["area"], "box_threshold": best["threshold"]}
             chosen = boxes[THRESHOLDS.index(best["threshold"])]
-            localised = Localised(self.boxed, chosen, best_overlap(chosen, self.boxed), best["threshold"])
+            localised = Localised(
+                self.boxed, chosen, box_scores.best_overlap(chosen, self.boxed), best["threshold"]
+            )
         return Evaluation(scores, self._picture() if ranks.is_main() else None, localised)
 
     def _picture(self) -> Image.Image:
@@ -142,7 +137,7 @@ def map_scores(
         for name, number in (("online", level), ("online, otsu", -1)):
             agreement = iou(at["online"][number], at["activation"][number]).mean()
             scores[name]["agreement"] = float(agreement)
-    return scores | reference(part)
+    return scores | box_scores.reference(part)
 
 
 def seen_maps(guide: cfg.BoxGuide, saved: Mapping[str, Any], length: int) -> KeptMaps | None:

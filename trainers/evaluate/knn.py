@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.setting import Setting
 
-__all__ = ["BatchLike", "check_votes", "extract", "knn", "knn_accuracy"]
+__all__ = ["check_votes", "extract", "knn", "knn_accuracy"]
 
 
 def knn(
@@ -31,60 +32,44 @@ def knn(
     """
     check_votes(k, temperature)
 
-    def features(images: Tensor) -> Tensor:
-        with setting.autocast():
-            return encoder(images)
-
-    training = encoder.training
-    encoder.eval()
+    plain = evaluation_views(views)
     voters, asked = (
-        extract(features, plain_loader(setting, views, index, evaluation_views(views)), setting.device)
-        for index in (bank, queries)
+        extract(encoder, plain_loader(setting, views, each, plain), setting.device, setting.autocast)
+        for each in (bank, queries)
     )
-    encoder.train(training)
     return {each: knn_accuracy(*voters[:2], *asked[:2], each, temperature) for each in k}
-
-
-class BatchLike(Protocol):
-    """The part of a loader's batch that is read here."""
-
-    @property
-    def views(self) -> Any: ...
-    @property
-    def label(self) -> Tensor: ...
-    @property
-    def index(self) -> Tensor: ...
 
 
 @torch.no_grad()
 def extract(
-    encoder: Callable[[Tensor], Tensor], loader: Iterable[BatchLike], device: torch.device | str
-) -> tuple[Tensor, Tensor, Tensor]:
+    encoder: Callable[[Tensor], Tensor], loader: Iterable[Any], device: torch.device | str,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Features of the first view of every sample, gathered over ranks and in the order of the index.
 
     A module is in eval mode meanwhile. A sample that occurs more than once (padding of the last batch, ranks
     of unequal length) is kept once.
 
     Args:
-        encoder: images (B, 3, S, S) -> features (B, D).
-        loader: batches of this rank's share, at least one.
-        device: where the encoder is.
+        encoder: images (B, 3, S, S) -> features (B, D), called within `context`.
+        loader: batches (`dali_views.Batch`) of this rank's share, at least one.
+        device: of the encoder.
 
     Returns:
         features (N, D) float32, labels (N,) int64, index (N,) int64, on `device`, equal on all ranks.
     """
-    was_training = isinstance(encoder, nn.Module) and encoder.training
-    if isinstance(encoder, nn.Module):
-        encoder.eval()
+    module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
+    training = module.training
+    module.eval()
     features, labels, index = [], [], []
     try:
         for batch in loader:
-            features.append(encoder(batch.views[0].to(device)).float())
+            with context():
+                features.append(encoder(batch.views[0].to(device)).float())
             labels.append(batch.label.to(device))
             index.append(batch.index.to(device))
     finally:
-        if isinstance(encoder, nn.Module):
-            encoder.train(was_training)
+        module.train(training)
     if not features:
         raise ValueError("the loader gave no batch; nothing to extract features from")
     all_index = ranks.gather_rows(torch.cat(index).long())

@@ -41,16 +41,10 @@ class Partners(NamedTuple):
 
 @torch.no_grad()
 def find_partners(
-    features: Tensor,
-    *,
-    band: tuple[float, float],
-    kind: Literal["absolute", "quantile"] = "absolute",
-    anchors: Tensor | None = None,
-    chunk: int | None = None,
-    pairs: int = PAIRS,
-    seed: int = 0,
+    features: Tensor, *, band: tuple[float, float], kind: Literal["absolute", "quantile"] = "absolute",
+    anchors: Tensor | None = None, chunk: int | None = None, pairs: int = PAIRS, seed: int = 0,
     progress: bool = True,
-) -> Partners:
+) -> Partners:  # fmt: skip
     """The most similar other image of every anchor among those whose cosine lies inside a band.
 
     The upper bound excludes (near-)duplicates. Among equally similar images the first is taken. Features are
@@ -160,12 +154,9 @@ def _absolute(
     for bound in (low, high):
         tail = min(bound, 1 - bound)
         if tail and round(count * tail, 3) < _BEYOND:  # rounded, for 1 - 0.9999 is less than 0.0001
-            needed = math.ceil(round(_BEYOND / tail, 2))
-            # No key of a configuration sets `pairs`.
-            own = f", in a loop of your own give find_partners pairs={needed}" if needed <= everyone else ""
             raise ValueError(
-                f"the quantile {bound} cannot be told from {count} pairs of images, for fewer than {_BEYOND} "
-                f"lie beyond it; take one nearer 0.5{own}, or give an absolute band"
+                f"the quantile {bound} cannot be told from {count} pairs of images: fewer than {_BEYOND} lie "
+                "beyond it; take one nearer 0.5, or give an absolute band"
             )
     if count == everyone:
         one, other = torch.triu_indices(n, n, 1)
@@ -226,10 +217,7 @@ def label_partners(
 
 
 def precision(
-    partner: Tensor,
-    labels: Tensor | NDArray[np.integer[Any]],
-    cosine: Tensor | None = None,
-    bands: int = 10,
+    partner: Tensor, labels: Tensor | NDArray[np.integer[Any]], cosine: Tensor | None = None, bands: int = 10
 ) -> dict[str, Any]:
     """How many partners are of the same class: to judge a search, never to train.
 
