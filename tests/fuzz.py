@@ -124,7 +124,7 @@ def use(loaded: object, read: bool = False) -> None:
         for row in range(len(loaded)):
             loaded.path(row), loaded.truth(row)
         if loaded.form == "names":
-            loaded.path_rows(np.arange(len(loaded)))
+            loaded.inputs(np.arange(len(loaded)))
         loaded.subset([0]).summary()
         assert all(label == -1 or loaded.classes[label] for label in loaded.labels)
         for row in (

@@ -324,8 +324,6 @@ def test_arrays_are_not_copied_and_bad_ones_are_refused() -> None:
         SampleIndex.from_arrays(pixels, [0, 1])
     with pytest.raises(ValueError, match="between"):
         SampleIndex.from_arrays(pixels, [0, 1, 2, 3, 4], classes=["a"])
-    with pytest.raises(TypeError, match="no files"):
-        index.path_rows(np.array([0]))
 
 
 def test_boxes_attach_by_path_or_by_unique_name(tree: Path) -> None:

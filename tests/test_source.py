@@ -234,5 +234,3 @@ def test_an_empty_source_and_one_of_other_things_are_refused(table):
 def test_an_index_of_a_source_cannot_be_saved(table, tmp_path):
     with pytest.raises(TypeError, match="cannot be saved"):
         index_of(table).save(tmp_path / "index.safetensors")
-    with pytest.raises(TypeError, match="no files"):
-        index_of(table).path_rows(np.array([0]))

@@ -20,11 +20,7 @@ def save(file: PathLike, reasons: Mapping[str, str]) -> None:
 
 
 def load(file: PathLike) -> dict[str, str]:
-    """Reasons by path; a line without a tab is a path alone. Blank lines and lines with # are skipped.
-
-    Raises:
-        FileNotFoundError: there is no such list.
-    """
+    """Reasons by path; a line without a tab is a path alone. Blank lines and lines with # are skipped."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"The list {os.fspath(file)!r} does not exist; check the path.")
     lines = [line.rstrip("\r") for line in os.fsdecode(Path(file).read_bytes()).split("\n") if line.strip()]

@@ -79,11 +79,7 @@ def inspect_file(job: tuple[bytes, Record | None]) -> Record:
 
 
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
-    """(height, width, reason) of an image of `size` bytes in a seekable file.
-
-    Raises:
-        SourceGoneError, ConnectionError: What holds the file is gone, which is no fault of the image.
-    """
+    """(height, width, reason) of an image of `size` bytes in a seekable file; `GONE` is raised."""
     try:
         if size == 0:
             raise _Refused("empty file")

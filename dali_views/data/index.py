@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from ..system.files import PathLike
 from . import bad_list
@@ -89,13 +89,13 @@ class SampleIndex(Scan):
     # -- constructors -----------------------------------------------------------------------------
 
     @classmethod
-    def _of(cls, scan: Scan) -> SampleIndex:
+    def _of(cls, scan: Scan) -> Self:
         return cls(**{one.name: getattr(scan, one.name) for one in fields(Scan)})
 
     @classmethod
     def from_folder(
         cls, root: PathLike, classes: Sequence[str] | None = None, **options: Unpack[Options]
-    ) -> SampleIndex:
+    ) -> Self:
         """Indexes a folder of class folders, or a flat folder of images.
 
         A class is a folder in `root` with images in or below it, numbered in the order of the names; without
@@ -106,9 +106,7 @@ class SampleIndex(Scan):
         return cls._of(scan_folder(root, classes, **options))
 
     @classmethod
-    def from_list(
-        cls, file: PathLike, root: PathLike | None = None, **options: Unpack[Options]
-    ) -> SampleIndex:
+    def from_list(cls, file: PathLike, root: PathLike | None = None, **options: Unpack[Options]) -> Self:
         """Indexes the images that a text file names: a path and optionally a label per line.
 
         A tab separates path and label. Without a tab the whole line is the path if it is an existing file or
@@ -121,7 +119,7 @@ class SampleIndex(Scan):
     @classmethod
     def from_coco(
         cls, images: PathLike, instances: PathLike | None = None, **options: Unpack[Options]
-    ) -> SampleIndex:
+    ) -> Self:
         """Indexes COCO images, with the boxes of an instances file (JSON) as ground truth.
 
         The label of an image is the class of its largest box (in pixels; the first of equals), -1 without
@@ -134,13 +132,10 @@ class SampleIndex(Scan):
     @classmethod
     def from_arrays(
         cls, images: NDArray[np.uint8], labels: ArrayLike | None = None, classes: Sequence[str] | None = None
-    ) -> SampleIndex:
-        """Indexes pixels in memory (CIFAR); they are neither copied nor encoded.
+    ) -> Self:
+        """Indexes pixels in memory (CIFAR), (N, H, W, 3) uint8 RGB; they are neither copied nor encoded.
 
-        Args:
-            images: (N, H, W, 3) uint8 RGB.
-            labels: (N,) whole numbers, -1 unknown.
-            classes: Their names; by default their numbers.
+        Labels are (N,) whole numbers, -1 unknown; `classes` are their names, by default their numbers.
         """
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
             kind = getattr(images, "dtype", type(images).__name__)
@@ -152,7 +147,7 @@ class SampleIndex(Scan):
         return cls("", None, sizes, given, names, arrays=images)
 
     @classmethod
-    def from_shards(cls, pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> SampleIndex:
+    def from_shards(cls, pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> Self:
         """Indexes the images in tar shards, as WebDataset writes them; one order is drawn over all of them.
 
         An image takes the label of the member with the same key: `.cls`, a number or a word, else `.json`
@@ -174,7 +169,7 @@ class SampleIndex(Scan):
         image: str | None = None,
         label: str | None = None,
         **options: Unpack[Options],
-    ) -> SampleIndex:
+    ) -> Self:
         """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
 
         A row is named table/path if the tables give a path to each image, else table/row 17. Images without
@@ -194,7 +189,7 @@ class SampleIndex(Scan):
         return cls._of(scan_tables(pattern, image, label, **options))
 
     @classmethod
-    def from_lmdb(cls, path: PathLike, cache: Cache = True, progress: bool = True) -> SampleIndex:
+    def from_lmdb(cls, path: PathLike, cache: Cache = True, progress: bool = True) -> Self:
         """Indexes the images in an LMDB environment (a file, or a folder with a data.mdb), as LSUN's are.
 
         The names are the keys, in their order; a key that cannot be a name becomes "hex:" and its bytes in
@@ -213,14 +208,12 @@ class SampleIndex(Scan):
         sizes: ArrayLike | None = None,
         names: Sequence[str] | None = None,
         progress: bool = True,
-    ) -> SampleIndex:
+    ) -> Self:
         """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
 
-        Args:
-            labels, classes: See `from_arrays`.
-            sizes: (N, 2) stored height and width in pixels of each image. Without them every image is read
-                once, and unusable ones are left out.
-            names: A name of each, for messages, lists of bad images and the fingerprint; by default "row 7".
+        `labels` and `classes` are as in `from_arrays`, `sizes` (N, 2) stored heights and widths in pixels.
+        Without sizes every image is read once, and unusable ones are left out. `names` (by default "row 7")
+        are for messages, lists of bad images and the fingerprint.
         """
         given, kinds = check_labels(labels, len(source), classes)
         rows, paths, shapes, left_out = scan_source(source, sizes, names, progress)
@@ -234,24 +227,21 @@ class SampleIndex(Scan):
             return f"<array {range(len(self))[i]}>"
         return os.path.join(self.root, os.fsdecode(self.paths[i].tobytes().rstrip(b"\0")))
 
-    def path_rows(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """(B, P) full paths of rows (B,), UTF-8, padded with NULs, as DALI's `io.file.read` takes them."""
-        if self.paths is None or self.source is not None:
-            instead = "read index.arrays" if self.paths is None else "read them by index.encoded"
-            raise TypeError(f"The images of this index are no files; {instead} instead.")
-        root = np.frombuffer(os.fsencode(os.path.join(self.root, "")), np.uint8)
-        return np.hstack([np.tile(root, (len(rows), 1)), self.paths[rows]])
-
     @property
     def form(self) -> Form:
         """What the graph receives: names of files, encoded bytes or pixels."""
         return "pixels" if self.arrays is not None else "bytes" if self.source is not None else "names"
 
     def inputs(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        """What a graph of this `form` receives for rows (B,): (B, P) names, B times bytes or (B, H, W, 3)."""
+        """What a graph of this `form` receives for rows (B,): B times bytes, (B, H, W, 3) pixels, or (B, P)
+        full paths, UTF-8, padded with NULs."""
         if self.source is not None:
             return read_rows(self.source, rows.astype(np.int64))
-        return self.path_rows(rows) if self.arrays is None else np.asarray(self.arrays[rows])
+        if self.paths is None:
+            assert self.arrays is not None
+            return np.asarray(self.arrays[rows])
+        root = np.frombuffer(os.fsencode(os.path.join(self.root, "")), np.uint8)
+        return np.hstack([np.tile(root, (len(rows), 1)), self.paths[rows]])
 
     def encoded(self, i: int) -> bytes:
         """The encoded image of row `i`, wherever it lies; an OSError, or what its source raises."""
@@ -290,7 +280,7 @@ class SampleIndex(Scan):
 
     # -- making others of it ----------------------------------------------------------------------
 
-    def subset(self, rows: ArrayLike) -> SampleIndex:
+    def subset(self, rows: ArrayLike) -> Self:
         """The index of some rows, in the order given (or of a mask of N truth values); classes stay.
 
         Raises:
@@ -318,12 +308,11 @@ class SampleIndex(Scan):
             fingerprint="",
         )
 
-    def without(self, bad: PathLike) -> SampleIndex:
+    def without(self, bad: PathLike) -> Self:
         """The same index without the files in a list, which join `left_out` with the list's reasons.
 
-        Args:
-            bad: Text file of `dali-views check`, `dali-views pack` or a training run, see `bad_list`: paths
-                relative to the root or absolute. A ValueError if it names every image.
+        `bad` is a text file of `dali-views check`, `dali-views pack` or a training run, see `bad_list`, with
+        paths relative to the root or absolute. A ValueError if it names every image.
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
@@ -346,33 +335,28 @@ class SampleIndex(Scan):
             )
         return self
 
-    def with_boxes(self, boxes: Mapping[str, ArrayLike] | PathLike) -> SampleIndex:
+    def with_boxes(self, boxes: Mapping[str, ArrayLike] | PathLike) -> Self:
         """The same index with other ground-truth boxes; each takes the label of its image.
 
-        Args:
-            boxes: (n, 4) fractions y0, x0, y1, x1 by relative path or by file name where that occurs once; or
-                a text file with a line `name x0 y0 x1 y1` per box, in pixels and inclusive, as Tiny-ImageNet
-                has it (a box reaches from x0 / width to (x1 + 1) / width).
+        `boxes` are (n, 4) fractions y0, x0, y1, x1 by relative path or by file name where that occurs once;
+        or a text file with a line `name x0 y0 x1 y1` per box, in pixels and inclusive, as Tiny-ImageNet has
+        it (a box reaches from x0 / width to (x1 + 1) / width).
         """
         names = [] if self.paths is None else unpack_names(self.paths)
         return self._with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))
 
-    def _with_row_boxes(self, truth: RowBoxes) -> SampleIndex:
+    def _with_row_boxes(self, truth: RowBoxes) -> Self:
         order = np.argsort(truth.rows, kind="stable")
         ends = np.cumsum(np.bincount(truth.rows, minlength=len(self)))
         start = np.concatenate([[0], ends]).astype(np.int64)
         return replace(self, box_start=start, boxes=truth.boxes[order], box_labels=truth.labels[order])
 
-    def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> SampleIndex:
+    def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> Self:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
-        Several processes and data sets may share the folder; see `cache.CachedSource`. Cache first and
-        choose subsets then, so that all subsets share what is kept.
-
-        Args:
-            folder: On a local disk; made if it is not there.
-            gigabytes: Limit for everything in the folder.
-            content: For a source of one's own, a text that identifies its content: its path and its version.
+        Several processes and data sets may share the folder, and `gigabytes` is the limit for all of them;
+        see `cache.CachedSource`. Cache first and choose subsets then, so that these share what is kept.
+        `content` identifies what a source of one's own holds, as its path and version.
         """
         if self.source is None:
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")
@@ -399,6 +383,6 @@ class SampleIndex(Scan):
         write_index(path, self)
 
     @classmethod
-    def load(cls, path: PathLike) -> SampleIndex:
+    def load(cls, path: PathLike) -> Self:
         """Reads what `save` wrote; a ValueError if it is damaged, wrong or of another format."""
         return read_index(path, cls)

@@ -27,11 +27,9 @@ Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 """What holds the images, and so the meaning of their `places` (N, 3):
 
 - "": local files of their own, arrays, or a source of one's own; there are no places;
-- "ranges": pieces of container files, as tar shards are: file, offset, bytes;
+- "ranges": pieces of container files, as tar shards are, maybe in a store: file, offset, bytes;
 - "groups": values of a column in Parquet or compressed Arrow files: file, group in it, row in that;
 - "objects": whole objects in a store: 0, version, bytes.
-
-The root of ranges and objects may be a URL.
 """
 
 FORMAT = 3
@@ -162,12 +160,7 @@ def write_index(path: PathLike, scan: Scan) -> None:
 
 
 def read_index(path: PathLike, kind: type[T]) -> T:
-    """Makes a `kind` of the fields that it has and the file stores; a `SampleIndex` reads a kept scan, too.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, something else, of another format version, or contradicts itself.
-    """
+    """Makes a `kind` of the fields that it has and the file stores; errors as of `load_arrays`."""
     with load_arrays(path, "index") as (arrays, facts):
         if facts.get("format") != FORMAT:
             raise ValueError(f"format {facts.get('format')}, this version reads {FORMAT}")

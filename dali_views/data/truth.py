@@ -89,13 +89,7 @@ def match_boxes(
     sizes: NDArray[np.int32],
     labels: NDArray[np.int32],
 ) -> RowBoxes:
-    """Finds the rows of boxes; each box takes the label of its row. See `SampleIndex.with_boxes`.
-
-    Args:
-        given: (n, 4) boxes by name, or a box file.
-        names: Relative paths of all N rows.
-        sizes: (N, 2) height and width.
-        labels: (N,)
+    """The rows of `SampleIndex.with_boxes` by the names, sizes (N, 2) and labels (N,) of an index.
 
     Raises:
         FileNotFoundError: There is no such box file.
