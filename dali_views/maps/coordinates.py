@@ -1,5 +1,7 @@
 """Between view and image coordinates: project boxes and maps by the crop and flip of each view in a batch.
 
+::
+
     image, fractions 0 ... 1           view of it, not flipped      flipped: x becomes 1 - x
     +----------------------------+
     |      crop (y0, x0)         |     (0, 0)                       (0, 1)
