@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...data.remote import absolute
-from ...plan import recipes
 from .. import options
 from ..command_line import Answer
 from ..open_images import open_images
@@ -71,8 +70,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Measures the parts that were named."""
-    from ...graph.build import default_threads
-    from . import measure
+    from . import contest, measure  # PyTorch and DALI, which the help does without
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds is the length of a turn, above 0; got {args.seconds:g}.")
@@ -82,34 +80,15 @@ def run(args: argparse.Namespace) -> Answer:
         )
     index = options.open_index(args)
     print(index.summary())
-    device = options.device(args)
-    batch_size = args.batch_size or {"gpu": 256}.get(device, 64)
-    rows = measure.run(
-        index,
-        recipes.BY_NAME[args.recipe](args.size),
-        parts=args.parts or (["sources"] if args.source else ["loaders"]),
-        elsewhere=dict(zip(_places(index.root, args.source), map(open_images, args.source), strict=True)),
-        batch_size=batch_size,
-        device=device,
-        workers=args.workers or default_threads(),
-        rounds=args.rounds,
-        seconds=args.seconds,
-        only=args.only,
-        models=args.models,
-        batches=args.batches,
-        batch_sizes=args.batch_sizes,
-        cold=args.cold,
-        hw_decoder_load=args.hw_decoder_load,
-        recipe=args.recipe,
-        seed=args.seed,
-    )
+    places = dict(zip(_places(index.root, args.source), map(open_images, args.source), strict=True))
+    rows = measure.run(args, index, places)
     setting = rows[0].setting
     text = (
-        f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {batch_size}, "
-        f"{setting['workers']} workers, {setting['cache']} cache\n\n{measure.table(rows)}"
+        f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {setting['batch_size']}, "
+        f"{setting['workers']} workers, {setting['cache']} cache\n\n{contest.table(rows)}"
     )
     if args.csv is not None:
-        measure.write_csv(rows, args.csv)
+        contest.write_csv(rows, args.csv)
         text += f"\nwritten to {args.csv}"
     return Answer({"rows": [asdict(row) for row in rows]}, text)
 

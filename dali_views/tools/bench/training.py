@@ -26,8 +26,6 @@ from ...plan import recipes
 from .contest import IMAGES, OF_TIME, Batches, Contender, Report, Row, Setup, joined, median_ratio, take_turns
 from .loaders import endless, guided, loader_of, table_of_boxes
 
-MODELS = ("resnet18", "resnet50")
-
 
 class _Trainer:
     """A model with its optimiser: one call is one step."""
