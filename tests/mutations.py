@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 import torch
-from conftest import REAL
 from PIL import Image
 from tars import add
 
@@ -40,27 +39,12 @@ _TEXTS = (*_WORDS, "&a ", "*a ", "!!set ", "<<: ")
 _SIDES = (0, 1, 2_700, 13_000, 65_500, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
 
 
-def photographs() -> list[Image.Image]:
-    """Three of ImageNet where at hand, else a portrait thrice."""
-    if (REAL / "imagenet-sample.tar").is_file():
-        with tarfile.open(REAL / "imagenet-sample.tar") as tar:
-            files = [member for member in tar if member.isfile()][:3]
-            return [Image.open(io.BytesIO(_content(tar, file))).convert("RGB") for file in files]
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return [Image.open(portrait).convert("RGB")] * 3
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read()
-
-
 def originals(folder: Path) -> dict[str, list[bytes]]:
     """Valid files of every kind; the images that they name are written to `folder`/images."""
     images = folder / "images"
     images.mkdir(parents=True)
-    large = photographs()
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    large = [Image.open(portrait).convert("RGB").rotate(90 * turn, expand=True) for turn in range(3)]
     small = [image.resize((96, 72)) for image in large]
     for number, image in enumerate(small):
         image.save(images / f"{number}.jpg")

@@ -194,6 +194,9 @@ def test_a_kept_scan_that_is_wrong_is_made_anew(images: Path, tmp_path: Path, ch
     again = SampleIndex.from_folder(images, cache=tmp_path / "cache")
     assert (again.sizes == first.sizes).all()
     assert (again.root, again.fingerprint) == (first.root, first.fingerprint)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert SampleIndex.from_folder(images, cache=tmp_path / "cache").fingerprint == first.fingerprint
+    assert SampleIndex.load(file).fingerprint == first.fingerprint
 
 
 # -- region tables --------------------------------------------------------------------------------
@@ -264,11 +267,19 @@ def test_names_that_leave_the_root_are_left_out_of_a_list(images: Path) -> None:
     ]
 
 
+def entry(number: int, name: Any, side: int = 50) -> dict[str, Any]:
+    return {"id": number, "file_name": name, "width": side, "height": side}
+
+
+def mark(*box: float, image: int = 0) -> dict[str, Any]:
+    return {"image_id": image, "category_id": 1, "bbox": box}
+
+
 def coco(root: Path, **changes: Any) -> SampleIndex:
     data = {
-        "images": [{"id": n, "file_name": f"000{n}.jpg", "width": 50, "height": 50} for n in range(2)],
+        "images": [entry(n, f"000{n}.jpg") for n in range(2)],
         "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "annotations": [mark(1, 2, 3, 4)],
     }
     (root / "coco.json").write_text(json.dumps(data | changes))
     return SampleIndex.from_coco(root, root / "coco.json", cache=False)
@@ -278,10 +289,8 @@ def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_wit
     images: Path,
 ) -> None:
     names = ("../secret.jpg", "/etc/secret.jpg", "a\0b.jpg", "0001.jpg", f"{images}/0002.jpg", "0001.jpg")
-    entries = [{"id": n, "file_name": name, "width": 50, "height": 50} for n, name in enumerate(names)]
-    index = coco(
-        images, images=entries, annotations=[{"image_id": 3, "category_id": 1, "bbox": [5, 0, 5, 5]}]
-    )
+    entries = [entry(n, name) for n, name in enumerate(names)]
+    index = coco(images, images=entries, annotations=[mark(5, 0, 5, 5, image=3)])
     boxes = {index.path(row): len(index.truth(row)) for row in range(len(index))}
     assert boxes == {f"{images}/0001.jpg": 1, f"{images}/0002.jpg": 0}
     assert [path for path, _ in index.left_out] == sorted(names[:4], key=lambda name: name.replace("/", "\0"))
@@ -290,22 +299,19 @@ def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_wit
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": [{"id": 0, "file_name": "0000.jpg", "width": 0, "height": 5}]}, "not between 1"),
-        ({"images": [{"id": 0, "file_name": "0000.jpg", "width": -4, "height": 5}]}, "not between 1"),
-        ({"images": [{"id": 0, "file_name": 7, "width": 5, "height": 5}]}, "TypeError"),
-        ({"images": [{"id": 0, "file_name": "\ud800.jpg", "width": 5, "height": 5}]}, "surrogates"),
-        ({"images": [{"id": 0, "file_name": f"{n}.jpg", "width": 5, "height": 5} for n in "ab"]}, "twice"),
+        ({"images": [entry(0, "0000.jpg", 0)]}, "not between 1"),
+        ({"images": [entry(0, "0000.jpg", -4)]}, "not between 1"),
+        ({"images": [entry(0, 7)]}, "TypeError"),
+        ({"images": [entry(0, "\ud800.jpg")]}, "surrogates"),
+        ({"images": [entry(0, "a.jpg"), entry(0, "b.jpg")]}, "twice"),
         ({"images": "0000.jpg"}, "not a COCO instances file"),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "twice"),
         ({"categories": [{"id": float("inf"), "name": "cat"}]}, "OverflowError"),
         ({"categories": [{"id": 1, "name": "\ud800"}]}, "surrogates"),
-        (
-            {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, float("nan"), 4]}]},
-            "not between",
-        ),
-        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 1e300, 4]}]}, "not between"),
-        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 10**400, 4]}]}, "OverflowError"),
-        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [0] * 8}]}, "reshape"),
+        ({"annotations": [mark(0, 0, float("nan"), 4)]}, "not between"),
+        ({"annotations": [mark(0, 0, 1e300, 4)]}, "not between"),
+        ({"annotations": [mark(0, 0, 10**400, 4)]}, "OverflowError"),
+        ({"annotations": [mark(*[0] * 8)]}, "reshape"),
         ({"annotations": [[]]}, "AttributeError"),
     ],
 )
