@@ -41,6 +41,9 @@ def test_a_new_table_says_whole_image_weight_one_and_oneself_as_partner() -> Non
     assert table.writes.tolist() == [0, 0, 0]
     assert table.written_epoch.tolist() == [-1, -1, -1]
     assert not table.written.any()
+    for length, regions in ((-1, 1), (4, 0)):
+        with pytest.raises(ValueError, match="cannot be"):
+            RegionTable(length, regions)
     dtypes = [getattr(table, name).dtype for name in COLUMNS]
     assert dtypes == [np.float32, np.float32, np.int64, np.bool_, np.int32, np.int32]
 
@@ -155,12 +158,6 @@ def test_wrong_calls_are_refused_by_row_and_nothing_is_written(
     with pytest.raises((ValueError, TypeError), match=message):
         table.update(index, **(good | options))
     assert same(table, filled(regions=2))
-
-
-@pytest.mark.parametrize(("length", "regions"), [(-1, 1), (4, 0)])
-def test_impossible_tables_are_refused(length: int, regions: int) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
-        RegionTable(length, regions)
 
 
 # ---- snapshots and state
