@@ -239,7 +239,7 @@ def _save(out: Path, rows: Sequence[Row], last: bool) -> None:
 
 def _names(configs: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths, without suffix, that tell the files apart."""
-    ways = [Path(os.path.abspath(path)).with_suffix("").parts for path in configs]
+    ways = [Path(os.path.abspath(str(path).replace(".yaml+", "+"))).with_suffix("").parts for path in configs]
     if len(set(ways)) < len(ways):
         raise ValueError(f"a configuration is named twice in {', '.join(map(str, configs))}; leave one out")
 

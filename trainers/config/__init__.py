@@ -160,11 +160,10 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
 
 def _nearest(key: str, tree: Mapping[str, Any]) -> str:
     """What was probably meant by an unknown key, else the keys that are valid beside it."""
-    chosen = {name: tree[name]["name"] if name in tree else default for name, default in DEFAULTS.items()}
-    sections = {
-        name: _CHOICES[name].get(chosen[name]) if name in _CHOICES else field.annotation
-        for name, field in Config.model_fields.items()
-    }
+    sections: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
+    for name, choices in _CHOICES.items():  # a wrong name chooses none
+        given = tree.get(name)
+        sections[name] = choices.get(str(given["name"]) if isinstance(given, dict) else DEFAULTS[name])
     keys = [f"{name}.{each}" for name in sections for each in getattr(sections[name], "model_fields", ())]
     above, _, last = key.rpartition(".")
     beside = [each for each in [*sections, *keys] if each.rpartition(".")[0] == above]

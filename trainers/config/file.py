@@ -138,11 +138,9 @@ def _parse(text: str, source: str) -> Any:
     try:
         for event in _yaml().parse(text):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if getattr(event, "anchor", None) or getattr(event, "tag", None) or depth > _DEEPEST:
-                raise MarkedYAMLError(
-                    problem=f"anchors, aliases, tags and more than {_DEEPEST} nested sections are not read",
-                    problem_mark=event.start_mark,
-                )
+            if depth > _DEEPEST or any(getattr(event, part, None) for part in ("anchor", "tag", "version")):
+                what = f"anchors, aliases, tags, directives and more than {_DEEPEST} nested sections"
+                raise MarkedYAMLError(problem=f"{what} are not read", problem_mark=event.start_mark)
         return _yaml().load(text)
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

@@ -10,18 +10,18 @@ from .sections import Count, CountOrZero, MapKind, Maps, Section, Share
 
 
 class NoGuide(Section):
-    """Nobody writes the region table: boxes stay the whole image."""
+    """No guide: boxes stay the whole image."""
 
     name: Literal["none"] = "none"
 
 
 class Localised(Maps):
-    """What all guides have that read boxes off maps of the encoder that learns."""
+    """Guides that read boxes off maps of the encoder in training."""
 
     warmup: CountOrZero = 20
-    """Epochs before the first boxes."""
+    """Epochs before the first boxes; in a file also a share of the run, such as 20%."""
     interval: Count = 20
-    """Epochs between box updates."""
+    """Epochs between box updates, or a share of the run."""
     threshold: Share | Literal["otsu"] = 0.1
     """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
 
