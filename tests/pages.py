@@ -20,56 +20,42 @@ def small_config(folder: Path, data: dict, **changes: dict) -> Path:
 
 
 class Page(HTMLParser):
-    """The page in a file: its elements, pictures and words."""
+    """The page in a file: its elements, pictures and words. It loads, runs and links to nothing."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.words: list[str] = []
-        self._open: list[str] = []
-        self.source = file.read_text(encoding="utf-8")
-        self.feed(self.source)
+        source = file.read_text(encoding="utf-8")
+        style = re.search(r"<style>.*</style>", source, re.DOTALL)
+        assert style
+        self.feed(source.replace(style[0], ""))
         self.close()
+        self.text = " ".join(self.words)
+
+        assert not self.tags("script") + self.tags("iframe")
+        for tag, attributes in self.elements:
+            assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+            for name in attributes.keys() & _ADDRESSES:
+                assert attributes[name].startswith(("#", "data:image/jpeg;")), (tag, attributes[name][:80])
+        assert not re.search(r"url\(\s*['\"]?(?!#)|@import|https?://", source)
+        assert "default-src 'none'" in self.tags("meta")[1]["content"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop() != tag:
-            pass
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open and data.strip():
-            self.words.append(data.strip())
+        self.words += [data.strip()] if data.strip() else []
 
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
+    def tags(self, tag: str, **wanted: str) -> list[dict[str, str]]:
+        return [each for name, each in self.elements if name == tag and wanted.items() <= each.items()]
 
-    def tags(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
+    def has(self, *texts: str) -> bool:
+        return all(text in self.text for text in texts)
 
     def pictures(self) -> list[Image.Image]:
         """Every image of the page, decoded."""
-        found = []
-        for attributes in self.tags("img"):
-            head, _, content = attributes["src"].partition(",")
-            assert head == "data:image/jpeg;base64", head[:60]
-            found.append(Image.open(io.BytesIO(base64.b64decode(content, validate=True))))
-            found[-1].load()
-        return found
-
-    def check_alone(self) -> None:
-        """It loads nothing, runs nothing and leads nowhere else."""
-        assert not self.tags("script")
-        assert not self.tags("iframe")
-        for tag, attributes in self.elements:
-            assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-            for name in _ADDRESSES:
-                assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;")), (
-                    tag,
-                    attributes[name][:80],
-                )
-        assert not re.search(r"url\(\s*['\"]?(?!#)|@import|https?://", self.source)
-        assert "default-src 'none'" in self.tags("meta")[1]["content"]
+        sources = [attributes["src"].partition(",") for attributes in self.tags("img")]
+        assert {head for head, _, _ in sources} <= {"data:image/jpeg;base64"}
+        files = [io.BytesIO(base64.b64decode(content, validate=True)) for _, _, content in sources]
+        return [Image.open(file).convert("RGB") for file in files]

@@ -51,7 +51,7 @@ class History:
         self.folder, self.index, self.seed = folder / HISTORY, index, seed
         if step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         keep_until(self.folder / "boxes.jsonl", step)
         keep_until(self.folder / "events.jsonl", math.inf)
         for file in self.folder.glob("*.json"):

@@ -31,7 +31,7 @@ from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE,
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 MOST_POINTS = 300  # drawn of a curve, more than a chart has pixels for
 _COLOURS = ("#3b82f6", "#e8710a", "#16a34a", "#a855f7")
-_ACROSS, _DOWN = (58, 308), (138, 7)  # of the axes, in a drawing of 324 x 173 pixels
+_ACROSS, _DOWN = (62, 308), (138, 7)  # of the axes, in a drawing of 324 x 173 pixels
 
 
 def write(folder: Path) -> Path:
@@ -159,8 +159,8 @@ def draw(
     return {
         "title": title, "legend": legend, "missing": int(np.isnan(values).sum()), "paths": paths,
         "thinned": any(kind == "band" for kind, _, _ in paths),
-        "x": [(np.interp(x, xs, _ACROSS), _label(x, False)) for x in _ticks(*xs, 5, least=1)],
-        "y": [(np.interp(y, ys, _DOWN), _label(y, share)) for y in _ticks(*ys, 4)],
+        "x": [(np.interp(x, xs, _ACROSS), _label(x, False)) for x in _ticks(*xs, 6, least=1)],
+        "y": [(np.interp(y, ys, _DOWN), _label(y, share)) for y in _ticks(*ys, 5)],
     }  # fmt: skip
 
 
