@@ -218,7 +218,7 @@ def test_a_diverging_run_is_noted_with_the_reason_and_the_others_go_on_and_equal
     assert [(line["config"], line["failure"]) for line in csv_of(out)] == [("a/arm", reason), ("b/arm", "")]
     (shown,) = [line for line in (out / "compare.md").read_text().splitlines() if line.startswith("| a/arm ")]
     assert "| 0 of 1 |" in shown
-    assert reason in shown
+    assert f"a/arm, seed 0: {reason}" in (out / "compare.md").read_text()
 
 
 @pytest.mark.parametrize(

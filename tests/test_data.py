@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from conftest import noise_images
 from torchvision.datasets import STL10
 
 from dali_views import RegionTable, SampleIndex
-from trainers.config import Data
+from trainers.config import Config, Data
 from trainers.config.file import parse
-from trainers.data import class_names, evaluation_views, open_data, plain_loader, training_loader
+from trainers.data import evaluation_views, open_data, plain_loader, training_loader
 from trainers.engine import ranks
 from trainers.engine.setting import join
 
@@ -29,31 +30,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def class_list(folder: Path, text: str) -> str:
-    file = folder / "classes.txt"
-    file.write_text(text, encoding="utf-8")
-    return str(file)
-
-
-def data_of(folders: Path, classes: str | None, **more: str) -> Data:
-    return Data(kind="folder", path=str(folders / "train"), classes=classes, **more)  # type: ignore[arg-type]
+def data_of(folders: Path, classes: str | None = None, **more: Any) -> Data:
+    """The training folder; `classes` are the lines of a class list."""
+    if classes is not None:
+        more["classes"] = str(folders / "classes.txt")
+        (folders / "classes.txt").write_text(classes, encoding="utf-8")
+    return Data(**{"kind": "folder", "path": str(folders / "train"), **more})
 
 
 def names_of(index: SampleIndex) -> set[str]:
     return {Path(index.path(i)).parent.name for i in range(len(index))}
 
 
-def test_a_class_list_skips_blank_lines_and_remarks_and_keeps_its_order(tmp_path: Path) -> None:
-    file = class_list(tmp_path, "# where it is from\n\ncat\n  ant  \n  # bee\n")
-    assert class_names(file) == ["cat", "ant"]
-
-
-def test_only_the_listed_classes_are_read_and_have_the_same_number_everywhere(
-    folders: Path, tmp_path: Path
-) -> None:
-    listed = class_list(tmp_path, "cat\nant\n")
+def test_only_the_listed_classes_are_read_and_have_the_same_number_everywhere(folders: Path) -> None:
     places = {"eval_train": str(folders / "train"), "eval_val": str(folders / "val")}
-    sets = open_data(data_of(folders, listed, **places))
+    sets = open_data(data_of(folders, "# where it is from\n\ncat\n  ant  \n  # bee\n", **places))
     assert sets.queries is not None
     for index, images in ((sets.train, 6), (sets.bank, 6), (sets.queries, 4)):
         assert index.classes == ["cat", "ant"]
@@ -61,32 +52,28 @@ def test_only_the_listed_classes_are_read_and_have_the_same_number_everywhere(
         assert len(index) == images
         for i in range(len(index)):
             assert index.classes[index.labels[i]] == Path(index.path(i)).parent.name
+    every = open_data(data_of(folders, None, eval_val=str(folders / "val"))).train
+    assert every.classes == ["ant", "bee", "cat"]
+    assert len(every) == 9
 
 
-def test_a_held_out_share_comes_from_the_listed_classes_alone(folders: Path, tmp_path: Path) -> None:
-    listed = class_list(tmp_path, "bee\ncat\n")
-    sets = open_data(Data(kind="folder", path=str(folders / "train"), classes=listed, val_share=0.5), seed=3)
+def test_a_held_out_share_comes_from_the_listed_classes_alone_and_is_an_image_at_least(folders: Path) -> None:
+    sets = open_data(data_of(folders, "bee\ncat\n", val_share=0.5), seed=3)
     assert sets.queries is not None
     assert len(sets.train) == len(sets.queries) == 3
     assert names_of(sets.train) | names_of(sets.queries) == {"bee", "cat"}
+    few = open_data(data_of(folders, val_share=0.01)).queries
+    assert few is not None
+    assert len(few) == 1
+    assert open_data(data_of(folders, val_share=0.0)).queries is None
 
 
-def test_without_a_list_every_class_is_read(folders: Path) -> None:
-    sets = open_data(data_of(folders, None, eval_val=str(folders / "val")))
-    assert sets.train.classes == ["ant", "bee", "cat"]
-    assert len(sets.train) == 9
-
-
-def test_a_missing_list_and_an_empty_one_are_named(folders: Path, tmp_path: Path) -> None:
+def test_class_lists_that_name_nothing_that_is_there_are_refused(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no class list .*nowhere\.txt, named by data\.classes"):
-        open_data(data_of(folders, str(tmp_path / "nowhere.txt")))
-    with pytest.raises(ValueError, match=r"classes\.txt, named by data\.classes, names no class"):
-        open_data(data_of(folders, class_list(tmp_path, "# only a remark\n\n")))
-
-
-def test_a_listed_class_that_the_folder_lacks_is_named(folders: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dog"):
-        open_data(data_of(folders, class_list(tmp_path, "ant\ndog\n")))
+        open_data(data_of(folders).model_copy(update={"classes": str(tmp_path / "nowhere.txt")}))
+    for text, told in (("# remark\n\n", r"classes\.txt, .* names no class"), ("ant\ndog\n", "dog")):
+        with pytest.raises(ValueError, match=told):
+            open_data(data_of(folders, text))
 
 
 NAMES = ["airplane", "bird", "car"]
@@ -134,21 +121,14 @@ def test_stl10_trains_on_all_images_and_votes_with_the_labelled_ones(
         assert index.arrays is not None
         assert index.arrays.flags.c_contiguous
         assert np.array_equal(index.arrays, images)
-
-
-def test_stl10_without_its_file_of_names_has_numbers_for_classes(
-    stl10: dict[str, np.ndarray], tmp_path: Path
-) -> None:
     (tmp_path / "stl10_binary" / "class_names.txt").unlink()
     assert open_data(Data(kind="stl10", path=str(tmp_path))).train.classes == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100"), ("stl10", "STL10")]
-)
-def test_an_absent_archive_says_how_to_fetch_it(kind: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"torchvision\.datasets\.{name}\(.*download=True"):
-        open_data(Data(kind=kind, path=str(tmp_path)))  # type: ignore[arg-type]
+def test_an_absent_archive_says_how_to_fetch_it(tmp_path: Path) -> None:
+    for kind in ("cifar10", "cifar100", "stl10"):
+        with pytest.raises(FileNotFoundError, match=rf"datasets\.{kind.upper()}\(.*download=True"):
+            open_data(Data(kind=kind, path=str(tmp_path)))  # type: ignore[arg-type]
 
 
 def test_a_list_of_bad_files_is_left_out_with_its_reasons(folders: Path, tmp_path: Path) -> None:
@@ -158,18 +138,22 @@ def test_a_list_of_bad_files_is_left_out_with_its_reasons(folders: Path, tmp_pat
     train = open_data(Data(kind="folder", path=str(folders), leave_out=str(tmp_path / "bad.txt"))).train
     assert (name, "out of focus") in train.left_out
     assert whole.path(0) not in {train.path(row) for row in range(len(train))}
-    with pytest.raises(ValueError, match=r"data\.leave_out is not read for data\.kind cifar10"):
-        Data(kind="cifar10", path=str(folders), leave_out="bad.txt")
 
 
-@pytest.mark.parametrize("key", ["boxes", "eval_train", "eval_val", "cache_dir"])
-def test_what_an_archive_has_no_use_for_is_refused(folders: Path, key: str) -> None:
-    with pytest.raises(ValueError, match=f"data.{key} is not read for data.kind stl10, .* set it to null"):
-        Data.model_validate({"kind": "stl10", "path": str(folders), key: "somewhere"})
+def test_what_an_archive_has_no_use_for_is_refused(folders: Path) -> None:
+    for key in ("boxes", "eval_train", "eval_val", "cache_dir", "leave_out"):
+        with pytest.raises(ValueError, match=f"data.{key} is not read for data.kind stl10, .* to null"):
+            Data.model_validate({"kind": "stl10", "path": str(folders), key: "somewhere"})
     with pytest.raises(ValueError, match=r"data\.val_share is not read for data\.kind stl10, .* to 0\.1"):
         Data(kind="stl10", path=str(folders), val_share=0.2)
     kept = Data(kind="stl10", path=str(folders))
     assert Data.model_validate_json(kept.model_dump_json()) == kept
+
+
+def config_of(batch: int) -> Config:
+    return parse(
+        f"run: {{out: run, device: cpu}}\ndata: {{kind: folder, path: images}}\noptim: {{batch: {batch}}}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,24 +163,17 @@ def test_what_an_archive_has_no_use_for_is_refused(folders: Path, key: str) -> N
 def test_what_is_evaluated_comes_in_batches_that_the_memory_has_held_in_training(
     batch: int, world: int, images: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: BATCH}"
-    config = parse(text.replace("BATCH", str(batch)))
-    index = SampleIndex.from_arrays(np.zeros((images, 8, 8, 3), np.uint8))
+    config, index = config_of(batch), SampleIndex.from_arrays(np.zeros((images, 8, 8, 3), np.uint8))
     monkeypatch.setattr(ranks, "world", lambda: world)
-    assert (
-        plain_loader(join(config), config.views, index, evaluation_views(config.views)).batch_size == expected
-    )
-
-
-def test_of_a_few_labelled_images_one_is_held_out_if_a_share_is(folders: Path) -> None:
-    for share, held in ((0.01, 1), (0.0, None)):
-        sets = open_data(Data(kind="folder", path=str(folders / "train"), val_share=share))
-        assert (None if sets.queries is None else len(sets.queries)) == held
+    loader = plain_loader(join(config), config.views, index, evaluation_views(config.views))
+    assert loader.batch_size == expected
 
 
 def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse("run: {out: run, device: cpu}\ndata: {kind: folder, path: images}\noptim: {batch: 16}")
-    index = SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))
+    config, index = config_of(16), SampleIndex.from_arrays(np.zeros((16, 8, 8, 3), np.uint8))
     monkeypatch.setattr(ranks, "world", lambda: 3)
     with pytest.raises(ValueError, match=r"optim\.batch 16 does not divide over 3 processes"):
         training_loader(join(config), config.views, index, RegionTable(16))
+    monkeypatch.setattr(ranks, "world", lambda: 4)
+    with pytest.raises(ValueError, match=r"method\.split_bn 8 does not divide the 4 samples of each of 4"):
+        training_loader(join(config), config.views, index, RegionTable(16), split_bn=8)

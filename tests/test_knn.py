@@ -59,26 +59,24 @@ def test_accuracy_equals_a_plain_loop(k: int, temperature: float, chunk: int) ->
 
 
 def test_a_low_temperature_does_not_overflow_and_few_classes_are_fine() -> None:
-    features = torch.eye(3)
-    labels = torch.tensor([0, 1, 1])
-    assert knn_accuracy(features, labels, features, labels, k=3, temperature=0.001) == {
-        "top1": 1.0,
-        "top5": 1.0,
-    }
+    features, labels = torch.eye(3), torch.tensor([0, 1, 1])
+    found = knn_accuracy(features, labels, features, labels, k=3, temperature=0.001)
+    assert found == {"top1": 1.0, "top5": 1.0}
 
 
 def test_missing_labels_and_a_senseless_vote_are_refused() -> None:
-    features, none = torch.eye(3), torch.full((3,), -1)
-    labels = torch.tensor([0, 1, 1])
-    with pytest.raises(ValueError, match="no training sample has a label"):
-        knn_accuracy(features, none, features, labels)
-    with pytest.raises(ValueError, match="no test sample has a label"):
-        knn_accuracy(features, labels, features, none)
-    with pytest.raises(ValueError, match="k should be at least 1"):
-        knn_accuracy(features, labels, features, labels, k=0)
-    for temperature in (0.0, -0.1, math.nan):
-        with pytest.raises(ValueError, match="temperature of kNN should be above 0"):
-            knn_accuracy(features, labels, features, labels, k=1, temperature=temperature)
+    features, none, labels = torch.eye(3), torch.full((3,), -1), torch.tensor([0, 1, 1])
+    for sides, keys, told in (
+        ((none, labels), {}, "no training sample has a label"),
+        ((labels, none), {}, "no test sample has a label"),
+        ((labels, labels), {"k": 0}, "k should be at least 1"),
+        *(
+            ((labels, labels), {"temperature": t}, "temperature of kNN should be")
+            for t in (0.0, -0.1, math.nan)
+        ),
+    ):
+        with pytest.raises(ValueError, match=told):
+            knn_accuracy(features, sides[0], features, sides[1], **keys)
 
 
 def batches(rows: list[list[int]]) -> list[Batch]:
@@ -108,6 +106,7 @@ def gather_on_one_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_with_unequal_shares_get_the_same_whole(tmp_path: Path) -> None:
     start_processes(gather_on_one_rank, args=(str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     for rank in range(2):

@@ -22,7 +22,7 @@ class Boxes:
         return np.array(self.boxes[i], dtype=np.float32).reshape(-1, 4)
 
 
-def test_best_and_largest_true_box_and_corloc_as_worked_by_hand() -> None:
+def test_the_best_true_box_and_corloc_as_worked_by_hand() -> None:
     index = Boxes(
         [],
         [[0, 0, 0.5, 0.5], [0.5, 0, 1, 1]],  # prediction equals the smaller one
@@ -45,13 +45,10 @@ def test_the_references_are_the_centre_half_and_the_whole_image() -> None:
     assert scores["whole"]["corloc"] == pytest.approx(0.5)
 
 
-def test_without_any_true_box_the_scores_are_not_numbers() -> None:
+def test_without_any_true_box_scores_are_not_numbers_and_boxes_that_do_not_match_are_refused() -> None:
     scores = localisation(np.zeros((2, 4)), Boxes([], []))
     assert scores["images"] == 0
     assert np.isnan([scores["iou_best"], scores["corloc"]]).all()
-
-
-def test_boxes_that_do_not_match_the_index_are_refused() -> None:
     with pytest.raises(ValueError, match=r"should have shape \(2, 4\)"):
         localisation(np.zeros((3, 4)), Boxes([], []))
 

@@ -99,12 +99,6 @@ def test_cells_are_averaged_exponentially_and_only_where_a_view_shows_them() -> 
     assert (maps.normalised(torch.tensor([0])) == 1).all(), "what was never seen is the whole image"
 
 
-def test_a_map_put_as_a_whole_replaces_the_average() -> None:
-    maps = KeptMaps(2, 2, 0.5, CPU)
-    maps.put(torch.tensor([1]), torch.arange(16.0).view(1, 4, 4))
-    assert maps.maps[1].tolist() == [[2.5, 4.5], [10.5, 12.5]]
-
-
 def test_views_come_in_order_whether_the_network_saw_them_together_or_apart() -> None:
     net = RedNet().train()
     red = torch.tensor([1.0, 0.2, 0.2]).view(3, 1, 1)
@@ -126,18 +120,14 @@ def test_views_come_in_order_whether_the_network_saw_them_together_or_apart() ->
     assert apart.take(3) == []
 
 
-def test_a_layer_that_is_not_there_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="no layer 'rel'; the nearest names are relu"):
-        ViewMaps(RedNet(), "rel")
-
-
 def test_maps_restored_from_a_state_are_the_same_and_others_are_refused() -> None:
-    maps, other = KeptMaps(3, 4, 0.5, CPU), KeptMaps(3, 4, 0.5, CPU)
-    maps.add(
-        torch.tensor([2]), torch.rand(1, 2, 2), torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([True])
-    )
+    maps, other = KeptMaps(3, 2, 0.5, CPU), KeptMaps(3, 2, 0.5, CPU)
+    maps.put(torch.tensor([1]), torch.arange(16.0).view(1, 4, 4))
+    assert maps.maps[1].tolist() == [[2.5, 4.5], [10.5, 12.5]], "a whole map replaces the average"
     other.load_state_dict(maps.state_dict())
     assert torch.equal(other.maps.nan_to_num(-1), maps.maps.nan_to_num(-1))
     assert torch.equal(other.fresh, maps.fresh)
     with pytest.raises(ValueError, match="resume with the data and the guide"):
-        KeptMaps(4, 4, 0.5, CPU).load_state_dict(maps.state_dict())
+        KeptMaps(4, 2, 0.5, CPU).load_state_dict(maps.state_dict())
+    with pytest.raises(ValueError, match="no layer 'rel'; the nearest names are relu"):
+        ViewMaps(RedNet(), "rel")

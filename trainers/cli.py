@@ -131,12 +131,8 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog=_PROGRAM,
-        examples=EXAMPLES,
-        description="Pretrain image encoders with crops where they look. "
-        "RUN is the folder of a run, or its last.pt.",
-    )
+    told = "Pretrain image encoders with crops where they look. RUN is the folder of a run, or its last.pt."
+    parser = Parser(prog=_PROGRAM, examples=EXAMPLES, description=told)
     named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="answer in one line of JSON")
@@ -146,10 +142,10 @@ def _parser() -> Parser:
         of[name] = named.add_parser(name, help=help, parents=[common], examples=lines)
         of[name].set_defaults(run_command=command)
 
-    files = "YAML files, merged in order; configs/... are in the package"
-    of["pretrain"].add_argument("config", nargs="+", help=files)
-    words = "YAML files (+ joins those of one), and key=value for all"
-    of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=words)
+    told = "YAML files, merged in order; configs/... are in the package"
+    of["pretrain"].add_argument("config", nargs="+", help=told)
+    told = "YAML files (+ joins those of one), and key=value for all"
+    of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=told)
     of["demo"].add_argument("out", type=Path, help="folder for scenes, runs and pictures")
     for name in ("knn", "linear", "finetune", "localise", "report", "export"):
         of[name].add_argument("run", type=Path, help="run folder, or its last.pt")

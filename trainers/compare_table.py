@@ -89,27 +89,22 @@ def table(rows: Sequence[Row]) -> str:
     judged = [measure for measure in columns if measure in _SCORES and (alike or measure not in LOCALISED)]
     means = {m: [statistics.fmean(v.values()) for row in trained if (v := row.values(m))] for m in judged}
     best = {measure: max(found) for measure, found in means.items() if len(found) > 1}
-    grid = [["", "seeds", *(_COLUMNS[measure] for measure in columns), "note"]]
+    grid = [["", "seeds", *(_COLUMNS[measure] for measure in columns)]]
+    legend = ["±: deviation over seeds; of a difference its standard error, paired by seed. *: the best."]
     for row in rows:
-        failed = [f"seed {run.seed}: {run.failure}" for run in row.runs if run.failure]
+        failed = [f"{row.name}, seed {run.seed}: {run.failure}" for run in row.runs if run.failure]
         seeds = f"{len(row.runs) - len(failed)} of {len(row.runs)}" if failed else f"{len(row.runs)}"
-        note = "; ".join(failed).replace("|", "\\|")
-        grid.append([row.name, seeds, *(_cell(measure, row, best) for measure in columns), note])
+        grid.append([row.name, seeds, *(_cell(measure, row, best) for measure in columns)])
+        legend += failed
     for row in others:
         pairs = {measure: difference(row.values(measure), first.values(measure)) for measure in judged}
         cells = [_score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
         if any(cells):
-            grid.append([f"{row.name} - {first.name}", "", *cells, ""])
-
-    noted = any(line[-1] for line in grid[1:])
-    grid = grid if noted else [line[:-1] for line in grid]
+            grid.append([f"{row.name} - {first.name}", "", *cells])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    if noted:
-        widths[-1] = 4  # sentences are not padded to the longest
     grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
     lines = [f"| {' | '.join(line)} |" for line in padded]
-    legend = ["±: deviation over seeds; of a difference its standard error, paired by seed. *: the best."]
     if not alike and not set(columns).isdisjoint(LOCALISED):
         told = "; ".join(dict.fromkeys(f"{run.config} {run.localisation}" for run in runs))
         legend.append(f"Boxes are read off differently, so that their scores do not compare: {told}.")

@@ -230,12 +230,7 @@ def loader_options(setting: Setting, views: cfg.Views) -> dict[str, Any]:
     """What all loaders of a run have in common, as keyword arguments of ViewLoader."""
     half = setting.kind == "gpu" and setting.precision is not None
     return {
-        "device": setting.kind,
-        "seed": setting.seed,
-        "dtype": "float16" if half else "float32",
-        "mean": views.mean,
-        "std": views.std,
-        "threads": setting.threads,
-        "on_bad_image": setting.on_bad_image,
-        "max_bad_share": setting.max_bad_share,
-    }
+        "device": setting.kind, "seed": setting.seed, "threads": setting.threads,
+        "dtype": "float16" if half else "float32", "mean": views.mean, "std": views.std,
+        "on_bad_image": setting.on_bad_image, "max_bad_share": setting.max_bad_share,
+    }  # fmt: skip

@@ -69,8 +69,6 @@ class ColourHistogram(nn.Module):
     """
 
     dim = 512
-    feature_layer = ""
-    stage_layers = ()
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

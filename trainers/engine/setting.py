@@ -17,13 +17,10 @@ class Setting:
     """The part of a configuration that every part of a run uses."""
 
     device: torch.device
-    precision: torch.dtype | None
-    """Half precision of forward passes; None: full precision."""
+    precision: torch.dtype | None  # half precision of forward passes; None: full precision
     seed: int
-    batch: int
-    """Images of a training step over all processes."""
-    threads: int | None
-    """CPU threads per process that decode and augment; None: this process's share of the cores."""
+    batch: int  # images of a training step over all processes
+    threads: int | None  # CPU threads per process that decode; None: this process's share of the cores
     on_bad_image: str
     max_bad_share: float
 
@@ -44,15 +41,8 @@ def join(config: cfg.Config) -> Setting:
         ValueError, ConnectionError, TimeoutError: as `ranks.init`.
     """
     run, device = config.run, ranks.init(device_kind(config.run))
-    return Setting(
-        device=device,
-        precision=_precision(run.amp, device),
-        seed=run.seed,
-        batch=config.optim.batch,
-        threads=run.threads,
-        on_bad_image=run.on_bad_image,
-        max_bad_share=run.max_bad_share,
-    )
+    half, batch = _precision(run.amp, device), config.optim.batch
+    return Setting(device, half, run.seed, batch, run.threads, run.on_bad_image, run.max_bad_share)
 
 
 def device_kind(run: cfg.Run) -> str:

@@ -44,10 +44,8 @@ class Localised:
     """Where an encoder sees the object in each of N images."""
 
     index: SampleIndex
-    boxes: npt.NDArray[np.float32]
-    """(N, 4), at the threshold."""
-    overlap: npt.NDArray[np.float64]
-    """(N,) IoU with the best-matching true box, NaN where there is none."""
+    boxes: npt.NDArray[np.float32]  # (N, 4), at the threshold
+    overlap: npt.NDArray[np.float64]  # (N,) IoU with the best-matching true box, NaN where there is none
     threshold: float
 
 

@@ -39,10 +39,8 @@ class Evaluation:
 
     scores: dict[str, float]
     """knn_top1, knn_top5 (shares), iou, corloc, box_area, box_threshold; those that the data allow."""
-    picture: Image.Image | None
-    """Images with heatmap, box and views; on the main rank."""
-    localised: Localised | None = None
-    """The boxes that iou and corloc are computed from."""
+    picture: Image.Image | None  # images with heatmap, box and views; on the main rank
+    localised: Localised | None = None  # the boxes that iou and corloc are computed from
 
 
 class Evaluator:

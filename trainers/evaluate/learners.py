@@ -32,24 +32,17 @@ __all__ = ["Learner", "Recipe", "rate"]
 class Recipe:
     """How a classifier is trained."""
 
-    epochs: int
-    """Passes over the labelled images."""
-    batch: int
-    """Images per step over all processes."""
-    head_lr: float
-    """Peak rate of the classifier per 256 images: it is multiplied by batch / 256."""
-    encoder_lr: float | None = None
-    """The same for the encoder; None: the encoder is frozen."""
-    weight_decay: float = 0.0
-    """Decay rate of everything that learns, biases and norms included, as in all published recipes."""
+    epochs: int  # passes over the labelled images
+    batch: int  # images per step over all processes
+    head_lr: float  # peak rate of the classifier per 256 images: it is multiplied by batch / 256
+    encoder_lr: float | None = None  # the same for the encoder; None: the encoder is frozen
+    weight_decay: float = 0.0  # of everything that learns, biases and norms included, as published
     drops: tuple[float, ...] = ()
     """Shares of the epochs after each of which the rate is multiplied by `gamma`; none: half a cosine."""
     gamma: float = 0.1
-    """Factor of each drop."""
     optimizer: Literal["sgd", "nesterov", "lars"] = "sgd"
     """SGD with plain or Nesterov's momentum, or LARS (trust 0.001; it adapts the bias as well)."""
     momentum: float = 0.9
-    """Share of the last step's velocity that is kept."""
     augment: bool = True
     """Random crops and flips. False (frozen encoder only): features of the plain central view, found once."""
 

@@ -16,13 +16,9 @@ from .semantic_pairs import SemanticPairs
 __all__ = ["GUIDES", "Guide", "Training", "build_guide"]
 
 GUIDES: dict[str, Callable[[Any, Training], Guide]] = {
-    "none": Guide,
-    "contrastive_crop": ContrastiveCrop,
-    "online_crop": OnlineCrop,
-    "saliency": Saliency,
-    "simccrop": SimCCrop,
-    "true_boxes": TrueBoxes,
-}
+    "none": Guide, "contrastive_crop": ContrastiveCrop, "online_crop": OnlineCrop, "saliency": Saliency,
+    "simccrop": SimCCrop, "true_boxes": TrueBoxes,
+}  # fmt: skip
 """By `guide.name`: called with the guide's section of the configuration and what it guides."""
 
 

@@ -28,11 +28,8 @@ class ViewMaps:
 
     Args:
         backbone: the encoder that learns; its calls in eval mode are not collected.
-        layer: dotted name; a map (B, C, h, w), or tokens of a transformer.
+        layer: dotted name of what gives a map (B, C, h, w), or tokens; see `FeatureTap`, which raises.
         prefix_tokens, channels_last: see `dali_views.maps.heatmap.feature_grid`.
-
-    Raises:
-        ValueError: as by `FeatureTap`: there is no such layer.
     """
 
     def __init__(

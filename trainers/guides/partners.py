@@ -29,14 +29,11 @@ _STREAM = 0x7061  # separates these random numbers from those of the loader
 
 
 class Partners(NamedTuple):
-    """Who goes with whom; equal on all ranks."""
+    """The pairs; equal on all ranks."""
 
-    partner: Tensor
-    """(N,) int64, row of the partner; the image itself if it has none."""
-    cosine: Tensor
-    """(N,) float32, of the two; NaN where there is no partner."""
-    band: tuple[float, float]
-    """Least and greatest cosine that was asked for, as absolute values."""
+    partner: Tensor  # (N,) int64, row of the partner; the image itself if it has none
+    cosine: Tensor  # (N,) float32, of the two; NaN where there is no partner
+    band: tuple[float, float]  # least and greatest cosine, as absolute values
 
 
 @torch.no_grad()

@@ -20,13 +20,8 @@ from .simsiam import SimSiam
 __all__ = ["METHODS", "Method", "build_method", "method_of"]
 
 METHODS: dict[str, Callable[[Backbone, Any], Method]] = {
-    "simclr": SimCLR,
-    "moco": MoCo,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "dino": DINO,
-    "scfs": SCFS,
-}
+    "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "dino": DINO, "scfs": SCFS,
+}  # fmt: skip
 """By `method.name`: called with the backbone and the method's section of the configuration."""
 
 
