@@ -9,20 +9,20 @@ is a finding: it is printed and kept in a folder, and the next one is judged.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
-import selectors
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from dali_views.regions import Snapshot
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
-LIMIT_S = 60.0
+LIMIT_S = 60
 LIMIT_MB = {"image": 2500, "other": 300}
 """Rise of the resident memory. An image of as many pixels as the scan accepts has 540 MB in each copy."""
 IMAGES_SHARE = 0.4
@@ -138,70 +138,61 @@ def use(loaded: object, read: bool = False) -> None:
         loaded.snapshot(), loaded.state_dict(), loaded.update([0], weights=[1.0])
 
 
-def serve() -> None:
-    """Answers a line `[kind, file]` with `[outcome, finding, MB]`; what a library prints goes elsewhere."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def answer(outcome: str, finding: str) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps([outcome, finding, peak]), file=answers, flush=True)
 
-    answer("started", "")
-    for line in sys.stdin:
-        kind, file = json.loads(line)
-        try:
-            answer(judge(kind, Path(file)), "")
-        except Exception as error:
-            answer("finding", f"{type(error).__name__}: {error}")
+def watched(judge: Callable[[str, Path], str], kind: str, file: Path, limit_s: int) -> tuple[str, str, float]:
+    """(outcome, what was found, peak) of a file; the alarm ends a process that hangs."""
+    signal.alarm(limit_s)
+    try:
+        return judge(kind, file), "", peak()
+    except Exception as error:
+        return "finding", f"{type(error).__name__}: {error}", peak()
+    finally:
+        signal.alarm(0)
+
+
+def silence(log: Path) -> None:
+    """What a library prints goes to a file."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1), os.dup2(handle, 2)
 
 
 # ---- in the process that sees what comes of it
 
 
 class Judge:
-    """A judging process, which is started again when it has died or was stopped."""
+    """Judges in a process of its own, which is started again when it has died or grown."""
 
-    def __init__(self, log: Path, script: str = __file__, limit_s: float = LIMIT_S) -> None:
-        self._log = log
-        self._script = script
-        self._limit_s = limit_s
-        self._process: subprocess.Popen[str] | None = None
+    def __init__(self, log: Path, judge: Callable[[str, Path], str] = judge, limit_s: int = LIMIT_S) -> None:
+        self._log, self._judge, self._limit_s = log, judge, limit_s
+        self._pool: ProcessPoolExecutor | None = None
         self._peak = 0.0
 
     def __call__(self, kind: str, file: Path) -> tuple[str, str]:
         """(outcome, what was found) of a file."""
-        process = self._process or self._start()
-        print(json.dumps([kind, str(file)]), file=process.stdin, flush=True)
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            answered = selector.select(self._limit_s)
-        line = process.stdout.readline() if answered else ""
-        if not line:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("forkserver"), silence, (self._log,))
+            self._peak = self._pool.submit(peak).result()
+        try:
+            work = self._pool.submit(watched, self._judge, kind, file, self._limit_s)
+            outcome, finding, peak_mb = work.result()
+        except BrokenProcessPool:
             self.stop()
-            code = f"ended with code {process.returncode}"
-            return "finding", code if answered else f"no answer in {self._limit_s} s"
-        outcome, finding, peak = json.loads(line)
-        limit = LIMIT_MB["image" if kind in mutations.IMAGES else "other"]
-        if peak - self._peak > limit:
-            outcome, finding = "finding", finding or f"took {peak - self._peak:.0f} MB"
+            return "finding", f"the process died: a crash, or no answer in {self._limit_s} s"
+        if peak_mb - self._peak > LIMIT_MB["image" if kind in mutations.IMAGES else "other"]:
+            outcome, finding = "finding", finding or f"took {peak_mb - self._peak:.0f} MB"
             self.stop()
-        self._peak = peak
+        self._peak = peak_mb
         return outcome, finding
-
-    def _start(self) -> subprocess.Popen[str]:
-        words, pipe = [sys.executable, self._script, "--judge"], subprocess.PIPE
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=log, text=True)
-        self._peak = json.loads(self._process.stdout.readline())[2]
-        return self._process
 
     def stop(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 def plan(count: int, kinds: Sequence[str]) -> list[str]:
@@ -258,7 +249,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--judge"]:
-        serve()
-    else:
-        sys.exit(main())
+    sys.exit(main())

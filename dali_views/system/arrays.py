@@ -56,11 +56,11 @@ def _mapped(path: PathLike, content: mmap.mmap) -> Arrays:
         checksum = (verified.metadata() or {}).get("crc32")
     start = 8 + int.from_bytes(content[:8], "little")
     arrays: Arrays = {}
-    for name, told in json.loads(content[8:start]).items():
+    for name, entry in json.loads(content[8:start]).items():
         if name != "__metadata__":
-            kind, count = np.dtype(_TYPES[told["dtype"]]), math.prod(told["shape"])
-            offset = start + told["data_offsets"][0] if count else 0
-            arrays[name] = np.frombuffer(content, kind, count, offset).reshape(told["shape"])
+            kind, count = np.dtype(_TYPES[entry["dtype"]]), math.prod(entry["shape"])
+            offset = start + entry["data_offsets"][0] if count else 0
+            arrays[name] = np.frombuffer(content, kind, count, offset).reshape(entry["shape"])
     if _checksum(arrays) != checksum:
         raise ValueError("its checksum is wrong")
     return arrays
