@@ -24,48 +24,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     options.add_images(parser)
     options.add_views(parser)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=["loaders", "training", "memory", "decoder", "sources"],
-        help="what to measure (loaders; with --source: sources)",
-    )
-    parser.add_argument(
-        "--source",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="IMAGES",
-        help="the same images in another place, to be measured beside; may be given several times",
-    )
-    parser.add_argument("--batch-size", type=options.at_least(1), help="default: 256 on a GPU, 64 on the CPU")
-    parser.add_argument(
-        "--workers",
-        type=options.at_least(1),
-        help="processes of DataLoaders, threads of graphs (all cores)",
-    )
-    parser.add_argument("--rounds", type=options.at_least(1), default=3, help="turns of each loader (3)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a turn (10)")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name"
-    )
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="what to train")
-    parser.add_argument(
-        "--batches", type=options.at_least(2), default=10_000, help="how long memory is watched (10000)"
-    )
-    parser.add_argument(
-        "--batch-sizes",
-        type=options.at_least(1),
-        nargs="+",
-        default=[],
-        metavar="B",
-        help="whose peak memory is taken",
-    )
-    parser.add_argument("--cold", action="store_true", help="empty the page cache before every turn")
-    parser.add_argument(
-        "--hw-decoder-load", type=float, default=0.65, help="share of JPEGs for the hardware decoder (0.65)"
-    )
-    parser.add_argument("--csv", type=Path, help="write the results here too")
+    add, number = parser.add_argument, options.at_least
+    parts = ["loaders", "training", "memory", "decoder", "sources"]
+    add("--parts", nargs="+", choices=parts, help="what to measure (loaders; with --source: sources)")
+    elsewhere = "the same images in another place, to be measured beside; may be given several times"
+    add("--source", nargs="+", action="append", default=[], metavar="IMAGES", help=elsewhere)
+    add("--batch-size", type=number(1), help="default: 256 on a GPU, 64 on the CPU")
+    add("--workers", type=number(1), help="processes of DataLoaders, threads of graphs (all cores)")
+    add("--rounds", type=number(1), default=3, help="turns of each loader (3)")
+    add("--seconds", type=float, default=10.0, help="length of a turn (10)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name")
+    add("--models", nargs="+", default=["resnet18", "resnet50"], help="torchvision ResNets to train")
+    add("--batches", type=number(2), default=10_000, help="batches over which memory is watched (10000)")
+    sizes = "batch sizes whose peak memory is measured"
+    add("--batch-sizes", type=number(1), nargs="+", default=[], metavar="B", help=sizes)
+    add("--cold", action="store_true", help="empty the page cache before every turn")
+    load = "share of JPEGs for the hardware decoder (0.65)"
+    add("--hw-decoder-load", type=float, default=0.65, help=load)
+    add("--csv", type=Path, help="write the results here too")
 
 
 def run(args: argparse.Namespace) -> Answer:

@@ -47,40 +47,39 @@ class Setup:
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the table; `kind` is "limit", "ours" or "peer", `device` where it decodes and crops."""
+    """One row of the table; `kind` is "limit", "ours" or "peer", `device` where it decodes and crops.
+
+    `views` are made per image (0 by some limits); `note` says how its task differs from that of the others.
+    """
 
     name: str
     kind: str
     device: str
     start: Callable[[], Batches]
     views: int
-    """Views per image; 0 for a limit that makes none."""
     note: str = ""
-    """How its task differs from that of the others."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure."""
+    """One figure: `value` in units of `measure`, a median over the `rounds`, which are separated by spaces.
+
+    `ratio` and `of_limit` are medians over the rounds of the value over that of the baseline, and of decoding
+    alone, in the same round. `setting` is what the whole run shares: recipe, sizes, threads, cache, machine.
+    """
 
     part: str
     name: str
     measure: str
-    """Unit."""
     value: float
-    """Median over the rounds."""
     ratio: float | None = None
-    """Median over the rounds of the value over the baseline's value of the same round."""
     of_limit: float | None = None
-    """The same over decoding alone."""
     rounds: str = ""
-    """The value of every round, separated by spaces."""
     kind: str = ""
     device: str = ""
     views: int = 0
     note: str = ""
     setting: Mapping[str, str | int | float] = field(default_factory=dict)
-    """What the whole run shares: recipe, sizes, threads, cache, machine."""
 
 
 def take_turns(
