@@ -402,11 +402,11 @@ def test_decoded_groups_stay_below_a_bound_in_any_order(table, images, tmp_path,
     assert source is not None
     for row in np.random.default_rng(0).integers(0, 40, 200).tolist():
         assert source.read(np.array([row])) == [images[row]]
-        assert 0 < cache.used_bytes <= cache.most_bytes
+        assert 0 < cache.used_bytes() <= cache.most_bytes
     assert sum(decoded.values()) > 50
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(source.read, np.random.default_rng(1).integers(0, 40, (100, 4))))
-    assert 0 < cache.used_bytes <= cache.most_bytes
+    assert 0 < cache.used_bytes() <= cache.most_bytes
 
 
 def test_threads_that_need_one_group_wait_for_one_of_them_and_an_error_is_not_kept(cache):

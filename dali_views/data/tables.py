@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -75,12 +75,9 @@ def _open(path: str, stamp: tuple[int, int]) -> Iterator[_Table]:
 
 def _parquet(file: Any, footer: Any) -> _Table:
     parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=False)
+    read = partial(parquet.read_row_group, use_threads=False)
     rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-
-    def read(group: int, columns: list[str]) -> Any:
-        return parquet.read_row_group(group, columns, use_threads=False).flatten()
-
-    return _Table(*_described(parquet.schema_arrow), rows, read)
+    return _Table(*_described(parquet.schema_arrow), rows, lambda *job: read(*job).flatten())
 
 
 @lru_cache(_FOOTERS)
@@ -205,8 +202,9 @@ def scan_tables(
         if not columns.ranged:
             scanned = replace(scanned, holder="groups", column=columns.image)
         place.keep(scanned)
-    if scanned.holder == "groups":
-        _warn_if_slow(scanned)
+    if scanned.holder == "groups" and scanned.places is not None:
+        groups = len(np.unique(scanned.places[:, 0] << 32 | scanned.places[:, 1]))
+        _warn_if_slow(root, groups, len(scanned.places), size_of(paths))
     return scanned
 
 
@@ -235,9 +233,9 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
             continue
         fits = [name for name, kind in kinds.items() if kind in _WORDS]
         if label is None and kinds and not fits:
-            words = f"No labels: the column {next(iter(kinds))!r} holds {next(iter(kinds.values()))}"
-            warnings.warn(f"{words}, neither whole numbers nor words; name another as `label`.", stacklevel=5)
-        return _columns_of(table, image, next(iter(fits), None) if label is None else label)
+            words = f"No labels: the column {min(kinds)!r} holds {kinds[min(kinds)]}, neither whole numbers"
+            warnings.warn(f"{words} nor words; name another as `label`.", stacklevel=5)
+        return _columns_of(table, image, label or next(iter(fits), None))
     raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {words}); check the path.")
 
 
@@ -306,17 +304,13 @@ def _texts(column: Any) -> list[bytes | None]:
     return found
 
 
-def _warn_if_slow(scanned: Scan) -> None:
+def _warn_if_slow(root: str, groups: int, images: int, size: int) -> None:
     """Warns about groups of many images that do not fit the memory for groups."""
-    assert scanned.places is not None
-    assert scanned.file_stamps is not None
-    groups = len(np.unique(scanned.places[:, 0] << 32 | scanned.places[:, 1]))
-    count, total = len(scanned.places), int(scanned.file_stamps[:, 0].clip(0).sum())
-    if count > _FEW * groups and total > KEPT_BYTES:
+    if images > _FEW * groups and size > KEPT_BYTES:
         warnings.warn(
-            f"Tables below {scanned.root!r} have about {count / groups:.0f} images in a group, decoded as a "
-            f"whole: in random order, {total / groups / 1e6:.1f} MB for each image of "
-            f"{total / count / 1e3:.0f} kB. Before training, run `dali-views pack TABLE SHARDS`.",
+            f"Tables below {root!r} have about {images / groups:.0f} images in a group, decoded as a whole: "
+            f"in random order, {size / groups / 1e6:.1f} MB for each image of {size / images / 1e3:.0f} kB. "
+            "Before training, run `dali-views pack TABLE SHARDS`.",
             stacklevel=4,
         )
 
@@ -336,9 +330,7 @@ class GroupCache:
         self._groups: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock, self._decoding = threading.Lock(), [threading.Lock() for _ in range(64)]
 
-    @property
     def used_bytes(self) -> int:
-        """Of all groups that are kept."""
         return sum(group.nbytes for group in self._groups.values())
 
     def get(self, key: Hashable, decode: Callable[[], Any]) -> Any:
@@ -349,7 +341,7 @@ class GroupCache:
             group = decode() if group is None else group
             with self._lock:
                 self._groups[key] = group  # as the last one used
-                while len(self._groups) > _LEAST and self.used_bytes > self.most_bytes:
+                while len(self._groups) > _LEAST and self.used_bytes() > self.most_bytes:
                     self._groups.popitem(last=False)
         return group
 
