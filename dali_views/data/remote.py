@@ -87,10 +87,12 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
-        if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
-            raise ValueError(f"DALI_VIEWS_RETRY_SECONDS={told!r} is no number of seconds; fix or unset it.")
-        self._seconds = float(told)
+        seconds = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
+        if not re.fullmatch(r"\d{1,6}(\.\d*)?", seconds):
+            raise ValueError(
+                f"DALI_VIEWS_RETRY_SECONDS={seconds!r} is no number of seconds; fix or unset it."
+            )
+        self._seconds = float(seconds)
         self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
         self._gone = False
 

@@ -40,6 +40,7 @@ _DALI = next(filter(installed, ("nvidia-dali-cuda130", "nvidia-dali-cuda110")), 
 PACKAGES = {
     "PyTorch": ("torch", ""), "DALI": (_DALI, ""), "timm": ("timm", ": more backbones"),
     "obstore": ("obstore", ": images in buckets"), "pyarrow": ("pyarrow", ": Parquet and Arrow files"),
+    "lmdb": ("lmdb", ": images in LMDB"),
     "wandb": ("wandb", ": curves on a server"),
 }  # fmt: skip
 """What pip calls each package and, if it is optional, its purpose."""
