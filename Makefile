@@ -1,9 +1,9 @@
-# make demo      pretrain on generated scenes with and without guidance, and print what came out
-# make test      run the tests, but for the slow ones
+# make demo      pretrain on generated scenes with and without guidance, and print the results
+# make test      run the fast tests
 # make slow      run the slow tests: kills, launches of several processes, the site, the wheel, long fuzz
 # make check     lint and type check
 # make docs      the documentation as a site that needs no network, in build/site
-# make coverage  run the tests and tell which lines of the packages none of them reaches
+# make coverage  run all tests and list the lines of the packages that none of them reaches
 # make tables    the tables of speed in README.md and docs/speed.md, from the files in tests/bench/results
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
 
-# Whoever is idle takes tests over: one file trains for two fifths of the time, and few share costly fixtures.
-# At most eight processes, for each holds PyTorch and, where there is a GPU, a context on it.
+# Idle workers take tests from busy ones. At most eight processes, because each holds PyTorch and, where there is a
+# GPU, a context on it.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
@@ -35,7 +35,7 @@ coverage: $(VENV)/.installed
 tables: $(VENV)/.installed
 	$(BIN)/python -W ignore tests/bench/tables.py
 
-# The stamp is older than pyproject.toml when the requirements have changed; then they are installed again.
+# If the requirements have changed, the stamp is older than pyproject.toml and they are installed again.
 $(VENV)/.installed: pyproject.toml
 	@echo "Installing into $(VENV): PyTorch with CUDA makes it some 8 GB, so this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Runs that were started by hand: of several ranks, nobody above them ends them if one fails."""
+"""Starts ranks without a launcher: nothing ends the others if one fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# By the one process that is forked for each rank; see conftest.
+# Imported by the process that is forked for each rank; see conftest.
 IMPORTED = ["trainers.cli", "timm", "torch.utils.tensorboard"]
 
 
@@ -45,7 +45,7 @@ def _rank(place: dict[str, object], log: Path, work: Callable[..., int], argumen
 
 
 def finish(processes: Sequence[BaseProcess], seconds: float = 60) -> list[int | None]:
-    """Exit codes once all have ended; None for those that have not within `seconds` of each other."""
+    """Exit codes after all have ended; None for a rank that has not ended `seconds` after the one before."""
     for process in processes:
         process.join(seconds)
     codes = [process.exitcode for process in processes]

@@ -9,8 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Processors that add in other orders round differently, and training enlarges it until curves differ. So
-# everywhere the instructions are used that any has; read when PyTorch is loaded.
+# Processors that add in another order round differently, and training amplifies this until curves differ. So
+# use only instructions that every processor has; PyTorch reads these variables when it is loaded.
 os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 import matplotlib
@@ -25,13 +25,13 @@ from dali_views import SampleIndex
 from dali_views.tools.scenes import draw_scene
 
 matplotlib.use("Agg")
-# One process imports the trainer and is forked for each rank of a test, which takes a tenth of the time.
+# One process imports the trainer and is forked for each rank of a test; this takes a tenth of the time.
 multiprocessing.set_forkserver_preload(IMPORTED)
-# On a busy machine, threads wait for each other far longer than the tiny operators of tests take; and sums
-# hang on their number, while other processes are compared with this one.
+# On a busy machine, threads wait for each other much longer than the tiny operators of tests take. And sums
+# depend on the number of threads, while tests compare this process with others.
 torch.set_num_threads(1)
 
-# Real data sets may lie beside the checkout; tests use them where they do.
+# Real data sets may be beside the checkout; tests use them if they are.
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -53,7 +53,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of kept scans; one for all tests, for forked processes have the environment of the first."""
+    """The folder of cached scans; one for all tests, for forks have the first one's environment."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DALI_VIEWS_CACHE", str(folder))
@@ -62,7 +62,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _own_cache(_cache: Path) -> Iterator[None]:
-    """No test finds what another one, or a user, has kept."""
+    """No test finds what another test or a user has cached."""
     yield
     shutil.rmtree(_cache, ignore_errors=True)
 

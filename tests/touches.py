@@ -1,4 +1,4 @@
-"""Packing that kills itself at its n-th touch of the disk, for every n until one gets through."""
+"""Packing that kills itself at its n-th write to the disk, for every n until one run completes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A touch is before a file is forced out or renamed or a folder made, and after a file is opened to write,
-# wherever the workers are.
+# A touch is before a file is synced or renamed or a folder is made, and after a file is opened for writing.
 _CHILDREN = """
 import builtins, io, os, pathlib, signal, sys
 from dali_views import SampleIndex
@@ -58,7 +57,7 @@ for n in range(1, 400):
 
 
 def killed_at_every_touch(call: str, source: Path, folder: Path) -> list[Path]:
-    """What each killed child has left of `call`, which packs the index `source` to `out`, below `folder`."""
+    """The folders that killed children of `call` leave; it packs the index `source` to `out` in `folder`."""
     command = [sys.executable, "-c", _CHILDREN, call, str(source), str(folder)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
     return [folder / line.split()[0] for line in lines if line.endswith(" 1")]
