@@ -94,16 +94,13 @@ def load_run(folder: str | Path) -> dict[str, Any]:
         ValueError: it holds none that can be read, or one of something else.
     """
     saved = load(folder)
-    if not {"config", "step", "method"} <= saved.keys():
+    if not saved.keys() >= {"config", "step", "method"}:
         raise ValueError(f"the checkpoint in {folder} is not of a training run; name another folder")
     return saved
 
 
 def restore(saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Put the state of each part back into it.
-
-    A part whose state is empty is left alone: the scaler of gradients, if the precision did not need one.
-    """
+    """Put the states of parts back into them; an empty state (of an unused gradient scaler) is left out."""
     for name, part in parts.items():
         if saved[name] != {}:
             part.load_state_dict(saved[name])

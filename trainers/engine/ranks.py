@@ -78,11 +78,8 @@ def cleanup() -> None:
 def together() -> Iterator[None]:
     """Leave the process group at the end of the block; an error in it also goes into torchrun's report.
 
-    The other ranks end by themselves: a collective with a process that has ended fails at once (gloo) or is
-    aborted (NCCL), and torchrun ends what is left.
-
-    Raises:
-        ConnectionError: another rank has ended.
+    The other ranks end with a ConnectionError: a collective with a process that has ended fails at once (gloo)
+    or is aborted (NCCL), and torchrun ends what is left.
     """
     try:
         yield
@@ -168,8 +165,7 @@ def all_equal(value: float) -> bool:
 
 
 def spread(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network over all processes, which average its gradients; buffers stay each process's own until
-    `broadcast_buffers`."""
+    """The network with gradients averaged over ranks; buffers stay apart until `broadcast_buffers`."""
     options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before 2.14
     settings: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
