@@ -78,7 +78,7 @@ def cleanup() -> None:
 def together() -> Iterator[None]:
     """Leave the process group at the end of the block; an error in it also goes into torchrun's report.
 
-    The other ranks end with a ConnectionError: a collective with a process that has ended fails at once (gloo)
+    Other ranks end with a ConnectionError: a collective with a process that has ended fails at once (gloo)
     or is aborted (NCCL), and torchrun ends what is left.
     """
     try:
