@@ -147,7 +147,9 @@ def sheet(lines: Sequence[tuple[str, Sequence[Picture]]], side: int = 200) -> Im
 
 def _painted(picture: Picture, side: int) -> Image.Image:
     scale = side / max(picture.image.size)
-    pixels = np.array(picture.image.resize([max(1, round(scale * length)) for length in picture.image.size]))
+    size = [max(1, round(scale * length)) for length in picture.image.size]
+    how = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS  # smoothing would blur them
+    pixels = np.array(picture.image.resize(size, how))
     height, width = pixels.shape[:2]
     stripes = np.add.outer(np.arange(height), np.arange(width)) // 6 % 2 == 0
     frame = [Outline((0, 0, 1, 1), picture.frame, "strong", "")] if picture.frame else []
