@@ -26,7 +26,7 @@ from test_shards import rows_of
 
 from dali_views import SampleIndex, View, ViewLoader, bad_list
 from dali_views.data import tables
-from dali_views.data.tables import GroupCache
+from dali_views.data.cache import MemoryCache
 from dali_views.tools import cli
 from trainers import config as cfg
 from trainers import data
@@ -52,9 +52,9 @@ def table(images: list[bytes]) -> pa.Table:
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch) -> GroupCache:
+def cache(monkeypatch: pytest.MonkeyPatch) -> MemoryCache:
     """Groups in memory, at most a megabyte."""
-    kept = GroupCache(1 << 20)
+    kept = MemoryCache(1 << 20)
     monkeypatch.setattr(tables, "_CACHE", kept)
     return kept
 

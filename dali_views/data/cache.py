@@ -1,7 +1,7 @@
-"""CachedSource: the encoded images of a slow source, kept on a local disk within a bound.
+"""What is kept within a bound: encoded images of a slow source on a local disk, other values in memory.
 
-What is kept stays while its set is in use: an epoch reads each image once, so that nothing is gained if one
-replaces another. When the room is full, further images are only passed on.
+An image on the disk stays while its set is in use: an epoch reads each image once, so that nothing is gained
+if one replaces another. When the room is full, further images are only passed on.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import threading
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +27,37 @@ from .source import Source, read_rows
 
 _ENTRY = struct.Struct("<QII")  # offset in the data, bytes (0: not kept), CRC-32 of row and bytes
 _PAGE = 4096  # bytes that the first entry in a part of the sparse table takes
+_LEAST = 2  # values in memory that stay whatever their size: threads that read in order use two at a time
 _ENDING = ".images"  # of the folder of a set; nothing else is counted or removed
 _NAMES = _LOCK, _TABLE, _DATA = "images.lock", "images.table", "images.data"
+
+
+class MemoryCache:
+    """The values that were used last, at most so many bytes; threads that need the same one wait for it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all; also for a forked child, in whose copy a lock may be held by nobody."""
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock, self._making = threading.Lock(), [threading.Lock() for _ in range(64)]
+
+    def used_bytes(self) -> int:
+        return sum(value.nbytes for value in self._values.values())
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value, made now if it is not kept; it has `nbytes`."""
+        with self._making[hash(key) % len(self._making)]:
+            with self._lock:
+                value = self._values.pop(key, None)
+            value = make() if value is None else value
+            with self._lock:
+                self._values[key] = value  # as the last one used
+                while len(self._values) > _LEAST and self.used_bytes() > self.most_bytes:
+                    self._values.popitem(last=False)
+        return value
 
 
 class CachedSource:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..system.files import PathLike
+from .cache import MemoryCache
 from .headers import inspect, look_through, size_of
 from .names import may_be_name
 from .remote import is_remote
@@ -37,7 +36,6 @@ _BINARY, _WORDS = ("binary", "large_binary"), ("integer", "string", "large_strin
 _FILE, _STREAM, _PARQUET = b"ARROW1", b"\xff\xff\xff\xff", b"PAR1"  # the first bytes of each format
 _FOOTERS = 64  # of Parquet files, kept parsed: one of thousands of groups takes as long as a group
 _FEW = 16  # images of a group that may be decoded for the sake of one without a warning
-_LEAST = 2  # groups that stay whatever their size: threads that read in order use up to two at a time
 KEPT_BYTES = int(os.environ.get("DALI_VIEWS_GROUP_MB", "256")) << 20
 """Groups that a process keeps, over all indexes; $DALI_VIEWS_GROUP_MB, by default 256 MB."""
 
@@ -318,35 +316,7 @@ def _warn_if_slow(root: str, groups: int, images: int, size: int) -> None:
 # -- reading --------------------------------------------------------------------------------------
 
 
-class GroupCache:
-    """The groups that were used last, at most so many bytes; threads that need the same one wait for it."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets all; also for a forked child, in whose copy a lock may be held by nobody."""
-        self._groups: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock, self._decoding = threading.Lock(), [threading.Lock() for _ in range(64)]
-
-    def used_bytes(self) -> int:
-        return sum(group.nbytes for group in self._groups.values())
-
-    def get(self, key: Hashable, decode: Callable[[], Any]) -> Any:
-        """The group, decoded now if it is not kept."""
-        with self._decoding[hash(key) % len(self._decoding)]:
-            with self._lock:
-                group = self._groups.pop(key, None)
-            group = decode() if group is None else group
-            with self._lock:
-                self._groups[key] = group  # as the last one used
-                while len(self._groups) > _LEAST and self.used_bytes() > self.most_bytes:
-                    self._groups.popitem(last=False)
-        return group
-
-
-_CACHE = GroupCache(KEPT_BYTES)
+_CACHE = MemoryCache(KEPT_BYTES)
 os.register_at_fork(after_in_child=_CACHE.clear)
 
 
