@@ -308,19 +308,6 @@ def test_the_last_three_stages_of_every_kind_of_encoder_give_maps(
     assert [tuple(found.shape[1:]) for found in maps] == shapes
 
 
-def test_tokens_become_a_map_in_row_order_without_the_class_token() -> None:
-    pytest.importorskip("timm")
-    net = build_backbone("vit_tiny_patch16_224").eval()
-    stages = Stages(net, ["blocks.0"])
-    kept: list[Tensor] = []
-    net.get_submodule("blocks.0").register_forward_hook(lambda module, inputs, output: kept.append(output))
-    with torch.no_grad():
-        _, (found,) = stages(torch.randn(1, 3, 48, 48))
-    for row in range(3):
-        for column in range(3):
-            assert torch.equal(found[0, :, row, column], kept[0][0, 1 + 3 * row + column])
-
-
 def test_encoders_without_known_stages_want_them_named() -> None:
     net = tiny_backbone()
     net.stage_layers = ()

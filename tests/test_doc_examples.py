@@ -1,0 +1,131 @@
+"""What docs/guides.md and docs/extending.md print does what they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from conftest import noise_images
+from runs import ROOT
+from torch import Tensor, nn
+
+from dali_views import SampleIndex, recipes
+from dali_views.maps import boxes_from_maps, heatmaps
+from dali_views.tools import cli as loader_cli
+from dali_views.tools.scenes import make_scenes
+from trainers import cli as trainer_cli
+from trainers.engine import checkpoint
+from trainers.evaluate.box_scores import localisation, reference
+
+Chosen = tuple[nn.Module, str, int, int]
+
+
+def printed(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    """Scenes with known objects in a folder `photos`."""
+    folder = tmp_path_factory.mktemp("example")
+    images, instances = make_scenes(folder / "scenes", 40, size=96)
+    images.rename(folder / "photos")
+    return SampleIndex.from_coco(folder / "photos", instances, progress=False)
+
+
+def step(model: nn.Module, views: list[Tensor], weights: Tensor) -> None:
+    """The simplest loss that has a gradient."""
+    first, second = (model(view).flatten(1) for view in views)
+    ((first - second).square().mean(1) * weights).mean().backward()
+
+
+def torchvision_vit() -> Chosen:
+    sizes = {
+        "image_size": 64,
+        "patch_size": 8,
+        "num_layers": 4,
+        "num_heads": 2,
+        "hidden_dim": 48,
+        "mlp_dim": 96,
+    }
+    return torchvision.models.VisionTransformer(**sizes), "encoder.layers.encoder_layer_3", 1, 64
+
+
+def timm_vit() -> Chosen:
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+    return model, "blocks.5", model.num_prefix_tokens, 128
+
+
+def timm_convnext() -> Chosen:
+    return timm.create_model("test_convnext", num_classes=0), "stages.2", 0, 128
+
+
+def looped(choice: Chosen, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the loop of the page leaves, beside a folder `photos`."""
+    monkeypatch.chdir(folder)
+    names = dict(zip(("model", "layer", "prefix_tokens", "size"), choice, strict=True), train_step=step)
+    exec(compile(printed("guides.md", "python")[1], "docs/guides.md", "exec"), names)
+    return names
+
+
+def test_a_guide_of_ones_own_runs_as_printed(
+    photos: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice, loop = printed("guides.md", "python")
+    assert loop.count("\n") <= 17, "about fifteen lines are promised"
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(choice, "docs/guides.md", "exec"), names)
+    (tmp_path / "photos").mkdir()
+    for row in range(8):  # a network of this size takes its time
+        shutil.copy(photos.path(row), tmp_path / "photos")
+    chosen = (names["model"], names["layer"], names["prefix_tokens"], names["size"])
+    regions = looped(chosen, tmp_path, monkeypatch)["regions"]
+    assert (regions.writes == 2).all()
+    assert np.median(np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)) < 0.7
+
+
+@pytest.mark.parametrize("choose", [timm_vit, torchvision_vit, timm_convnext])
+def test_boxes_of_other_models_find_objects_where_the_published_reading_gives_whole_images(
+    choose: Callable[[], Chosen], photos: SampleIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, layer, prefix_tokens, size = chosen = choose()
+    names = looped(chosen, Path(photos.root).parent, monkeypatch)
+    boxes = names["regions"].boxes[:, 0]
+    assert localisation(boxes, photos)["iou_best"] > 1.5 * reference(photos)["whole"]["iou_best"]
+    batch = next(iter(names["whole"]))
+    published = boxes_from_maps(heatmaps(model, batch.views[0], layer, prefix_tokens), 0.1, (size, size))
+    assert (published[:, 2:] - published[:, :2]).prod(1).median() > 0.9
+
+
+def test_the_configuration_trains_as_printed_and_with_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (configuration,), (recipe,) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    noise_images(tmp_path / "photos", 70)
+    (tmp_path / "mine.yaml").write_text(configuration)
+    monkeypatch.chdir(tmp_path)
+    assert trainer_cli.main(["pretrain", "mine.yaml"]) == 0
+    assert checkpoint.load(yaml.safe_load(configuration)["run"]["out"])["step"] == 2
+    scope = dict(vars(recipes))
+    exec(compile(recipe, "docs/extending.md", "exec"), scope)
+    (name,) = set(scope) - set(vars(recipes))
+    monkeypatch.setitem(recipes.BY_NAME, name, scope[name])
+    show = ["show", "photos", "--recipe", name, "--device", "cpu", "--out", "views.html"]
+    monkeypatch.setattr("sys.argv", ["dali-views", *show])
+    assert loader_cli.main() == 0
+    assert (tmp_path / "views.html").is_file()
+    small = [f"views.name={name}", "views.local_size=16", "method.name=dino", "method.output_dim=64"]
+    assert trainer_cli.main(["pretrain", "mine.yaml", "run.out=own", *small]) == 0
+    assert checkpoint.load("own")["step"] == 2
