@@ -211,7 +211,8 @@ def test_sizes_that_are_told_save_the_reading(table):
     [
         ({"sizes": np.ones((39, 2), int)}, "sizes must be"),
         ({"sizes": np.zeros((40, 2), int)}, "sizes must be"),
-        ({"sizes": np.full((40, 2), 60_000)}, "no more than"),
+        ({"sizes": np.full((40, 2), 60_000)}, "pixels in all"),
+        ({"sizes": np.full((40, 2), 2**40)}, "pixels in all"),
         ({"names": ["a"] * 40}, "40 different texts"),
         ({"names": ["a"]}, "40 different texts"),
         ({"labels": np.zeros(39, int)}, "shape"),

@@ -149,7 +149,7 @@ def scan_source(
     if len(named) != count or len(set(named)) != count or any(not name or "\0" in name for name in named):
         raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
     packed = pack_names([os.fsencode(name) for name in named])
-    if sizes is not None:
+    if sizes is not None and count:
         return np.arange(count), packed, _checked_sizes(sizes, count), []
 
     def look(start: int) -> list[tuple[int, int, str]]:
@@ -175,10 +175,9 @@ def _checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:
     given = np.asarray(sizes)
     if given.dtype.kind not in "iu":
         raise TypeError(f"sizes must be whole numbers, not {given.dtype}; convert them first.")
-    if given.shape != (count, 2) or not count or given.min() < 1 or given.max() > MAX_PIXELS:
-        raise ValueError(f"sizes must be ({count}, 2) heights and widths in pixels, at least 1.")
-    if np.prod(given, axis=1, dtype=np.int64).max() > MAX_PIXELS:
-        raise ValueError(f"sizes must be of no more than {MAX_PIXELS} pixels; leave larger images out.")
+    # As floats, for the product of large integers may overflow.
+    if given.shape != (count, 2) or given.min() < 1 or np.prod(given, 1, np.float64).max() > MAX_PIXELS:
+        raise ValueError(f"sizes must be ({count}, 2) heights and widths of 1 to {MAX_PIXELS} pixels in all.")
     return given.astype(np.int32)
 
 
