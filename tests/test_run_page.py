@@ -162,6 +162,7 @@ def test_what_is_damaged_or_hostile_costs_its_own_part_only(run):
     (run / "history" / "followed.json").write_text(json.dumps(followed))
     (run / "history" / "localised.json").write_text('{"step": 3, "lines": [["Best", [{"name": 1}]]]}')
     (run / "config.yaml").write_text("run: {out: x, of_another_version: 1}\n")
+    (run / "history" / "events.jsonl").write_text('{"step": 0, "event": "start"}\n{"step": 9, "ev')
     (run / "pictures" / "epoch-0009.png").write_bytes(b"no picture")
     (run / "evaluations.jsonl").write_text(json.dumps({"evaluation": "knn", "step": 9, "x": HOSTILE}))
     found = remade(run)
