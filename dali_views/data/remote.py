@@ -70,10 +70,8 @@ class Entry(NamedTuple):
     """An object in a listing."""
 
     name: str
-    size: int
-    """Bytes."""
-    version: int
-    """63 bits of a hash of its ETag, else of its modification time; 0 if the store has neither."""
+    size: int  # bytes
+    version: int  # 63 bits of a hash of its ETag, else of its modification time; 0 if the store has neither
 
 
 class Bucket:

@@ -212,8 +212,9 @@ def _tables(pattern: PathLike | Sequence[PathLike]) -> list[str]:
         return list_shards(pattern, TABLE)
     names = sorted(name for name in os.listdir(pattern) if TABLE.search(name))
     if not names:
-        words = f"The folder {os.fspath(pattern)!r} holds no table (.parquet, .arrow)"
-        raise FileNotFoundError(f"{words}; name the tables, or the folder of one split.")
+        raise FileNotFoundError(
+            f"The folder {os.fspath(pattern)!r} holds no table; name tables or their folder."
+        )
     # Beside a saved set there may be files with what was computed from it.
     saved = [name for name in names if re.fullmatch(r"data-\d+-of-\d+\.arrow", name)]
     return [os.path.abspath(os.path.join(pattern, name)) for name in saved or names]
@@ -314,7 +315,6 @@ def _warn_if_slow(root: str, groups: int, images: int, size: int) -> None:
 
 
 # -- reading --------------------------------------------------------------------------------------
-
 
 _CACHE = MemoryCache(KEPT_BYTES)
 os.register_at_fork(after_in_child=_CACHE.clear)
