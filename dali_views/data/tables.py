@@ -299,8 +299,7 @@ def _texts(column: Any) -> list[bytes | None]:
     """Text as bytes, because in a file it need not be UTF-8; numbers as text."""
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     words = plain.cast(pa.string()) if pa.types.is_integer(plain.type) else plain
-    found: list[bytes | None] = words.cast(pa.large_binary()).to_pylist()
-    return found
+    return [*words.cast(pa.large_binary()).to_pylist()]
 
 
 def _warn_if_slow(root: str, groups: int, images: int, size: int) -> None:
