@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..system.files import PathLike, atomic_write
+from .remote import below
 
 
 def save(file: PathLike, reasons: Mapping[str, str]) -> None:
@@ -26,3 +27,11 @@ def load(file: PathLike) -> dict[str, str]:
     lines = [line.rstrip("\r") for line in os.fsdecode(Path(file).read_bytes()).split("\n") if line.strip()]
     pairs = [line.rpartition("\t") if "\t" in line else (line, "", "") for line in lines if line[0] != "#"]
     return {path: reason.strip() or "on the list of files to leave out" for path, _, reason in pairs}
+
+
+def load_below(file: PathLike, root: str) -> dict[str, str]:
+    """Reasons by path relative to `root`."""
+    listed, start = load(file), os.path.join(root, "")
+    # A table or an environment may have names like ./a.jpg, which a list of them has, too.
+    alike = {path.removeprefix(start): reason for path, reason in listed.items()}
+    return {below(path, root): reason for path, reason in listed.items()} | alike

@@ -17,8 +17,8 @@ from typing_extensions import Unpack
 
 from ..system.files import PathLike
 from .headers import MAX_PIXELS, cores, inspect, inspect_file, look_through, scan_bar, size_of
-from .listing import LeftOut, Listing, list_file, list_folder
-from .names import pack_names, unpack_names
+from .listing import Listing, list_file, list_folder
+from .names import LeftOut, pack_names, unpack_names
 from .objects import ObjectSource, scan_objects
 from .remote import absolute, as_url, below, is_remote
 from .scan import FileScan, Scan, ScanCache

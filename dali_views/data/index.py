@@ -20,10 +20,10 @@ from ..system.files import PathLike
 from . import bad_list
 from .build import Cache, Options, open_source, scan_coco, scan_folder, scan_list, scan_shards, scan_source
 from .cache import CachedSource
-from .listing import LeftOut, check_labels
+from .listing import check_labels
 from .lmdb_store import scan_lmdb
-from .names import pack_names, unpack_names
-from .remote import as_url, below, is_remote
+from .names import LeftOut, pack_names, unpack_names
+from .remote import as_url, is_remote
 from .scan import Scan, read_index, write_index
 from .source import Form, Source, needs, picked, read_rows
 from .truth import RowBoxes, match_boxes
@@ -316,11 +316,8 @@ class SampleIndex(Scan):
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
-        listed, start = bad_list.load(bad), os.path.join(self.root, "")
-        reasons = {below(path, self.root): reason for path, reason in listed.items()}
-        # A table or an environment may have names like ./a.jpg, which a list of them has, too.
-        reasons |= {path.removeprefix(start): reason for path, reason in listed.items()}
         names = [os.fsdecode(name) for name in unpack_names(self.paths)]
+        reasons = bad_list.load_below(bad, self.root)
         keep = np.array([name not in reasons for name in names])
         if not keep.any():
             raise ValueError(f"The list {os.fspath(bad)!r} names every image of {self.root!r}; check it.")
@@ -329,7 +326,7 @@ class SampleIndex(Scan):
             return replace(self.subset(keep), left_out=self.left_out + gone)
         if reasons and not reasons.keys() & {path for path, _ in self.left_out}:
             warnings.warn(
-                f"None of the {len(listed)} files that {os.fspath(bad)!r} names is below {self.root!r}; "
+                f"None of the files that {os.fspath(bad)!r} names is below {self.root!r}; "
                 "its paths are relative to that folder, or absolute.",
                 stacklevel=2,
             )
@@ -346,10 +343,8 @@ class SampleIndex(Scan):
         return self._with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))
 
     def _with_row_boxes(self, truth: RowBoxes) -> Self:
-        order = np.argsort(truth.rows, kind="stable")
-        ends = np.cumsum(np.bincount(truth.rows, minlength=len(self)))
-        start = np.concatenate([[0], ends]).astype(np.int64)
-        return replace(self, box_start=start, boxes=truth.boxes[order], box_labels=truth.labels[order])
+        start, boxes, labels = truth.in_order(len(self))
+        return replace(self, box_start=start, boxes=boxes, box_labels=labels)
 
     def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> Self:
         """The same index, whose encoded images are kept on a local disk as they are read.
@@ -362,8 +357,7 @@ class SampleIndex(Scan):
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")
         if not self.holder and not content:
             raise ValueError(
-                "What a source of one's own holds is not known here, and names and sizes do not identify it; "
-                "pass its path and version as cached(..., content=)."
+                "Identify what a source of one's own holds: cached(..., content='path and version')."
             )
         if is_remote(folder):
             raise ValueError(f"{as_url(folder)} is no local disk to keep images on; name a folder there.")

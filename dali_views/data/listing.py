@@ -6,25 +6,17 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..system.files import PathLike
+from .names import LeftOut
 from .remote import absolute, as_url, below, bucket_of, content, is_remote
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
 _MAX_LABEL = 1 << 20
-
-
-class LeftOut(NamedTuple):
-    """A file that was listed but is not in the index."""
-
-    path: str
-    """Relative to the root of the index."""
-    reason: str
 
 
 @dataclass

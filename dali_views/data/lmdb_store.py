@@ -14,8 +14,7 @@ import numpy as np
 
 from ..system.files import PathLike
 from .headers import in_process, inspect, scan_bar
-from .listing import LeftOut
-from .names import may_be_name, pack_names
+from .names import LeftOut, may_be_name, pack_names
 from .remote import as_url, is_remote
 from .scan import Scan, ScanCache, stamp_of
 from .source import needs, window

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["may_be_name", "pack_names", "unpack_names"]
+__all__ = ["LeftOut", "may_be_name", "pack_names", "unpack_names"]
+
+
+class LeftOut(NamedTuple):
+    """A file that was listed but is not in the index."""
+
+    path: str
+    """Relative to the root of the index."""
+    reason: str
 
 
 def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from ..system.files import PathLike
 from .headers import Record, inspect, look_through
-from .remote import Entry, bucket_of, keys_below
-from .source import GONE, Window
+from .remote import ABSENT, Entry, bucket_of, keys_below, object_stamps
+from .source import Window
 
 _HEADER, _WALK = 32 << 10, 4 << 20  # bytes of a request: for the header of an image, for a whole tar shard
 _THREADS = 32
 _CHUNK = 16  # objects that a thread looks at in turn
-_SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
-_ABSENT = (-1, -1)
 
 
 def open_object(
@@ -42,25 +40,6 @@ def open_object(
         return len(found)
 
     return io.BufferedReader(Window(read_at, 0, known.size), block), known
-
-
-def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
-    """(bytes, version) of objects below a URL, (-1, -1) of those that do not exist; raises as `Bucket`."""
-    bucket, keys = keys_below(root, names)
-    if len(names) > _SINGLY and not root.startswith("http"):  # a web server cannot list
-        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
-        return [there.get(name, _ABSENT) for name in names]
-
-    def look(key: str) -> tuple[int, int]:
-        try:
-            entry = bucket.stat(key)
-        except GONE:
-            raise
-        except OSError:
-            return _ABSENT
-        return entry.size, entry.version
-
-    return look_through(look, keys, 0, 0, "objects", False, _THREADS)
 
 
 def scan_objects(
@@ -88,8 +67,8 @@ def scan_objects(
         stamp, before = stamps[name], known.get(name)
         if before is not None and before[2:4] == stamp and stamp[1]:
             return before
-        if stamp == _ABSENT:
-            return 0, 0, *_ABSENT, "no such object"
+        if stamp == ABSENT:
+            return 0, 0, *ABSENT, "no such object"
         url = os.path.join(root, os.fsdecode(name))
         height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
         return height, width, *stamp, refused

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from ..system.files import PathLike
-from .source import SourceGoneError, needs
+from .source import GONE, SourceGoneError, needs
 
 _URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")  # `pathlib` makes one slash of two
 _SETTINGS = ("AWS_", "GOOGLE_", "DALI_VIEWS_RETRY_SECONDS")  # environment that configures a store
@@ -31,6 +31,9 @@ _SILENCE = 10.0  # seconds without a byte, or without a connection, after which 
 _REQUEST = 600.0  # seconds that a slow request may take
 _PAGE = 1000  # objects of a listing that come at once, as S3 sends them
 _LISTINGS = 3  # attempts without progress
+
+_SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
+ABSENT = (-1, -1)
 
 T = TypeVar("T")
 
@@ -222,6 +225,25 @@ def keys_below(root: str, names: Sequence[str]) -> tuple[Bucket, list[str]]:
     bucket, folder = bucket_of(root)
     quoted = root.startswith("http")
     return bucket, [os.path.join(folder, unquote(name) if quoted else name) for name in names]
+
+
+def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
+    """(bytes, version) of objects below a URL, (-1, -1) of those that do not exist; raises as `Bucket`."""
+    bucket, keys = keys_below(root, names)
+    if len(names) > _SINGLY and not root.startswith("http"):  # a web server cannot list
+        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
+        return [there.get(name, ABSENT) for name in names]
+
+    def look(key: str) -> tuple[int, int]:
+        try:
+            entry = bucket.stat(key)
+        except GONE:
+            raise
+        except OSError:
+            return ABSENT
+        return entry.size, entry.version
+
+    return list(_threads().map(look, keys))
 
 
 _OPENING = threading.Lock()

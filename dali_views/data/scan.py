@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from ..system.arrays import Arrays, load_arrays, save_arrays
 from ..system.files import PathLike, cache_folder
 from .headers import MAX_PIXELS, Record
-from .listing import LeftOut
-from .names import pack_names, unpack_names
-from .objects import object_stamps
-from .remote import is_remote
+from .names import LeftOut, pack_names, unpack_names
+from .remote import is_remote, object_stamps
 
 Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 """What holds the images, and so the meaning of their `places` (N, 3):

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from ..system.files import PathLike
 from .headers import inspect
-from .listing import EXTENSIONS, LeftOut, number_labels
-from .names import pack_names
+from .listing import EXTENSIONS, number_labels
+from .names import LeftOut, pack_names
 from .objects import open_object
 from .remote import absolute, as_url, bucket_of, content, is_remote
 from .scan import Scan
