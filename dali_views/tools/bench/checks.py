@@ -8,8 +8,6 @@ has just been freed, while the stream is busy; every image is compared with a qu
 from __future__ import annotations
 
 import multiprocessing
-import os
-import resource
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -78,21 +76,22 @@ def in_new_process(setup: Setup, batches: int) -> tuple[float, float, list[float
 
 def _watch(setup: Setup, batches: int) -> tuple[float, float, list[float], list[float]]:
     torch.set_num_threads(1)
-    before, imported = _device(setup), _resident()
+    before, imported = _device(setup), _host("VmRSS")
     host, device = [], []
     source = loaders.batches(setup, setup.views)
     every = max(1, batches // _SAMPLES)
     for number in range(batches):
         next(source)
         if number % every == every - 1:
-            host.append(_resident())
+            host.append(_host("VmRSS"))
             device.append(_device(setup) - before)
-    return imported, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, host, device
+    return imported, _host("VmHWM"), host, device  # getrusage would count the parent of a new process
 
 
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _host(field: str) -> float:
+    """Memory of this process in MiB, by its name in Linux's status file."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(f"{field}:"))
 
 
 def _device(setup: Setup) -> float:

@@ -70,8 +70,7 @@ def batches(
 
 def torchvision(setup: Setup) -> list[Contender]:
     """PIL images as in the published code of MoCo v2, uint8 tensors, PIL with boxes, and nvJPEG on a GPU."""
-    widths = sorted({window(view) for view in setup.views if view.blur})
-    blurs = f"blurs with {' and '.join(map(str, widths))} taps, however little" if widths else ""
+    blurs = blur_note(setup)
     starts: dict[str, tuple[Callable[[], Batches], str]] = {
         "torchvision PIL": (partial(batches, setup, pil_image, pil_view), ""),
         "torchvision v2 tensors": (partial(batches, setup, tensor_image, tensor_view), blurs),
@@ -84,6 +83,12 @@ def torchvision(setup: Setup) -> list[Contender]:
         Contender(name, "peer", "gpu" if "GPU" in name else "cpu", start, len(setup.views), note)
         for name, (start, note) in starts.items()
     ]
+
+
+def blur_note(setup: Setup) -> str:
+    """How the blur of tensors differs, if there is one."""
+    widths = sorted({window(view) for view in setup.views if view.blur})
+    return f"blurs with {' and '.join(map(str, widths))} taps, however little" if widths else ""
 
 
 def pil_image(file: str | IO[bytes]) -> Image.Image:

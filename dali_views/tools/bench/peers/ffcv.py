@@ -47,7 +47,7 @@ def batches(setup: Setup) -> Batches:
             order=OrderOption.RANDOM,
             os_cache=True,
             drop_last=True,
-            indices=indices,
+            indices=indices.ravel(),
             seed=setup.seed,
             pipelines={f"view{number}": operators(view) for number, view in enumerate(setup.views)},
         )

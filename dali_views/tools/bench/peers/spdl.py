@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..contest import Batches, Contender, Setup
-from .dataloaders import endless_rows, tensor_view
+from .dataloaders import blur_note, endless_rows, tensor_view
 
 
 def contenders(setup: Setup) -> list[Contender]:
     """One, with the tensors of torchvision."""
     start = partial(batches, setup)
-    return [Contender("SPDL + torchvision v2", "peer", "cpu", start, len(setup.views))]
+    note = blur_note(setup)
+    return [Contender("SPDL + torchvision v2", "peer", "cpu", start, len(setup.views), note)]
 
 
 def batches(setup: Setup) -> Batches:
