@@ -204,7 +204,7 @@ def test_only_what_has_changed_is_looked_at_again(bucket, train, classes):
 
 
 def test_many_objects_of_a_list_are_looked_up_by_listing(bucket, train, local, tmp_path, monkeypatch):
-    monkeypatch.setattr("dali_views.data.objects._SINGLY", 5)
+    monkeypatch.setattr("dali_views.data.remote._SINGLY", 5)
     names = [str(Path(local.path(row)).relative_to(local.root)) for row in range(len(local))]
     (tmp_path / "list.txt").write_text("\n".join([*names, "ant/absent.jpg"]))
     bucket.proxy.log.clear()
