@@ -35,10 +35,6 @@ def contender(name: str, batches, kind: str = "ours") -> Contender:
     return Contender(name, kind, "cpu", batches, 2)
 
 
-def silent(line: str) -> None:
-    """Takes progress."""
-
-
 def test_contenders_take_turns_and_exist_only_during_their_own():
     log: list[str] = []
 
@@ -111,23 +107,14 @@ def test_a_cold_turn_reads_no_file_twice(small_index, capsys, tmp_path):
     options = ["--cold", "--only", "read only", "--csv", tmp_path / "run.csv", "--seconds", "60"]
     assert bench(small_index, *options) == 2
     assert "lower --batch-size" in capsys.readouterr().err
+    # It ends with its images, warm-up included, long before its minute is over.
     assert bench(small_index, *options, "--batch-size", "1") == 0
     assert [line["cache"] for line in contest.read_csv(tmp_path / "run.csv")] == ["cold"] * 3
-    # The turn ends with its images, warm-up included, long before its minute is over.
-    taken: list[int] = []
-
-    def counted() -> Batches:
-        while True:
-            taken.append(1)
-            yield 1
-
-    take_turns([contender("ours", counted)], rounds=1, seconds=60, cold=[small_index])
-    assert len(taken) == len(small_index)
 
 
 @pytest.mark.slow
 def test_training_costs_are_shares_of_a_step(setup):
-    rows = training.measure(replace(setup, batch_size=4), "resnet18", 1, 0.1, silent)
+    rows = training.measure(replace(setup, batch_size=4), "resnet18", 1, 0.1, str)
     figures = {row.name.removeprefix("resnet18: "): row for row in rows}
     assert {"model alone", "loader alone", "both", "localisation pass", "updating rows"} <= set(figures)
     for row in rows:
@@ -137,7 +124,7 @@ def test_training_costs_are_shares_of_a_step(setup):
 
 def test_training_on_a_single_view_is_refused(setup):
     with pytest.raises(ValueError, match="two views"):
-        training.measure(replace(setup, views=recipes.evaluation(32)), "resnet18", 1, 0.1, silent)
+        training.measure(replace(setup, views=recipes.evaluation(32)), "resnet18", 1, 0.1, str)
 
 
 @pytest.mark.slow
@@ -147,7 +134,7 @@ def test_memory_is_read_in_a_process_of_its_own(setup):
     assert multiprocessing.active_children() == before
     assert peak >= max(host) > imported > 0
     assert len(host) == 20
-    rows = checks.memory(setup, 20, [4], silent)
+    rows = checks.memory(setup, 20, [4], str)
     names = {row.name.partition(": ")[2] for row in rows}
     assert names == {"peak on the host", "of it the loader's", "growth on the host"}
 
@@ -162,7 +149,7 @@ def test_growth_tells_a_leak_from_a_level_that_is_reached_once():
 def test_decoding_gives_the_same_pixels_while_the_machine_is_busy(setup, device):
     setup = replace(setup, device=device)
     assert len(set(checks.checksums(setup, setup.index, 0.0))) == len(setup.index)
-    rows = checks.decoder(setup, passes=2, report=silent)
+    rows = checks.decoder(setup, passes=2, report=str)
     assert [row.value for row in rows if "busy" in row.name] == [0] * (2 if device == "gpu" else 1)
 
 
