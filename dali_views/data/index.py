@@ -42,12 +42,12 @@ class SampleIndex(Scan):
     (y0, x0, y1, x1) fractions of the stored image. Do not change the arrays; `subset` and `with_boxes` return
     new indexes.
 
-    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train or
-    gs://bucket/train-{000..146}.tar. Credentials, region and endpoint come from the environment. A store is
-    listed each time, and only changed objects are read again.
+    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar, with
+    credentials, region and endpoint from the environment. A store is listed each time, and only changed
+    objects are read again.
 
-    The constructors take the options of a scan (`build.Options`) and raise FileNotFoundError for a name that
-    does not exist, ValueError if no image is usable or labels, classes or columns do not fit, and
+    The constructors take the options of a scan (`build.Options`). They raise FileNotFoundError for a name
+    that does not exist, ValueError if no image is usable or labels, classes or columns do not fit,
     SourceGoneError for a store that is gone, denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS
     (default 60).
     """
@@ -98,10 +98,9 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes a folder of class folders, or a flat folder of images.
 
-        A class is a folder in `root` with images in or below it, numbered in the order of the names; without
-        such folders all labels are -1. Rows are sorted by relative path, folder by folder. Hidden folders are
-        skipped. With `classes`, only these class folders count, numbered in the order given (ImageNet-100; or
-        the classes of the training set, so that another split has the same numbers).
+        A class is a folder in `root` with images in or below it, numbered by name; without such folders all
+        labels are -1. Rows are sorted by relative path, folder by folder. Hidden folders are skipped. With
+        `classes` only these folders count, numbered in the order given (ImageNet-100; another split).
         """
         return cls._of(scan_folder(root, classes, **options))
 
@@ -110,9 +109,9 @@ class SampleIndex(Scan):
         """Indexes the images that a text file names: a path and optionally a label per line.
 
         A tab separates path and label. Without a tab the whole line is the path if it is an existing file or
-        ends like an image; else the last word is the label. Labels are numbers or, if any is not, words that
-        are numbered in sorted order. Blank lines and lines starting with # are skipped. Relative paths start
-        from `root` (default: the list's folder); files that do not lie below it are left out.
+        ends like an image; else the last word is the label. Labels are numbers, else words numbered in sorted
+        order. Blank lines and lines starting with # are skipped. Relative paths start from `root` (default:
+        the list's folder); files that do not lie below it are left out.
         """
         return cls._of(scan_list(file, root, **options))
 
@@ -150,15 +149,12 @@ class SampleIndex(Scan):
     def from_shards(cls, pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> Self:
         """Indexes the images in tar shards, as WebDataset writes them; one order is drawn over all of them.
 
-        An image takes the label of the member with the same key: `.cls`, a number or a word, else `.json`
-        with a whole number as "label", "cls" or "class_id". A key is the name up to the first dot after its
-        folder. Labels are numbered as in `from_list`. Left out are links, devices, sparse files, names that
-        lead out of the shard, compressed shards, and the lost part of a damaged shard.
-
-        Args:
-            pattern: A shard; a glob; braces ("train-{000000..000146}.tar", "{a,b}.tar"); a text file with one
-                of these per line, relative to it; or a list of all these. Rows are in the order of the shards
-                and, in a shard, of its members.
+        `pattern` is a shard; a glob; braces ("train-{000000..000146}.tar", "{a,b}.tar"); a text file with one
+        of these per line, relative to it; or a list of all these. Rows keep the order of shards and members.
+        The label of an image is in the member of the same key (the name up to the first dot): `.cls`, a
+        number or a word, else `.json` with a whole number as "label", "cls" or "class_id"; see `from_list`.
+        Left out are links, devices, sparse files, names that lead out of the shard, compressed shards, and
+        the lost part of a damaged shard.
         """
         return cls._of(scan_shards(pattern, **options))
 
@@ -176,13 +172,12 @@ class SampleIndex(Scan):
         bytes and the lost part of a damaged table are left out.
 
         Args:
-            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather); or a folder of such files, as
-                `save_to_disk` writes it. All tables must have the columns of the first.
-            image: Column with the encoded images: binary, or a struct with the binary field `bytes`. By
-                default the only column that is.
-            label: Column with whole numbers, -1 or null unknown, or words, numbered in sorted order. By
-                default the first of label, labels, cls, class and fine_label; else all labels are -1. Names
-                that a table gives to its numbers (ClassLabel) become the classes.
+            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather), or a folder of such files. All
+                tables must have the columns of the first.
+            image: Column with encoded images: binary, or a struct with the binary field `bytes`. By default
+                the only such column.
+            label: Column with whole numbers, -1 or null unknown, or words. By default the first of label,
+                labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
         """
         with needs("pyarrow"):
             from .tables import scan_tables
@@ -192,10 +187,10 @@ class SampleIndex(Scan):
     def from_lmdb(cls, path: PathLike, cache: Cache = True, progress: bool = True) -> Self:
         """Indexes the images in an LMDB environment (a file, or a folder with a data.mdb), as LSUN's are.
 
-        The names are the keys, in their order; a key that cannot be a name becomes "hex:" and its bytes in
-        hexadecimal digits. If each has a folder, as n01440764/x.JPEG, the first folder is the class; else all
-        labels are -1. Keys like __len__ are skipped. Values that are no encoded images (pickles, Caffe's
-        Datum, pixels) are left out. While the index is in use, nobody may write to the environment.
+        The names are the keys, in their order, or "hex:" and the digits of a key that cannot be a name. If
+        each has a folder, as n01440764/x.JPEG, the first folder is the class; else all labels are -1. Keys
+        like __len__ are skipped, values that are no encoded images (pickles, Caffe's Datum, pixels) left out.
+        While the index is in use, nobody may write to the environment.
         """
         return cls._of(scan_lmdb(path, cache, progress))
 
@@ -211,9 +206,8 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
 
-        `labels` and `classes` are as in `from_arrays`, `sizes` (N, 2) stored heights and widths in pixels.
-        Without sizes every image is read once, and unusable ones are left out. `names` (by default "row 7")
-        are for messages, lists of bad images and the fingerprint.
+        `labels` and `classes` are as in `from_arrays`. Without `sizes`, (N, 2) stored heights and widths,
+        every image is read once. `names` (default "row 7") are for messages, bad lists and the fingerprint.
         """
         given, kinds = check_labels(labels, len(source), classes)
         rows, paths, shapes, left_out = scan_source(source, sizes, names, progress)
@@ -356,9 +350,7 @@ class SampleIndex(Scan):
         if self.source is None:
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")
         if not self.holder and not content:
-            raise ValueError(
-                "Identify what a source of one's own holds: cached(..., content='path and version')."
-            )
+            raise ValueError("Tell this source from others by its path and version: cached(..., content=).")
         if is_remote(folder):
             raise ValueError(f"{as_url(folder)} is no local disk to keep images on; name a folder there.")
         digest = hashlib.sha256(json.dumps([self.fingerprint, self.column, content]).encode())
