@@ -34,16 +34,11 @@ _THREADS, _CHUNK = 8, 64  # that read a source of one's own, and images that one
 
 
 class Options(TypedDict, total=False):
-    """Options of a scan."""
+    """Options of a scan; see `SampleIndex`. Without `processes`, sets below 1 GB are scanned by threads."""
 
     cache: Cache
-    """Where it is kept. True (default): $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
-    ~/.cache/dali_views; a path: that folder; False: nowhere. Only changed files are opened again."""
     processes: int | None
-    """Worker processes; 0: threads in this process. None (default): threads for a small set, below 20,000
-    files or 1 GiB of containers, else one process per core."""
     progress: bool
-    """Shows a bar on a terminal (default)."""
 
 
 def scan_folder(root: PathLike, classes: Sequence[str] | None, **options: Unpack[Options]) -> FileScan:

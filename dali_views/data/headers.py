@@ -198,7 +198,7 @@ def look_through(
     """What `look` (of the top level of a module) returns for each job, in their order, several at a time.
 
     Args:
-        size: Bytes of all files; see `build.Options` for `processes` and `progress`.
+        size: Bytes of all files; see `SampleIndex` for `processes` and `progress`.
         kind: What the bar counts.
         chunk: Jobs that a thread does in turn.
     """

@@ -46,10 +46,11 @@ class SampleIndex(Scan):
     credentials, region and endpoint from the environment. A store is listed each time, and only changed
     objects are read again.
 
-    The constructors take the options of a scan (`build.Options`). They raise FileNotFoundError for a name
-    that does not exist, ValueError if no image is usable or labels, classes or columns do not fit,
-    SourceGoneError for a store that is gone, denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS
-    (default 60).
+    Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
+    ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
+    set) and a bar of `progress`. The constructors raise FileNotFoundError for a name that does not exist,
+    ValueError if no image is usable or labels, classes or columns do not fit, SourceGoneError for a store
+    that is gone, denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS (default 60).
     """
 
     arrays: NDArray[np.uint8] | None = None

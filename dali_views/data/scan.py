@@ -240,7 +240,7 @@ def _require(fits: object, words: str) -> None:
 
 
 class ScanCache(Generic[T]):
-    """The place of one kept scan; see `build.Options` for `cache`."""
+    """The place of one kept scan; see `SampleIndex` for `cache`."""
 
     def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
         """Looks up the `kind` of scan of a root. `options` (JSON-able): what else determined the listing."""
