@@ -125,11 +125,7 @@ class KeptMaps:
         return {"maps": self.maps, "fresh": self.fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict()`.
-
-        Raises:
-            ValueError: it has another number or size of maps.
-        """
+        """Restore a `state_dict()`; a ValueError if it has another number or size of maps."""
         if state["maps"].shape != self.maps.shape:
             raise ValueError(
                 f"the stored maps have shape {tuple(state['maps'].shape)}, not {tuple(self.maps.shape)}; "

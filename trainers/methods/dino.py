@@ -31,14 +31,11 @@ def per_view(logits: Tensor, samples: int) -> Tensor:
 
 
 def across_views(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean cross entropy over all pairs of a teacher's view and another view of the student's.
+    """(B,) mean cross entropy over the T * (V - 1) pairs of a teacher's view and another view of the student.
 
     Args:
         teacher: logits (T, B, K) over the temperature, of the first T views, already centred.
         student: logits (V, B, K) over the temperature, of all views.
-
-    Returns:
-        Losses (B,), means over T * (V - 1) pairs.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         pairs = -torch.einsum("tbk,vbk->tvb", teacher.softmax(dim=-1), student.log_softmax(dim=-1))

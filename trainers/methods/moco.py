@@ -21,15 +21,12 @@ __all__ = ["MoCo", "info_nce"]
 def info_nce(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float, excluded: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE per sample: -log( exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)) ).
+    """InfoNCE per sample (B,): -log( exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)) ).
 
     Args:
         query, key: rows of length 1 (B, D); gradients flow through the query.
         queue: negatives of length 1 (K, D).
         excluded: bool (B, K), entries of the queue that are no negatives of a query.
-
-    Returns:
-        Losses (B,).
     """
     with torch.autocast(query.device.type, enabled=False):
         positive = (query * key).sum(dim=1, keepdim=True)

@@ -27,10 +27,7 @@ def feature_search(queries: Tensor, features: Tensor) -> Tensor:
 
     Args:
         queries: (L, B, C), one per local crop and sample.
-        features: (B, C, h, w), the same samples' map to search.
-
-    Returns:
-        (L, B, C, h, w).
+        features: (B, C, h, w), the same samples' map to search; the result is (L, B, C, h, w).
     """
     with torch.autocast(features.device.type, enabled=False):
         keys, units = normalise(features), normalise(queries.flatten(0, 1)).view(queries.shape)
@@ -77,10 +74,7 @@ class Stages:
 
     Args:
         layers: dotted names of layers; each gives a map (B, C, h, w), or tokens (B, T, C) in row order
-            after the class and register tokens, which are dropped.
-
-    Raises:
-        ValueError: there is no such layer.
+            after the class and register tokens, which are dropped. A ValueError if there is no such layer.
     """
 
     def __init__(self, backbone: Backbone, layers: Sequence[str]) -> None:
