@@ -10,10 +10,10 @@ from networks import tiny_backbone
 from torch import nn
 
 from trainers import config as cfg
-from trainers.engine.schedules import Clock
+from trainers.engine.optim import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.simsiam import SimSiam
-from trainers.report.measures import Collapse, effective_rank, spread
+from trainers.report.report import Collapse, effective_rank, spread
 
 
 def learn(method: Method, steps: int, rate: float, warmup: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ from trainers.guides.saliency import Saliency
 from trainers.guides.semantic_pairs import PARTNERS, SemanticPairs
 from trainers.methods import method_of
 from trainers.pretrain import pretrain
-from trainers.report.measures import Collapse
+from trainers.report.report import Collapse
 
 TWO_VIEWS = {"name": "simclr", "size": 32, "crop": "contrastive", "blur": 0}
 MILD = {**TWO_VIEWS, "name": "moco_v2", "scale": [0.6, 1]}

@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 from trainers.methods.byol import squared_distance
 from trainers.methods.dino import across_views, cross_entropy
-from trainers.methods.heads import PrototypeHead
 from trainers.methods.method import are_kin, log_ratio
 from trainers.methods.moco import info_nce
+from trainers.methods.networks import PrototypeHead
 from trainers.methods.scfs import feature_search
 from trainers.methods.simclr import nt_xent
 from trainers.methods.simsiam import negative_cosine

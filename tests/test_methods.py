@@ -10,12 +10,11 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from trainers import config as cfg
 from trainers.encoders.backbones import build_backbone, check_sizes
-from trainers.engine.schedules import Clock, cosine, linear
+from trainers.engine.optim import Clock, cosine, linear
 from trainers.methods import Method, build_method
 from trainers.methods.byol import BYOL
 from trainers.methods.dino import DINO, across_views
-from trainers.methods.heads import projector, simsiam_projector
-from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.networks import Centre, ema_update, momentum_copy, projector, simsiam_projector
 from trainers.methods.scfs import SCFS, LayerHead, Stages, feature_search
 from trainers.methods.simsiam import SimSiam
 

@@ -11,11 +11,10 @@ from networks import tiny_backbone, views_for
 from torch import Tensor, nn
 
 from trainers import config as cfg
-from trainers.engine.schedules import Clock
+from trainers.engine.optim import Clock
 from trainers.methods import build_method
-from trainers.methods.heads import normalise
 from trainers.methods.moco import MoCo
-from trainers.methods.split_bn import SplitBatchNorm2d, joined_batch_norm, split_batch_norm
+from trainers.methods.networks import SplitBatchNorm2d, joined_batch_norm, normalise, split_batch_norm
 
 
 def moco(norm: bool = False, **keys: Any) -> MoCo:

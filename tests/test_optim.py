@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from trainers.config import LARS, SGD, AdamW, Optim
-from trainers.engine.optim import Lars, build_optimizer, param_groups, set_lr
-from trainers.engine.schedules import lr_at
+from trainers.engine.optim import Lars, build_optimizer, lr_at, param_groups, set_lr
 
 
 def small_net() -> nn.Sequential:

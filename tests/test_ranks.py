@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dali_views import RegionTable
 from trainers.engine import ranks as distributed
-from trainers.engine.schedules import Clock
+from trainers.engine.optim import Clock
 from trainers.methods import Method
 
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,13 +19,23 @@ from dali_views.tools.command_line import Answer, Parser, carry_out
 
 from . import compare, demo
 from .config import file as config_file
+from .data import open_data
+from .encoders.backbones import Backbone
+from .encoders.frozen import frozen_encoder
 from .engine import interrupt, ranks
-from .evaluate import commands
+from .engine.setting import join
+from .evaluate.classifiers import finetune, linear_probe
+from .evaluate.evaluator import map_scores, seen_maps
+from .evaluate.evaluator import table as map_table
+from .evaluate.knn import knn as knn_scores
 from .export import export as export_encoder
+from .guides.encoder_maps import EncoderMaps
+from .methods import Method
 from .pretrain import pretrain as train
+from .report import EVALUATIONS
 from .report import page as run_page
 from .report.report import table
-from .saved_run import KINDS
+from .saved_run import KINDS, encoder_of, load_run, method_with
 
 __all__ = ["main"]
 
@@ -106,16 +118,100 @@ def _export(args: argparse.Namespace) -> Answer:
     return Answer(asdict(written), text)
 
 
+class _Evaluated:
+    """The run that a command names by `args.run`, with its overrides, and the data to evaluate it on."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder, self.config, self.saved = load_run(args.run, args.overrides)
+        self.setting = join(self.config)
+        self.data = open_data(self.config.data, self.config.run.seed)
+
+    @property
+    def title(self) -> str:
+        """Which encoder, after how many steps."""
+        return f"{self.args.encoder} encoder, {self.saved['step']} steps"
+
+    def encoder(self) -> Backbone:
+        """The encoder that `--encoder` names."""
+        return encoder_of(self.config, self.saved, self.args.encoder, self.setting.device)
+
+    def record(self, scores: Mapping[str, Any]) -> None:
+        """Add scores to the run's evaluations.jsonl, on the main rank."""
+        if ranks.is_main():
+            args = self.args
+            about = {"evaluation": args.command, "encoder": args.encoder, "step": self.saved["step"]}
+            with (self.folder / EVALUATIONS).open("a") as file:
+                file.write(json.dumps({**about, **scores, "overrides": args.overrides}) + "\n")
+
+
+def _knn(args: argparse.Namespace) -> Answer:
+    """`knn`: scores of a run's encoder for each k."""
+    run = _Evaluated(args)
+    bank, queries = run.data.bank, run.data.queries
+    if queries is None:
+        raise ValueError("kNN needs labels; name labelled folders by data.eval_train=DIR data.eval_val=DIR")
+    found = knn_scores(run.setting, run.config.views, run.encoder(), bank, queries, args.k, args.temperature)
+    lines = []
+    for k, scores in found.items():
+        run.record({"k": k, **scores})
+        told = f"kNN (k {k}, {len(bank)} neighbours, {len(queries)} queries)"
+        lines.append(f"{run.title}: {told}: top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}")
+    return Answer({"encoder": args.encoder, "step": run.saved["step"], "k": found}, "\n".join(lines))
+
+
+def _classify(args: argparse.Namespace) -> Answer:
+    """`linear` and `finetune`: a classifier on a run's encoder, with a checkpoint of its own."""
+    run = _Evaluated(args)
+    name = args.name or args.command + ("" if args.encoder == "trained" else f"-{args.encoder}")
+    probe = args.command == "linear"
+    evaluate, title = (linear_probe, "linear probe") if probe else (finetune, "fine-tuning")
+    result = evaluate(run.config, run.setting, run.encoder(), run.data, run.folder / name, args.resume)
+    scores = {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
+    facts = {"name": name, "epochs": result.epochs, **scores}
+    run.record(facts)
+    text = (
+        f"{run.title}: {title} ({result.epochs} epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
+        f"(best epoch on the test images: {result.best_epoch}, {result.best_top1:.2%})"
+    )
+    return Answer({"encoder": args.encoder, "step": run.saved["step"], **facts}, text)
+
+
+def _localise(args: argparse.Namespace) -> Answer:
+    """`localise`: scores of every kind of map of a run's encoder, or of another one on the run's data."""
+    run = _Evaluated(args)
+    index, how, views = run.data.train, run.config.localise, run.config.views
+    network: Method | Backbone
+    seen = None
+    if args.encoder in ("trained", "untrained"):
+        trained = args.encoder == "trained"
+        network = method_with(run.config, run.saved if trained else None, run.setting.device)
+        seen = seen_maps(run.config.box_guide, run.saved, len(index)) if trained else None
+    else:
+        network, views = frozen_encoder(views, args.encoder, run.setting.device)
+    if not len(index.boxes):
+        raise ValueError("localisation needs true boxes; name them by data.boxes or data.instances")
+    encoder_maps = EncoderMaps(run.setting, views, how)
+    scores = map_scores(encoder_maps, network, index, seen)
+    for name, row in scores.items():
+        run.record({"boxes": name, **row})
+    text = (
+        f"{args.encoder} encoder, {how.layer or 'the last stage'} at {encoder_maps.shape[0]} pixels, "
+        f"{scores['whole']['images']} images with true boxes\n{map_table(scores)}"
+    )
+    return Answer({"encoder": args.encoder, "step": run.saved["step"], "boxes": scores}, text)
+
+
 # fmt: off
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
     "pretrain": (_pretrain, "train an encoder as a configuration says", f"{_RUN}\n{_RUN} --resume"),
-    "knn": (commands.knn, "weighted kNN of a checkpoint's frozen features",
+    "knn": (_knn, "weighted kNN of a checkpoint's frozen features",
             "knn runs/a -k 20 200 data.eval_train=labelled/train data.eval_val=labelled/val"),
-    "linear": (commands.classify, "a linear classifier on a checkpoint's frozen encoder",
+    "linear": (_classify, "a linear classifier on a checkpoint's frozen encoder",
                "linear runs/a data.eval_train=labelled/train data.eval_val=labelled/val"),
-    "finetune": (commands.classify, "encoder and classifier on few labels",
+    "finetune": (_classify, "encoder and classifier on few labels",
                  "finetune runs/a finetune.labels=0.01"),
-    "localise": (commands.localise, "how well a checkpoint's maps find the true objects",
+    "localise": (_localise, "how well a checkpoint's maps find the true objects",
                  "localise runs/a data.boxes=boxes.txt\n"
                  "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k"),
     "demo": (demo.command, "pretrain on generated scenes, with and without guidance",

@@ -24,7 +24,7 @@ from .config import file as config_file
 from .data import open_data, training_loader
 from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt, began, launch
-from .engine.schedules import Clock, cosine, lr_at
+from .engine.optim import Clock, cosine, lr_at
 from .engine.setting import join
 from .evaluate.evaluator import Evaluator
 from .guides import Training, build_guide

@@ -1,7 +1,8 @@
-"""An encoder that does not learn, and its features of a set of images."""
+"""An encoder that does not learn, its weights from a file, and its features of a set of images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..data import evaluation_views, plain_loader
+from ..engine import checkpoint
 from ..engine.setting import Setting
 from ..evaluate.knn import extract
 from ..saved_run import encoder_of, load_run
 from .backbones import Backbone, build_backbone
-from .weights import load_weights
 
-__all__ = ["embed", "frozen_encoder"]
+__all__ = ["embed", "frozen_encoder", "load_weights"]
 
 _PART = 16384  # images whose features are held in float32 at a time
+_SHOWN = 3  # names of tensors in an error
 
 
 def frozen_encoder(views: cfg.Views, source: str | Path, device: torch.device) -> tuple[Backbone, cfg.Views]:
@@ -120,6 +124,52 @@ def _in_cache(file: str | None, source: str, fetch: str) -> None:
             f"the weights of {source} are not on this machine; fetch them once, where there is a network, "
             f"with {fetch}, or name a file that holds them, {source}:FILE, or a run folder"
         )
+
+
+def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
+    """Fill an encoder with the state dict in a file; nothing in the file is executed.
+
+    Args:
+        encoder: without a head.
+        classifier: the same network with its head. A head of these names in the file is ignored; it may have
+            any shape.
+        file: .safetensors, or else what torch.save made of a state dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds no state dict, or another network's; names the first tensors.
+    """
+    found, own = _read(file), encoder.state_dict()
+    head = classifier.state_dict().keys() - own.keys()
+    # Old files lack the counters of batch norm; an encoder that does not learn does not use them.
+    wrong = {
+        "missing": [name for name in own if name not in found and not name.endswith("num_batches_tracked")],
+        "unexpected": [name for name in found if name not in own and name not in head],
+        "of another shape": [name for name in own if name in found and found[name].shape != own[name].shape],
+    }
+    faults = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
+    if faults:
+        raise ValueError(f"{file} does not fit this encoder; of its tensors {', '.join(faults)}")
+    encoder.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of weights {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = checkpoint.read(file, legacy=True)
+    except (LookupError, SafetensorError, ValueError) as error:  # LookupError: a type that PyTorch has not
+        raise ValueError(f"{file} cannot be read as weights alone: {error}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
+        held = _first(list(found)) if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"{file} holds no state dict but {held}; save model.state_dict() alone")
+    return dict(found)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(map(str, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
 
 
 @torch.no_grad()

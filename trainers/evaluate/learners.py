@@ -20,9 +20,9 @@ from .. import config as cfg
 from ..data import evaluation_views, loader_options, plain_loader
 from ..encoders.backbones import Backbone
 from ..engine import ranks
-from ..engine.schedules import lr_at
+from ..engine.optim import lr_at
 from ..engine.setting import Setting
-from ..methods.split_bn import joined_batch_norm
+from ..methods.networks import joined_batch_norm
 from .knn import extract
 
 __all__ = ["Learner", "Recipe", "rate"]

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine.schedules import Clock, cosine
-from trainers.methods.heads import normalise, projector
+from trainers.engine.optim import Clock, cosine
 from trainers.methods.method import Method
-from trainers.methods.momentum import ema_update, momentum_copy
+from trainers.methods.networks import ema_update, momentum_copy, normalise, projector
 
 __all__ = ["BYOL", "squared_distance"]
 

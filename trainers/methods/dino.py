@@ -10,10 +10,9 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.engine.schedules import Clock, cosine, linear
-from trainers.methods.heads import PrototypeHead
+from trainers.engine.optim import Clock, cosine, linear
 from trainers.methods.method import Method
-from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.networks import Centre, PrototypeHead, ema_update, momentum_copy
 
 __all__ = ["DINO", "across_views", "cross_entropy"]
 

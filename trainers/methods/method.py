@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.encoders.backbones import Backbone
-from trainers.engine.schedules import Clock
+from trainers.engine.optim import Clock
 
 __all__ = ["Method", "are_kin", "log_ratio"]
 

@@ -9,11 +9,9 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
 from trainers.engine import ranks
-from trainers.engine.schedules import Clock
-from trainers.methods.heads import normalise, projector
+from trainers.engine.optim import Clock
 from trainers.methods.method import Method, are_kin, log_ratio
-from trainers.methods.momentum import ema_update, momentum_copy
-from trainers.methods.split_bn import split_batch_norm
+from trainers.methods.networks import ema_update, momentum_copy, normalise, projector, split_batch_norm
 
 __all__ = ["MoCo", "info_nce"]
 

@@ -12,10 +12,9 @@ from dali_views.maps.heatmap import feature_grid
 from dali_views.maps.tap import FeatureTap
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone, look
-from trainers.engine.schedules import Clock, cosine
+from trainers.engine.optim import Clock, cosine
 from trainers.methods.dino import DINO, GLOBAL, across_views, cross_entropy, global_and_local, per_view
-from trainers.methods.heads import normalise
-from trainers.methods.momentum import Centre, ema_update, momentum_copy
+from trainers.methods.networks import Centre, ema_update, momentum_copy, normalise
 
 __all__ = ["SCFS", "LayerHead", "Stages", "feature_search"]
 

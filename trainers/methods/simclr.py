@@ -9,8 +9,8 @@ from torch import Tensor
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
 from trainers.engine import ranks
-from trainers.methods.heads import normalise, projector
 from trainers.methods.method import Method, are_kin, log_ratio
+from trainers.methods.networks import normalise, projector
 
 __all__ = ["SimCLR", "nt_xent"]
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
-from trainers.methods.heads import normalise, projector, simsiam_projector
 from trainers.methods.method import Method
+from trainers.methods.networks import normalise, projector, simsiam_projector
 
 __all__ = ["SimSiam", "negative_cosine"]
 
