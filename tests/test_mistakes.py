@@ -57,7 +57,7 @@ LOADER = [
     (["index", "bad.parquet"], "bad.parquet"),
     (["index", "bad.tar"], "bad.tar: no tar"),
     (["index", "x-{0..9}.tar"], "There is no shard"),
-    (["index", "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar"], "more than 1000000"),
+    (["index", "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar"], "more than 1048576"),
     (["index", "photos", "--root", "photos"], "--root is for a list, and 'photos' is taken for a folder"),
     (["index", "photos", "--label", "kind"], "--label is for tables"),
     (["index", "photos", "--coco", "nothing.json"], "nothing.json"),

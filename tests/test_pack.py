@@ -30,7 +30,7 @@ from dali_views import SampleIndex, SourceGoneError, ViewLoader, bad_list, recip
 from dali_views.data.listing import number_labels
 from dali_views.tools.cli import main
 from dali_views.tools.pack import Packed, pack_shards
-from dali_views.tools.pack.names import label_words, shard_keys
+from dali_views.tools.pack.image import label_words, shard_keys
 from dali_views.tools.scenes import make_scenes
 
 KINDS = ("ant", "bee", "cow")

@@ -11,7 +11,6 @@ from pathlib import Path
 from ...data.remote import absolute
 from .. import options
 from ..command_line import Answer
-from ..open_images import open_images
 
 EXAMPLES = """
 dali-views bench photos
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> Answer:
         )
     index = options.open_index(args)
     print(index.summary())
-    places = dict(zip(_places(index.root, args.source), map(open_images, args.source), strict=True))
+    places = dict(zip(_places(index.root, args.source), map(options.open_images, args.source), strict=True))
     rows = measure.run(args, index, places)
     setting = rows[0].setting
     text = (

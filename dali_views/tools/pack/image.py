@@ -1,4 +1,4 @@
-"""One image of a packed data set: what is stored for it, or why it is left out.
+"""What a packed data set stores for one image: its name, the text of its label, and its content.
 
 Shrinking is Lanczos, antialiased: views of the result came nearer to views of the originals (by 0.2 to
 0.3 dB) than with bicubic, for a tenth more time. As in the loader, EXIF orientation is not applied; its tag
@@ -11,19 +11,77 @@ median of ImageNet, 1.2 times. Choose a larger short side if small crops must be
 from __future__ import annotations
 
 import io
-from typing import TypeAlias
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ...data.headers import inspect
+from ...data.index import SampleIndex
+from ...data.listing import EXTENSIONS, number_labels
+from ...data.names import unpack_names
 
+_SHARD = re.compile(r".*?\.tar/")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # By Pillow's name of the format. Readers accept JPEG 2000 by content, but not by its usual ending.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jpg", "TIFF": "tif"}
 _ORIENTATION = 0x0112
 
-Stored: TypeAlias = tuple[str, bytes]
-"""Ending ("jpg", "png", ...: what it is, not what it was called) and content of a stored image."""
+Stored = tuple[str, bytes]  # ending (what the image is, not what it was called) and content
+
+
+def image_names(index: SampleIndex) -> list[str]:
+    """The name of each image in its index; the row's number where there are none, as in arrays."""
+    if index.paths is None:
+        width = len(str(len(index) - 1))
+        return [f"{row:0{width}d}" for row in range(len(index))]
+    return [os.fsdecode(name) for name in unpack_names(index.paths)]
+
+
+def shard_keys(names: Sequence[str]) -> list[str]:
+    """The key of each image: its name without the ending, and a number if two would be equal.
+
+    No key leaves its folder or has a dot after its last slash, where WebDataset would end it. A member of
+    another shard loses the shard's name if the names stay different.
+    """
+    short = [_SHARD.sub("", name, count=1) for name in names]
+    if len(set(short)) == len(names):
+        names = short
+    taken: set[str] = set()
+    number: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        steps = _CONTROL.sub("_", name).split("/")
+        *folders, last = [step for step in steps if step not in ("", ".", "..")] or ["_"]
+        stem, ending = os.path.splitext(last)
+        base = stem if ending.lower() in EXTENSIONS else last
+        base = key = "/".join([*folders, base.replace(".", "_")])
+        while key in taken:
+            number[base] += 1
+            key = f"{base}_{number[base]}"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def label_words(labels: NDArray[np.int32], classes: Sequence[str] | None) -> dict[int, str]:
+    """The text of each label in (N,) `labels` but -1: its class, if readers then number the labels as here.
+
+    If not (names are unsorted, look like numbers, are no text; one has no image; no `classes`), its number.
+    """
+    used = [label for label in np.unique(labels).tolist() if label >= 0]
+    try:
+        names = [] if classes is None else [classes[label] for label in used]
+        read = [name.encode().decode().strip() for name in names]
+        if names and read == names and all(names) and number_labels(names)[0] == used:
+            return dict(zip(used, names, strict=True))
+    except ValueError:
+        pass  # no UTF-8, or names that look like numbers and are too large
+    return {label: str(label) for label in used}
 
 
 def pack_image(data: bytes, indexed: tuple[int, int], short_side: int | None, quality: int) -> Stored | str:
@@ -32,8 +90,9 @@ def pack_image(data: bytes, indexed: tuple[int, int], short_side: int | None, qu
     if reason:
         return reason
     if (height, width) != indexed:
-        then = f"{indexed[1]} x {indexed[0]}"
-        return f"has changed since it was indexed: {width} x {height} pixels, then {then}"
+        return (
+            f"has changed since it was indexed: {width} x {height} pixels, then {indexed[1]} x {indexed[0]}"
+        )
     try:
         with Image.open(io.BytesIO(data)) as image:
             if short_side is not None and min(indexed) > short_side:

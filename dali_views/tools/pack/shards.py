@@ -5,8 +5,8 @@
     boxes.txt           true boxes, if the source has any, for `SampleIndex.with_boxes` and `data.boxes`
     pack.json           the settings, and the rows that finished shards lack; no reader needs it
 
-Rows are assigned to shards by their numbers, before any image is read, so a shard depends on its own rows
-only. It is written aside and renamed: a shard with its final name is finished, and a later call skips it.
+A row's number decides its shard, so a shard depends on its own rows only. It is written aside and renamed: a
+shard with its final name is finished, and a later call skips it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import json
 import os
 import tarfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +38,9 @@ from ...data.listing import number_labels
 from ...data.remote import as_url, is_remote
 from ...data.source import GONE, SourceGoneError, read_each, reason
 from ...system.files import PathLike, atomic_write
-from .image import Stored, pack_image
-from .names import image_names, label_words, shard_keys
+from .image import Stored, image_names, label_words, pack_image, shard_keys
 
-__all__ = ["PER_SHARD", "Packed", "pack_shards"]
-
-PER_SHARD = 10_000
-"""Images per shard: about 1 GB of ImageNet."""
-
+PER_SHARD = 10_000  # about 1 GB of ImageNet
 LEFT_OUT, BOXES, STATE = "left_out.txt", "boxes.txt", "pack.json"
 _BLOCK = 8  # rows that a thread reads at a time, which is faster in some sources
 
@@ -54,15 +50,14 @@ class Packed:
     """The result of `pack_shards`."""
 
     shards: int
-    """Number of tar shards."""
     images: int
     """Images in all of them, also in those that an earlier call had finished."""
     left_out: dict[str, str]
     """Reason by path relative to the source: what its index had left out, and what turned out to be bad."""
 
     def __str__(self) -> str:
-        plural = "s" * (self.shards > 1)
-        return f"{self.images} images in {self.shards} shard{plural}; {len(self.left_out)} left out"
+        shards = f"{self.shards} shard{'s' * (self.shards > 1)}"
+        return f"{self.images} images in {shards}; {len(self.left_out)} left out"
 
 
 def pack_shards(
@@ -84,14 +79,12 @@ def pack_shards(
     try again). After a kill, the same call skips the finished shards and ends with the same files.
 
     Args:
-        source: Any index.
         destination: A new or empty local folder, or one that an earlier call with the same settings began.
         short_side: Bound on the shorter side, in pixels; by default all images stay as they are.
         quality: JPEG quality, 1 to 100, of what is shrunk.
         per_shard: Rows of the source per shard, counted before any is left out. A shard must fit in memory.
         numbers: Labels are numbers, never names, as WebDataset's own decoder requires.
         workers: Threads, by default one per core.
-        progress: Shows a bar on a terminal.
 
     Raises:
         ValueError: An option is out of range; the destination lies in the source, holds something else or was
@@ -112,29 +105,26 @@ def pack_shards(
     }
     folder, before = _begin(source, destination, settings)
     rows, names = range(len(source)), image_names(source)
-    parts = [rows[start : start + per_shard] for start in rows[::per_shard]]
-    shards = {folder / f"shard-{number:06d}.tar": part for number, part in enumerate(parts)}
+    shards = {
+        folder / f"shard-{start // per_shard:06d}.tar": rows[start : start + per_shard]
+        for start in rows[::per_shard]
+    }
     missing = {file: part for file, part in shards.items() if not file.is_file()}
     bad = {row: why for row, why in before.items() if not any(row in part for part in missing.values())}
     keys = shard_keys(names) if missing else []
     convert = partial(_convert, source, short_side, quality)
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images
         threads = ThreadPoolExecutor(workers or cores())
         stack.callback(threads.shutdown, cancel_futures=True)
         for file, part in missing.items():
             blocks = [part[start : start + _BLOCK] for start in range(0, len(part), _BLOCK)]
-            images = tqdm(
-                zip(part, chain.from_iterable(threads.map(convert, blocks)), strict=True),
-                desc=f"{file.name} of {len(shards)}",
-                total=len(part),
-                disable=None if progress else True,
-            )
+            images = zip(part, chain.from_iterable(threads.map(convert, blocks)), strict=True)
+            text, hidden = f"{file.name} of {len(shards)}", None if progress else True
             try:
                 # The name of a shard is written last, after the state.
                 with atomic_write(file, shared=True) as draft, tarfile.open(None, "w", draft) as tar:
-                    for row, stored in images:
+                    for row, stored in tqdm(images, text, len(part), disable=hidden):
                         if isinstance(stored, str):
                             bad[row] = stored
                             continue
@@ -161,11 +151,9 @@ def pack_shards(
     used = [label for label in np.unique(source.labels[good]).tolist() if label >= 0]
     if used and number_labels([words[label] for label in used])[0] != used:
         lost = [word for label, word in words.items() if label not in used]
-        warnings.warn(
-            f"No image of the classes {lost[:5]} is usable, so readers number the others differently; to "
-            f"keep the numbers, leave out what {LEFT_OUT} lists, and pack anew.",
-            stacklevel=2,
-        )
+        text = f"No image of the classes {lost[:5]} is usable, so readers number the others differently; to "
+        text += f"keep the numbers, leave out what {LEFT_OUT} lists, and pack anew."
+        warnings.warn(text, stacklevel=2)
     if len(source.boxes):
         _write_boxes(source, good, list(shards))
     return Packed(len(shards), len(good), left_out)
@@ -183,10 +171,9 @@ def _convert(source: SampleIndex, short_side: int | None, quality: int, rows: ra
         raise SourceGoneError(
             f"The source of the images is gone ({error}); bring it back and pack again, to continue."
         ) from error
-    sizes = [(height, width) for height, width in source.sizes[rows].tolist()]
     return [
-        data if isinstance(data, str) else pack_image(data, size, short_side, quality)
-        for data, size in zip(found, sizes, strict=True)
+        data if isinstance(data, str) else pack_image(data, (height, width), short_side, quality)
+        for data, (height, width) in zip(found, source.sizes[rows].tolist(), strict=True)
     ]
 
 
@@ -209,15 +196,13 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def _begin(
-    source: SampleIndex, destination: PathLike, settings: Mapping[str, object]
-) -> tuple[Path, dict[int, str]]:
+def _begin(source: SampleIndex, place: PathLike, settings: dict[str, Any]) -> tuple[Path, dict[int, str]]:
     """The folder, without links in its path; and why shards of an earlier call lack rows, by row."""
-    if is_remote(destination):
+    if is_remote(place):
         raise ValueError(
-            f"Shards are written to a local folder, not to {as_url(destination)}; name one, then upload them."
+            f"Shards are written to a local folder, not to {as_url(place)}; name one, then upload."
         )
-    folder = Path(os.path.realpath(destination))
+    folder = Path(os.path.realpath(place))
     if source.form == "names" and folder.is_relative_to(os.path.realpath(source.root)):
         raise ValueError(f"The copy {str(folder)!r} would lie in its source; choose a folder outside.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,7 +223,7 @@ def _begin(
     return folder, bad
 
 
-def _save(folder: Path, settings: Mapping[str, object], bad: Mapping[int, str]) -> None:
+def _save(folder: Path, settings: dict[str, Any], bad: dict[int, str]) -> None:
     with atomic_write(folder / STATE, shared=True) as file:
         file.write(json.dumps({"settings": settings, "left_out": sorted(bad.items())}).encode())
 
