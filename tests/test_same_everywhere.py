@@ -7,12 +7,12 @@ from pathlib import Path
 
 import lmdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import REAL, unpack
 from s3 import Bucket
+from tables import structs, write
 from tars import pack_folder
-from test_loader import digest
+from test_loader import Held, digest
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 from dali_views.tools.pack import pack_shards
@@ -56,10 +56,6 @@ def as_list(folder: SampleIndex, into: Path) -> SampleIndex:
     return SampleIndex.from_list(into / "list.txt", folder.root, cache=False, progress=False)
 
 
-def as_shards(folder: SampleIndex, into: Path) -> SampleIndex:
-    return SampleIndex.from_shards(pack_folder(Path(folder.root), into, 4), cache=False, progress=False)
-
-
 def as_packed(folder: SampleIndex, into: Path) -> SampleIndex:
     pack_shards(folder, into / "packed", per_shard=150, progress=False)
     return SampleIndex.from_shards(into / "packed" / "*.tar", cache=False, progress=False)
@@ -67,23 +63,19 @@ def as_packed(folder: SampleIndex, into: Path) -> SampleIndex:
 
 def table_of(folder: SampleIndex) -> pa.Table:
     names, images, labels = zip(*rows(folder), strict=True)
-    held = [{"bytes": image, "path": name} for name, image in zip(names, images, strict=True)]
-    words = [folder.classes[label] for label in labels]
-    return pa.table({"image": held, "label": pa.array(words)})
+    return pa.table({"image": structs(images, names), "label": [folder.classes[label] for label in labels]})
 
 
 def as_parquet(folder: SampleIndex, into: Path) -> SampleIndex:
     table = table_of(folder)
     for number, start in enumerate(range(0, len(table), 200)):
-        pq.write_table(table.slice(start, 200), into / f"{number}.parquet", row_group_size=10)
+        write(into / f"{number}.parquet", table.slice(start, 200), "parquet", 10)
     return SampleIndex.from_table(into / "*.parquet", cache=False, progress=False)
 
 
 def as_arrow(folder: SampleIndex, into: Path) -> SampleIndex:
-    table = table_of(folder)
-    with pa.OSFile(str(into / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=100)
-    return SampleIndex.from_table(into / "a.arrow", cache=False, progress=False)
+    file = write(into / "a.arrow", table_of(folder), "stream", 100)
+    return SampleIndex.from_table(file, cache=False, progress=False)
 
 
 def as_lmdb(folder: SampleIndex, into: Path) -> SampleIndex:
@@ -96,36 +88,22 @@ def as_lmdb(folder: SampleIndex, into: Path) -> SampleIndex:
     return SampleIndex.from_lmdb(into / "a.lmdb", cache=False, progress=False)
 
 
-class Own:
-    """A source of one's own."""
-
-    def __init__(self, folder: SampleIndex) -> None:
-        self.images = [image for _, image, _ in rows(folder)]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, rows):
-        return [self.images[row] for row in rows.tolist()]
-
-
 def as_source(folder: SampleIndex, into: Path) -> SampleIndex:
     names = [name for name, _, _ in rows(folder)]
-    return SampleIndex.from_source(Own(folder), folder.labels, folder.classes, names=names, progress=False)
+    return SampleIndex.from_source(Held(folder), folder.labels, folder.classes, names=names, progress=False)
 
 
 PLACES: list[Callable[[SampleIndex, Path], SampleIndex]] = [
-    as_list, as_shards, as_packed, as_parquet, as_arrow, as_lmdb, as_source,
+    as_list, as_packed, as_parquet, as_arrow, as_lmdb, as_source,
 ]  # fmt: skip
 
 
 def loader_of(index: SampleIndex) -> ViewLoader:
     """Guided, with partners, in the second epoch; the same for all."""
     regions = RegionTable(len(index))
-    last = len(index) - 1
     every = range(len(index))
-    regions.update(every, [[0.1, 0.2, 0.6 + 0.3 * row / len(index), 0.9] for row in every],
-                   partner=[last - row for row in every])  # fmt: skip
+    boxes = [[0.1, 0.2, 0.6 + 0.3 * row / len(index), 0.9] for row in every]
+    regions.update(every, boxes, partner=every[::-1])
     loader = ViewLoader(index, VIEWS, min(BATCH, len(index) // 4), device="cpu", regions=regions, seed=7)
     loader.set_epoch(1)
     return loader
@@ -141,9 +119,7 @@ def same(index: SampleIndex, folder: SampleIndex, expected: list[str]) -> None:
         assert digest(batch) == expected[number]
         if number + 1 == half:
             break
-    resumed = ViewLoader(
-        index, VIEWS, loader.batch_size, device="cpu", regions=RegionTable(len(index)), seed=7
-    )
+    resumed = loader_of(index)
     resumed.load_state_dict(loader.state_dict())
     assert [digest(batch) for batch in resumed] == expected[half:]
 

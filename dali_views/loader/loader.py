@@ -178,7 +178,7 @@ class ViewLoader:
         self._passes += 1
         snapshot = None
         if self.regions is not None:
-            self.regions.epoch = epoch
+            self.regions.epoch = self.epoch
             with stage("dali_views: freeze regions"):
                 snapshot = self.regions.snapshot()
         self._epoch = Epoch(
