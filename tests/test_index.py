@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from dali_views import bad_list
-from dali_views.data.index import LeftOut, SampleIndex
+from dali_views.data.index import SampleIndex
+from dali_views.data.scan import LeftOut
 
 
 def _image(path: Path, height: int = 12, width: int = 16, mode: str = "RGB", **options: object) -> Path:

@@ -14,9 +14,8 @@ from s3 import PAGE, REGION, Bucket
 from tars import write_shard
 
 from dali_views import SourceGoneError
-from dali_views.data.objects import open_object
 from dali_views.data.remote import Bucket as Objects
-from dali_views.data.remote import as_url, bucket_of, is_remote
+from dali_views.data.remote import as_url, bucket_of, is_remote, open_object
 
 BODY = bytes(range(256)) * 300
 LISTED = [f"{i:03d}" for i in range(2 * PAGE)]

@@ -16,7 +16,7 @@ from conftest import noise_images
 from test_loader import FULL, VIEWS, digest
 
 from dali_views import BadImageError, RegionTable, SampleIndex, Source, SourceGoneError, View, ViewLoader
-from dali_views.data.read_ahead import AHEAD
+from dali_views.data.source import AHEAD
 from dali_views.tools.check import check
 
 NAME = "dali_views read"

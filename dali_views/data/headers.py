@@ -7,6 +7,7 @@ DALI's own decoder, format by format: grey, CMYK (Adobe), palette, alpha and 16-
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -20,10 +21,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .source import GONE, reason
+from .source import GONE, Source, read_each, reason
 
 MAX_PIXELS = 178_956_970
 """Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
@@ -34,6 +37,7 @@ MAX_PIXELS_PER_BYTE = 512
 Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
 
+_THREADS, _IMAGES = 8, 64  # that read a source of one's own, and images that one requests at a time
 _SMALL = 1 << 30  # bytes of files that threads scan before processes would have started
 _SHARE = 64  # of a thread's chunks are a process's
 _TAIL = 1024
@@ -264,3 +268,39 @@ def scan_bar(total: int, unit: str, progress: bool) -> Iterator[Any]:
     ):
         warnings.simplefilter("ignore")
         yield bar
+
+
+def require_some(good: Sequence[int], left_out: Sequence[tuple[str, str]], what: str) -> None:
+    """A ValueError with the first reasons if nothing is `good`."""
+    if not good:
+        first = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3])
+        raise ValueError(f"None of the {len(left_out)} {what} is usable ({first}); check the path.")
+
+
+def scan_source(
+    source: Source, names: Sequence[str], progress: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
+    """The usable images of a source of one's own: rows (n,), sizes (n, 2); name and reason of the others."""
+    count = len(source)
+
+    def look(start: int) -> list[tuple[int, int, str]]:
+        found = read_each(source, np.arange(start, min(start + _IMAGES, count)))
+        return [(0, 0, o) if isinstance(o, str) else inspect(io.BytesIO(o.data), len(o)) for o in found]
+
+    blocks = look_through(look, range(0, count, _IMAGES), 0, 0, f"x {_IMAGES} images", progress, _THREADS)
+    found = [one for block in blocks for one in block]
+    left_out = [(name, refused) for name, (_, _, refused) in zip(names, found, strict=True) if refused]
+    good = [i for i in range(count) if not found[i][2]]
+    require_some(good, left_out, "images of the source")
+    return np.array(good, np.int64), np.array([found[i][:2] for i in good], np.int32), left_out
+
+
+def checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:
+    """(count, 2) heights and widths that somebody gave, or a TypeError or ValueError."""
+    given = np.asarray(sizes)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"sizes must be whole numbers, not {given.dtype}; convert them first.")
+    # As floats, for the product of large integers may overflow.
+    if given.shape != (count, 2) or given.min() < 1 or np.prod(given, 1, np.float64).max() > MAX_PIXELS:
+        raise ValueError(f"sizes must be ({count}, 2) heights and widths of 1 to {MAX_PIXELS} pixels in all.")
+    return given.astype(np.int32)

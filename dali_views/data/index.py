@@ -16,19 +16,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack
 
+from ..system.arrays import pack_names, unpack_names
 from ..system.files import PathLike
 from . import bad_list
-from .build import Cache, Options, open_source, scan_coco, scan_folder, scan_list, scan_shards, scan_source
 from .cache import CachedSource
-from .listing import check_labels
+from .headers import checked_sizes, scan_source
+from .listing import check_labels, scan_folder, scan_list
 from .lmdb_store import scan_lmdb
-from .names import LeftOut, pack_names, unpack_names
-from .remote import as_url, is_remote
-from .scan import Scan, read_index, write_index
-from .source import Form, Source, needs, picked, read_rows
-from .truth import RowBoxes, match_boxes
-
-__all__ = ["LeftOut", "SampleIndex"]
+from .remote import ObjectSource, as_url, is_remote
+from .scan import Cache, LeftOut, Options, Scan, read_index, write_index
+from .shards import scan_shards
+from .source import Form, RangeSource, Source, needs, picked, read_rows
+from .truth import RowBoxes, match_boxes, scan_coco
 
 # A folder too high, which would otherwise pass for a data set of such classes.
 _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4})?", re.IGNORECASE)
@@ -71,7 +70,7 @@ class SampleIndex(Scan):
 
     def __post_init__(self) -> None:
         if self.holder and self.source is None:
-            object.__setattr__(self, "source", open_source(self))
+            object.__setattr__(self, "source", _open_source(self))
         if not len(self.box_start):
             object.__setattr__(self, "box_start", np.zeros(len(self) + 1, np.int64))
         if not self.fingerprint:
@@ -210,9 +209,18 @@ class SampleIndex(Scan):
         `labels` and `classes` are as in `from_arrays`. Without `sizes`, (N, 2) stored heights and widths,
         every image is read once. `names` (default "row 7") are for messages, bad lists and the fingerprint.
         """
-        given, kinds = check_labels(labels, len(source), classes)
-        rows, paths, shapes, left_out = scan_source(source, sizes, names, progress)
-        return cls("", paths, shapes, given[rows], kinds, left_out, source=picked(source, rows))
+        count = len(source)
+        given, kinds = check_labels(labels, count, classes)
+        named = [f"row {row}" for row in range(count)] if names is None else list(names)
+        if len(named) != count or len(set(named)) != count or any(not one or "\0" in one for one in named):
+            raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
+        rows, left_out = np.arange(count), list[tuple[str, str]]()
+        if sizes is not None and count:
+            shapes = checked_sizes(sizes, count)
+        else:
+            rows, shapes, left_out = scan_source(source, named, progress)
+        paths, gone = pack_names([os.fsencode(named[row]) for row in rows]), [LeftOut(*o) for o in left_out]
+        return cls("", paths, shapes, given[rows], kinds, gone, source=picked(source, rows))
 
     # -- reading it -------------------------------------------------------------------------------
 
@@ -373,3 +381,19 @@ class SampleIndex(Scan):
     def load(cls, path: PathLike) -> Self:
         """Reads what `save` wrote; a ValueError if it is damaged, wrong or of another format."""
         return read_index(path, cls)
+
+
+def _open_source(scan: Scan) -> Source:
+    """What reads images that are neither local files of their own nor arrays; no file is opened yet."""
+    assert scan.places is not None
+    if scan.holder == "objects":
+        assert scan.paths is not None
+        return ObjectSource(scan.root, scan.paths, None, scan.places)
+    assert scan.file_stamps is not None
+    if scan.holder == "groups":
+        with needs("pyarrow"):
+            from .tables import GroupSource
+
+        return GroupSource(scan.root, scan.files, scan.file_stamps, scan.places, scan.column)
+    read = ObjectSource if is_remote(scan.root) else RangeSource
+    return read(scan.root, scan.files, scan.file_stamps, scan.places)

@@ -1,4 +1,4 @@
-"""Names and labels of images: class folders and text lists. No image is opened."""
+"""Image folders and text lists: which images they name, with which labels, and what their headers say."""
 
 from __future__ import annotations
 
@@ -9,14 +9,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Unpack
 
+from ..system.arrays import pack_names
 from ..system.files import PathLike
-from .names import LeftOut
-from .remote import absolute, as_url, below, bucket_of, content, is_remote
+from .headers import Record, cores, inspect, inspect_file, look_through, require_some
+from .remote import (
+    ABSENT,
+    Entry,
+    absolute,
+    as_url,
+    below,
+    bucket_of,
+    content,
+    is_remote,
+    object_stamps,
+    open_object,
+)
+from .scan import FileScan, LeftOut, Options, ScanCache
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
 _MAX_LABEL = 1 << 20
+_FILES, _BYTES = 256, 50_000  # files that a thread scans in turn, and what one is supposed to have
+_OBJECTS, _THREADS, _HEADER = 16, 32, 32 << 10  # objects in turn, threads, bytes of a request for a header
 
 
 @dataclass
@@ -32,6 +48,86 @@ class Listing:
     """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
     entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Bytes and version of the objects of a store."""
+
+
+# -- scanning -------------------------------------------------------------------------------------
+
+
+def scan_folder(root: PathLike, classes: Sequence[str] | None, **options: Unpack[Options]) -> FileScan:
+    """An image folder; if nothing in it has changed, it is not even listed."""
+    base = absolute(root)
+    place = kept_scan(base, ["folder", None if classes is None else list(classes)], options)
+    if place.kept is not None and not is_remote(base) and place.kept.holds():
+        return place.kept
+    return scan_listing(list_folder(base, classes), place, options)
+
+
+def scan_list(file: PathLike, root: PathLike | None, **options: Unpack[Options]) -> FileScan:
+    """The files that a text file names."""
+    listing = list_file(file, root)
+    return scan_listing(listing, kept_scan(listing.root, ["list", absolute(file)], options), options)
+
+
+def kept_scan(root: str, key: object, options: Options) -> ScanCache[FileScan]:
+    """The place of the scan of a listing."""
+    return ScanCache(options.get("cache", True), root, key, FileScan)
+
+
+def scan_listing(listing: Listing, place: ScanCache[FileScan], options: Options) -> FileScan:
+    """Scans the listed files, separates good from bad and keeps the result."""
+    known = {} if place.kept is None else place.kept.records()
+    progress = options.get("progress", True)
+    if remote := is_remote(listing.root):
+        records = _scan_objects(listing, known, progress)
+    else:
+        root = os.path.join(os.fsencode(listing.root), b"")
+        jobs = [(root + name, known.get(name)) for name in listing.names]
+        size, threads, workers = _BYTES * len(jobs), min(8, 2 * cores()), options.get("processes")
+        records = look_through(inspect_file, jobs, size, workers, "files", progress, threads, _FILES)
+    good = [i for i, record in enumerate(records) if not record[4]]
+    bad = [i for i, record in enumerate(records) if record[4]]
+    left_out = [LeftOut(os.fsdecode(listing.names[i]), records[i][4]) for i in bad] + listing.left_out
+    require_some(good, left_out, f"files below {listing.root!r}")
+    table = np.array([records[i][:4] for i in good], np.int64)
+    scanned = FileScan(
+        root=listing.root,
+        paths=pack_names([listing.names[i] for i in good]),
+        sizes=table[:, :2].astype(np.int32),
+        labels=np.array([listing.labels[i] for i in good], np.int32),
+        classes=listing.classes,
+        left_out=left_out,
+        stamp_files=table[:, 2:],
+        stamp_left=np.array([records[i][2:4] for i in bad], np.int64).reshape(-1, 2),
+        stamp_folders=pack_names(list(listing.folders)),
+        stamp_times=np.array(list(listing.folders.values()), np.int64),
+        holder="objects" if remote else "",
+        places=np.column_stack([np.zeros(len(good), np.int64), table[:, [3, 2]]]) if remote else None,
+    )
+    place.keep(scanned)
+    return scanned
+
+
+def _scan_objects(listing: Listing, known: dict[bytes, Record], progress: bool) -> list[Record]:
+    """Looks at objects, unless size and version are known; a version stands in the place of an mtime."""
+    stamps = listing.entries
+    if not stamps:
+        found = object_stamps(listing.root, [os.fsdecode(name) for name in listing.names])
+        stamps = dict(zip(listing.names, found, strict=True))
+
+    def look(name: bytes) -> Record:
+        stamp, before = stamps[name], known.get(name)
+        if before is not None and before[2:4] == stamp and stamp[1]:
+            return before
+        if stamp == ABSENT:
+            return 0, 0, *ABSENT, "no such object"
+        url = os.path.join(listing.root, os.fsdecode(name))
+        height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
+        return height, width, *stamp, refused
+
+    return look_through(look, listing.names, 0, 0, "objects", progress, _THREADS, _OBJECTS)
+
+
+# -- folders --------------------------------------------------------------------------------------
 
 
 def folder_of(path: PathLike) -> str:
@@ -139,6 +235,9 @@ def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
     return images
 
 
+# -- lists ----------------------------------------------------------------------------------------
+
+
 def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
     """Lists the files that a text file names, one per line; see `SampleIndex.from_list`."""
     file = absolute(path)
@@ -205,6 +304,9 @@ def _split(line: str, root: str) -> tuple[str, str | None]:
     if len(parts) == 1 or parts[1].lower().endswith(EXTENSIONS) or os.path.exists(os.path.join(root, line)):
         return line, None
     return parts[0], parts[1]
+
+
+# -- labels ---------------------------------------------------------------------------------------
 
 
 def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:

@@ -12,11 +12,11 @@ from itertools import islice
 
 import numpy as np
 
+from ..system.arrays import pack_names
 from ..system.files import PathLike
 from .headers import in_process, inspect, scan_bar
-from .names import LeftOut, may_be_name, pack_names
 from .remote import as_url, is_remote
-from .scan import Scan, ScanCache, stamp_of
+from .scan import Cache, LeftOut, Scan, ScanCache, may_be_name, stamp_of
 from .source import needs, window
 
 _META_KEY = re.compile(rb"__\w+__")
@@ -30,7 +30,7 @@ def names_lmdb(path: PathLike) -> bool:
     return os.path.splitext(path)[1] in (".lmdb", ".mdb")
 
 
-def scan_lmdb(path: PathLike, cache: bool | PathLike, progress: bool) -> Scan:
+def scan_lmdb(path: PathLike, cache: Cache, progress: bool) -> Scan:
     """The images of an environment; if it has not changed, it is not opened. See `SampleIndex.from_lmdb`."""
     if is_remote(path):
         raise ValueError(f"LMDB is read from local files alone; copy {as_url(path)} or pack it as shards.")

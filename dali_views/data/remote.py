@@ -10,19 +10,24 @@ from __future__ import annotations
 import errno
 import fnmatch
 import hashlib
+import io
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..system.files import PathLike
-from .source import GONE, SourceGoneError, needs
+from .source import GONE, SourceGoneError, Window, needs
 
 _URL = re.compile(r"(s3|gs|https?):/{1,2}(?=[^/])")  # `pathlib` makes one slash of two
 _SETTINGS = ("AWS_", "GOOGLE_", "DALI_VIEWS_RETRY_SECONDS")  # environment that configures a store
@@ -31,8 +36,8 @@ _SILENCE = 10.0  # seconds without a byte, or without a connection, after which 
 _REQUEST = 600.0  # seconds that a slow request may take
 _PAGE = 1000  # objects of a listing that come at once, as S3 sends them
 _LISTINGS = 3  # attempts without progress
-
 _SINGLY = 1000  # so many objects are looked up one by one; for more, the folder above them is listed
+_WALK = 4 << 20  # bytes of a request while the headers of a tar shard are read
 ABSENT = (-1, -1)
 
 T = TypeVar("T")
@@ -100,8 +105,7 @@ class Bucket:
     def entries(self, prefix: str = "") -> list[Entry]:
         """All objects below a folder ("" for the whole bucket), named relative to it and sorted by name.
 
-        Raises:
-            ValueError: An object has a name that cannot be used ("a//b", "..", control characters).
+        A ValueError if an object has a name that cannot be used ("a//b", "..", control characters).
         """
         if self.url.startswith("http"):
             raise SourceGoneError(f"{self.url} is a web server, which cannot be listed; name its files.")
@@ -150,8 +154,7 @@ class Bucket:
     def read(self, key: str, start: int = 0, length: int | None = None, version: int = 0) -> bytes:
         """`length` bytes of an object (None: all) from `start` on, fewer where it ends before.
 
-        Args:
-            version: That the object must have; 0 for any.
+        The object must have this version, unless it is 0.
         """
         if length == 0:
             return b""
@@ -264,6 +267,64 @@ def _version(meta: Mapping[str, Any]) -> int:
     # A weak ETag means the same content; a proxy may add or remove the mark.
     words = (meta.get("e_tag") or "").removeprefix("W/").strip('"') or str(meta.get("last_modified") or "")
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1 if words else 0
+
+
+# -- reading them ---------------------------------------------------------------------------------
+
+
+def open_object(
+    url: PathLike, entry: Entry | None = None, block: int = _WALK
+) -> tuple[io.BufferedReader, Entry]:
+    """An object as a file that can be sought in, `block` bytes a request, and its entry; errors as `Bucket`.
+
+    Without an entry from a listing, the store is queried.
+    """
+    bucket, key = bucket_of(url)
+    known = entry or bucket.stat(key)
+
+    def read_at(buffer: memoryview, at: int) -> int:
+        found = bucket.read(key, at, len(buffer), known.version)
+        if len(found) < len(buffer):
+            raise OSError("it is shorter than it was when it was listed")
+        buffer[:] = found
+        return len(found)
+
+    return io.BufferedReader(Window(read_at, 0, known.size), block), known
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectSource:
+    """Whole objects, or ranges of objects (tar shards), as a `Source`. They must be as they were scanned."""
+
+    root: str
+    """URL that the names start from."""
+    names: NDArray[np.uint8] | Sequence[str]
+    """(N, L) of the objects themselves, NUL-padded, or of the S objects that hold the images."""
+    stamps: NDArray[np.int64] | None
+    """(S, 2) bytes and version of each object that holds images; None for whole objects."""
+    places: NDArray[np.int64]
+    """(N, 3) object, offset and bytes of each image; of whole objects 0, version and bytes."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """See `Source`; FileNotFoundError for an object that is gone, OSError for one that has changed."""
+        places = self.places[rows].tolist()
+        if self.stamps is None:
+            names = [os.fsdecode(self.names[row].tobytes().rstrip(b"\0")) for row in rows.tolist()]
+            what = [(0, None, version) for _, version, _ in places]
+        else:
+            names = [str(self.names[number]) for number, _, _ in places]
+            what = [(offset, size, int(self.stamps[number, 1])) for number, offset, size in places]
+        bucket, keys = keys_below(self.root, names)
+        found = bucket.read_parts([(key, *part) for key, part in zip(keys, what, strict=True)])
+        if [len(one) for one in found] != [size for _, _, size in places]:
+            raise OSError("its size has changed since it was indexed; index the images again")
+        return found
+
+
+# -- obstore --------------------------------------------------------------------------------------
 
 
 def _open(url: str, seconds: float, retries: int) -> Any:

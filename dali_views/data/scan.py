@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, fields
 from inspect import signature
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.arrays import Arrays, load_arrays, save_arrays
+from ..system.arrays import Arrays, load_arrays, pack_names, save_arrays, unpack_names
 from ..system.files import PathLike, cache_folder
 from .headers import MAX_PIXELS, Record
-from .names import LeftOut, pack_names, unpack_names
 from .remote import is_remote, object_stamps
 
 Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
@@ -41,23 +40,55 @@ _ROWS = 1 << 16  # that are checked at a time
 # Type and shape of every array in a file. A letter stands for the same number everywhere: N images, M boxes,
 # S files that hold many images, K files that the scan refused, F folders.
 _ARRAYS = {
-    **{"paths": "uint8 N L", "arrays": "uint8 N H W 3", "sizes": "int32 N 2", "labels": "int32 N"},
-    **{"places": "int64 N 3", "file_stamps": "int64 S 2"},
-    **{"box_start": "int64 N+1", "boxes": "float32 M 4", "box_labels": "int32 M"},
-    **{
-        "stamp_files": "int64 N 2",
-        "stamp_left": "int64 K 2",
-        "stamp_folders": "uint8 F P",
-        "stamp_times": "int64 F",
-    },
+    "paths": "uint8 N L",
+    "arrays": "uint8 N H W 3",
+    "sizes": "int32 N 2",
+    "labels": "int32 N",
+    "places": "int64 N 3",
+    "file_stamps": "int64 S 2",
+    "box_start": "int64 N+1",
+    "boxes": "float32 M 4",
+    "box_labels": "int32 M",
+    "stamp_files": "int64 N 2",
+    "stamp_left": "int64 K 2",
+    "stamp_folders": "uint8 F P",
+    "stamp_times": "int64 F",
 }
-# Whether an index with this holder has places, files and a column.
+# What an index with this holder has beside the images.
 _PLACED = {
-    **{"": (False, False, False), "ranges": (True, True, False)},
-    **{"groups": (True, True, True), "objects": (True, False, False)},
+    "": set[str](),
+    "ranges": {"places", "file_stamps"},
+    "groups": {"places", "file_stamps", "column"},
+    "objects": {"places"},
 }
 
 T = TypeVar("T", bound="Scan")
+Cache: TypeAlias = "bool | PathLike"
+
+
+class Options(TypedDict, total=False):
+    """Options of a scan; see `SampleIndex`. Without `processes`, sets below 1 GB are scanned by threads."""
+
+    cache: Cache
+    processes: int | None
+    progress: bool
+
+
+class LeftOut(NamedTuple):
+    """A file that was listed but is not in the index."""
+
+    path: str
+    """Relative to the root of the index."""
+    reason: str
+
+
+def may_be_name(name: bytes) -> bool:
+    """Whether an image may have this name: a path below the root, printable, so that it fits a line."""
+    try:
+        printable = name.decode().isprintable() and name[:1] not in (b"", b"/")
+    except UnicodeDecodeError:
+        return False
+    return printable and b".." not in name.split(b"/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +223,7 @@ def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
         )
         _require(fits, f"{name} is {array.dtype} of shape {array.shape}, which does not fit the rest")
     _require(counts["N"] and ("paths" in arrays) != ("arrays" in arrays), "it has no images")
-    placed = ("places" in arrays, "file_stamps" in arrays, column != "")
+    placed = ({"places", "file_stamps"} & arrays.keys()) | ({"column"} if column else set())
     _require(_PLACED.get(holder) == placed, "it has a part of what an index of containers has")
     for start in range(0, counts["N"], _ROWS):  # so that the check takes no memory of their number
         names = arrays.keys() & {"sizes", "labels", "paths", "places"}
@@ -242,14 +273,14 @@ def _require(fits: object, words: str) -> None:
 class ScanCache(Generic[T]):
     """The place of one kept scan; see `SampleIndex` for `cache`."""
 
-    def __init__(self, cache: bool | PathLike, root: str, options: object, kind: type[T]) -> None:
-        """Looks up the `kind` of scan of a root. `options` (JSON-able): what else determined the listing."""
+    def __init__(self, cache: Cache, root: str, key: object, kind: type[T]) -> None:
+        """Looks up the `kind` of scan of a root. `key` (JSON-able): what else determined the listing."""
         self.file: Path | None = None
         self.kept: T | None = None
         if cache is False:
             return
         folder = cache_folder() if cache is True else Path(cache)
-        digest = hashlib.sha256(json.dumps([root, options]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([root, key]).encode()).hexdigest()[:16]
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in os.path.basename(root))[:40]
         self.file = folder / f"{name or 'root'}-{digest}.safetensors"
         try:

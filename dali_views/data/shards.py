@@ -20,14 +20,14 @@ from typing import IO, Any, cast
 import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
+from ..system.arrays import pack_names
 from ..system.files import PathLike
-from .headers import inspect
+from .headers import inspect, look_through, size_of
 from .listing import EXTENSIONS, number_labels
-from .names import LeftOut, pack_names
-from .objects import open_object
-from .remote import absolute, as_url, bucket_of, content, is_remote
-from .scan import Scan
+from .remote import absolute, as_url, below, bucket_of, content, is_remote, open_object
+from .scan import LeftOut, Options, Scan, ScanCache
 from .source import GONE, open_stamped, reason, window
 
 SHARD = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)\*?$")
@@ -37,6 +37,7 @@ _LIST_ENDINGS = (".txt", ".tsv", ".lst")
 _MOST = 1 << 20  # shards that a pattern may mean; bytes of a label file, and of a long name or PAX records
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _LABEL_KEYS = ("label", "cls", "class_id")
+_SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
@@ -110,6 +111,27 @@ def _named(pattern: str) -> Iterator[str]:
 
 
 # -- what they hold -------------------------------------------------------------------------------
+
+
+def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> Scan:
+    """The images in tar shards; if no shard has changed, none is opened."""
+    paths = list_shards(pattern)
+    remote = {is_remote(path) for path in paths}
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(remote) == 1 else ""
+    if True in remote and not is_remote(root):
+        raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
+    root = as_url(root) if True in remote else root
+    shards = [below(path, root) for path in paths]
+    place = ScanCache(options.get("cache", True), root, ["shards", shards], Scan)
+    if place.kept is not None and place.kept.holds():
+        return place.kept
+    size, workers, threads = size_of(paths), options.get("processes"), _SHARDS
+    if True in remote:
+        size, workers, threads = 0, 0, _REQUESTS
+    found = look_through(scan_shard, paths, size, workers, "shards", options.get("progress", True), threads)
+    scanned = merge(root, shards, found)
+    place.keep(scanned)
+    return scanned
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,11 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,11 @@ from numpy.typing import NDArray
 Form: TypeAlias = Literal["names", "bytes", "pixels"]
 """What the graph receives: names of files, encoded bytes, or decoded pixels."""
 
+AHEAD = 2
+"""Batches that are read beside the one that the graph receives next."""
+
+_READERS = 8
+_PART = 16  # images that a thread reads at a time: enough per request, few enough to share out a batch
 _OPEN = 256  # files that a process keeps open, over all indexes
 
 
@@ -115,6 +121,45 @@ def needs(package: str) -> Iterator[None]:
         extra = "cloud" if package == "obstore" else "tables"
         words = f"These images are read with {package}, which is not installed; pip install {package}"
         raise ValueError(f"{words}, or the extra {extra!r} of dali-views.") from error
+
+
+# -- reading ahead --------------------------------------------------------------------------------
+
+
+class Reading(NamedTuple):
+    """The images of one batch, which threads are reading: how many, and their future."""
+
+    parts: list[tuple[int, Future[list[NDArray[np.uint8]]]]]
+
+    def wait(self) -> list[NDArray[np.uint8]]:
+        """B times the encoded bytes (1-D), in order; one zero byte where reading failed.
+
+        This is no image, so that the graph fails for the batch in its turn, and each row is tried alone.
+        """
+        images: list[NDArray[np.uint8]] = []
+        for count, part in self.parts:
+            images += [np.zeros(1, np.uint8)] * count if part.exception() else part.result()
+        return images
+
+
+class ReadAhead:
+    """Threads that read a source, from the first `ask` to `forget`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._threads: ThreadPoolExecutor | None = None
+
+    def ask(self, rows: NDArray[np.int64]) -> Reading:
+        """Starts to read rows (B,); earlier requests come first."""
+        self._threads = threads = self._threads or ThreadPoolExecutor(_READERS, "dali_views read")
+        parts = [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
+        return Reading([(len(part), threads.submit(read_rows, self._source, part)) for part in parts])
+
+    def forget(self) -> None:
+        """Drops what was asked and not yet begun, and ends the threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
 
 # -- pieces of files ------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from ..system.files import PathLike
 from .cache import MemoryCache
 from .headers import inspect, look_through, size_of
-from .names import may_be_name
 from .remote import is_remote
-from .scan import Scan, ScanCache, stamp_of
+from .scan import Options, Scan, ScanCache, may_be_name, stamp_of
 from .shards import TABLE, Shard, list_shards, merge, shard_of
 from .source import RangeSource, open_stamped, reason
 
@@ -173,9 +173,7 @@ def scan_tables(
     pattern: PathLike | Sequence[PathLike],
     image: str | None,
     label: str | None,
-    cache: bool | PathLike = True,
-    processes: int | None = None,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> Scan:
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)
@@ -183,12 +181,19 @@ def scan_tables(
         raise ValueError("Tables are read from local files alone; copy them, or pack them as tar shards.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = [os.path.relpath(path, root) for path in paths]
-    place = ScanCache(cache, root, ["tables", files, image, label], Scan)
+    place = ScanCache(options.get("cache", True), root, ["tables", files, image, label], Scan)
     scanned = place.kept
     if scanned is None or not scanned.holds():
         columns = _columns(paths, image, label)
         jobs = [(path, columns) for path in paths]
-        found = look_through(_scan_table, jobs, size_of(paths), processes, "tables", progress)
+        found = look_through(
+            _scan_table,
+            jobs,
+            size_of(paths),
+            options.get("processes"),
+            "tables",
+            options.get("progress", True),
+        )
         scanned = merge(root, files, found, "tables")
         classes = scanned.classes if columns.classes is None else columns.classes
         if len(classes) < len(scanned.classes):

@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Unpack
 
+from ..system.arrays import unpack_names
 from ..system.files import PathLike
-from .listing import Listing, by_part, folder_of, list_folder, read_list, take
+from .listing import Listing, by_part, folder_of, kept_scan, list_folder, read_list, scan_listing, take
+from .remote import absolute
+from .scan import Options, Scan
 
 _FAR = 1e9  # pixels
 
@@ -35,8 +39,21 @@ class RowBoxes(NamedTuple):
         return np.concatenate([[0], ends]).astype(np.int64), self.boxes[order], self.labels[order]
 
 
-def list_coco(images: PathLike, instances: PathLike | None = None) -> tuple[Listing, RowBoxes]:
-    """Lists the images of a COCO set, with the boxes of its instances file; see `SampleIndex.from_coco`."""
+def scan_coco(
+    images: PathLike, instances: PathLike | None, **options: Unpack[Options]
+) -> tuple[Scan, RowBoxes]:
+    """The images of a COCO set, and the boxes of its instances file; see `SampleIndex.from_coco`."""
+    listing, boxes = _list_coco(images, instances)
+    key = ["coco", None if instances is None else absolute(instances)]
+    scanned = scan_listing(listing, kept_scan(listing.root, key, options), options)
+    assert scanned.paths is not None
+    row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
+    rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
+    usable = rows >= 0
+    return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
+
+
+def _list_coco(images: PathLike, instances: PathLike | None) -> tuple[Listing, RowBoxes]:
     if instances is None:
         listing = list_folder(images)
         listing.labels, listing.classes = [-1] * len(listing.names), []

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.read_ahead import AHEAD, ReadAhead, Reading
+from ..data.source import AHEAD, ReadAhead, Reading
 from ..plan.draw import I64, Plan
 from ..plan.views import View
 from ..system.machine import stage

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.headers import inspect
-from ..data.names import unpack_names
 from ..data.remote import is_remote
 from ..data.source import GONE, reason
 from ..graph.decode import Alone
 from ..plan.draw import I64, Bool
+from ..system.arrays import unpack_names
 
 if TYPE_CHECKING:
     from ..data.index import SampleIndex

@@ -1,4 +1,7 @@
-"""Arrays in a safetensors file with a checksum, mapped into memory; nothing in the file is executed."""
+"""Arrays in a safetensors file with a checksum, mapped into memory; nothing in the file is executed.
+
+And names as one array of bytes: 100 million of them as Python objects would not fit in memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import math
 import mmap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,3 +75,15 @@ def _checksum(arrays: Arrays) -> str:
         total = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), total)
         total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
     return f"{total:08x}"
+
+
+def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:
+    """(N, L) bytes of N names, padded with NULs to the longest."""
+    packed = np.array(names, dtype=np.bytes_)
+    return packed.view(np.uint8).reshape(len(names), packed.itemsize)
+
+
+def unpack_names(paths: NDArray[np.uint8]) -> list[bytes]:
+    """The N names that `pack_names` packed."""
+    names: list[bytes] = np.ascontiguousarray(paths).view(f"S{paths.shape[1]}").ravel().tolist()
+    return names
