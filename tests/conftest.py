@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Processors that add in another order round differently, and training amplifies this until curves differ. So
@@ -49,6 +50,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Every test that asks for a device runs on both."""
     return str(request.param)
+
+
+def on(device: str) -> torch.device:
+    """PyTorch's name of a device of the loader."""
+    return torch.device("cuda" if device == "gpu" else "cpu")
+
+
+@contextmanager
+def without_waiting(device: str) -> Iterator[None]:
+    """Where there is a GPU, waiting for it is an error inside."""
+    if device == "gpu":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device == "gpu":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(scope="session", autouse=True)

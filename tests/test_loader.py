@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import noise_images
+from conftest import noise_images, without_waiting
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
@@ -362,12 +362,9 @@ def test_a_batch_is_handed_over_without_waiting_for_the_gpu(small_index):
     loader = ViewLoader(small_index, recipes.moco_v2(32), 8, regions=RegionTable(40), device="gpu")
     batches = iter(loader)
     next(batches)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting("gpu"):
         for batch in batches:
             loader.regions.update(batch.index, batch.boxes, batch.weights)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert (loader.regions.writes == 1).sum() == 32
 
 

@@ -1,4 +1,4 @@
-"""Feature taps, activation maps and the box rule of ContrastiveCrop."""
+"""Feature taps, and heatmaps from features and gradients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from conftest import on, without_waiting
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from dali_views.maps.boxes import boxes_from_maps, thresholds
-from dali_views.maps.heatmap import activation_map, activations, heatmaps, principal_map
+from dali_views.maps.boxes import boxes_from_maps
+from dali_views.maps.heatmap import activation_map, activations, gradient_map, heatmaps, principal_map
 from dali_views.maps.tap import FeatureTap
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -35,18 +36,6 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)))
 
 
-class Holder(nn.Module):
-    """Puts ``module.`` before every name, as DistributedDataParallel does."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
-        return out
-
-
 # ---- taps
 
 
@@ -62,18 +51,6 @@ def test_a_tap_holds_the_output_of_the_named_layer_with_its_graph_and_leaves_no_
     assert tap.features.requires_grad
     assert len(layer._forward_hooks) == 0
     torch.testing.assert_close(resnet.get_submodule("fc")(tap.features.mean((2, 3))), logits)
-
-
-@pytest.mark.parametrize("layer", ["2.0", "module.2.0"])
-@pytest.mark.parametrize("depth", [0, 1, 2])
-def test_names_are_found_behind_wrapper_prefixes(layer: str, depth: int, images: Tensor) -> None:
-    net = small_net()
-    model = net
-    for _ in range(depth):
-        model = Holder(model)
-    with FeatureTap(model, layer) as tap:
-        model(images)
-    torch.testing.assert_close(tap.features, net.get_submodule("2.0")(net[1](net[0](images))))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("layer", ["2.0", "_orig_mod.2.0"])
@@ -184,29 +161,6 @@ def test_a_principal_map_does_not_depend_on_the_scale_of_the_features(factor: fl
     torch.testing.assert_close(principal_map(features * factor), principal_map(features), atol=1e-3, rtol=0)
 
 
-def looped_otsu(values: list[float]) -> float:
-    """The value at or below which a cut leaves the greatest variance between its two sides."""
-    best, level = -1.0, 0.0
-    for cut in sorted(set(values))[:-1]:
-        low, high = [v for v in values if v <= cut], [v for v in values if v > cut]
-        gap = sum(high) / len(high) - sum(low) / len(low)
-        if (between := len(low) * len(high) * gap**2) > best:
-            best, level = between, cut
-    return level
-
-
-def test_otsus_level_is_that_of_a_loop_and_follows_a_high_floor() -> None:
-    maps = torch.rand(20, 4, 5, generator=torch.Generator().manual_seed(4)).mul(8).round().div(8)
-    levels = thresholds(maps, "otsu").flatten()
-    expected = [looped_otsu(values) for values in maps.flatten(1).tolist()]
-    torch.testing.assert_close(levels, torch.tensor(expected))
-    floor = torch.full((1, 6, 6), 0.8)
-    floor[0, 1:3, 2:5] = 1.0
-    assert boxes_from_maps(floor, 0.1).tolist() == [WHOLE]
-    torch.testing.assert_close(boxes_from_maps(floor, "otsu"), torch.tensor([[1 / 6, 2 / 6, 3 / 6, 5 / 6]]))
-    assert boxes_from_maps(torch.full((2, 4, 4), 0.3), threshold=0.3).tolist() == [WHOLE] * 2
-
-
 @pytest.mark.parametrize("value", [0.0, -3.5, 1e4, float("nan"), float("inf")])
 def test_a_constant_or_broken_map_is_all_ones_and_its_box_the_whole_image(value: float) -> None:
     for read in (activation_map, principal_map):
@@ -241,38 +195,64 @@ def test_features_of_unclear_layout_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         activation_map(torch.zeros(shape), **options)
+    with pytest.raises(ValueError, match="do not match"):
+        gradient_map(torch.zeros(2, 3, 4, 4), torch.zeros(shape))
 
 
-# ---- boxes
+# ---- gradient maps
 
 
-def published_box(heatmap: Tensor, k: float, size: tuple[int, int]) -> list[float]:
-    """update_box of the authors' code for one image, with +1 on the last indices."""
-    up = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    rows = [i for i in range(size[0]) if max(up[i].tolist()) > k]
-    columns = [j for j in range(size[1]) if max(up[:, j].tolist()) > k]
-    if not rows:
-        return WHOLE
-    return [rows[0] / size[0], columns[0] / size[1], (rows[-1] + 1) / size[0], (columns[-1] + 1) / size[1]]
+def looped_map(features: Tensor, gradients: Tensor) -> list[list[list[float]]]:
+    """ContraCAM's map from its formula, number by number."""
+    maps = []
+    for planes, slopes in zip(features.tolist(), gradients.tolist(), strict=True):
+        rows, columns = range(len(planes[0])), range(len(planes[0][0]))
+        alphas = [max(sum(map(sum, slope)) / (len(rows) * len(columns)), 0.0) for slope in slopes]
+        weighted = list(zip(alphas, planes, strict=True))
+        cam = [[max(sum(a * plane[y][x] for a, plane in weighted), 0.0) for x in columns] for y in rows]
+        low, high = min(map(min, cam)), max(map(max, cam))
+        maps.append([[(value - low) / (high - low) if high > low else 1.0 for value in row] for row in cam])
+    return maps
 
 
-@pytest.mark.parametrize(("cells", "size"), [((7, 7), (56, 56)), ((4, 4), (32, 32)), ((3, 5), (24, 33))])
-@pytest.mark.parametrize("k", [0.1, 0.5, 0.95])
-def test_boxes_follow_the_published_rule(cells: tuple[int, int], size: tuple[int, int], k: float) -> None:
-    sparse = torch.rand(40, 6, *cells, generator=torch.Generator().manual_seed(2)) ** 9
-    maps = activation_map(torch.where(sparse > 0.5, sparse, 0))
-    expected = torch.tensor([published_box(m, k, size) for m in maps])
-    assert len(set(map(tuple, expected.tolist()))) > 5
-    torch.testing.assert_close(boxes_from_maps(maps, k, size), expected)
+def test_a_gradient_map_is_that_of_a_loop_in_double_precision(device: str) -> None:
+    features = torch.randn(20, 6, 4, 5, generator=torch.Generator().manual_seed(7)).double()
+    gradients = torch.randn(20, 6, 4, 5, generator=torch.Generator().manual_seed(8)).double()
+    gradients[3] = -gradients[3].abs()  # no channel raises the score
+    there = features.float().to(on(device)), gradients.float().to(on(device))
+    with without_waiting(device):
+        maps = gradient_map(*there)
+    expected = torch.tensor(looped_map(features, gradients))
+    torch.testing.assert_close(maps.cpu(), expected, atol=1e-5, rtol=0)
+    assert bool((maps[3] == 1).all())
 
 
-def test_one_hot_cell_gives_exactly_its_rectangle() -> None:
-    cells = [(i, j) for i in range(4) for j in range(5)]
-    maps = torch.zeros(20, 4, 5)
-    for n, (i, j) in enumerate(cells):
-        maps[n, i, j] = 1
-    expected = torch.tensor([[i / 4, j / 5, (i + 1) / 4, (j + 1) / 5] for i, j in cells])
-    torch.testing.assert_close(boxes_from_maps(maps), expected)
+def test_a_gradient_map_of_half_precision_loses_nothing_and_does_not_depend_on_the_loss_scale() -> None:
+    features = torch.rand(4, 8, 3, 3, generator=torch.Generator().manual_seed(9)).half()
+    # Near the least number that half precision holds.
+    gradients = (1e-6 * torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(10))).half()
+    maps = gradient_map(features, gradients)
+    assert torch.equal(maps, gradient_map(features.float(), gradients.float()))
+    torch.testing.assert_close(gradient_map(features, gradients * 1024), maps, atol=1e-6, rtol=0)
+
+
+def test_the_gradient_of_a_score_finds_the_object_that_the_activation_sum_misses() -> None:
+    head = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    features = torch.zeros(1, 2, 4, 4)
+    features[0, 0, 1, 1] = 1.0  # the object, seen by the channel that raises the score
+    features[0, 1, 3, 3] = 9.0  # something louder that lowers it
+    features.requires_grad_()
+    score = head(features.mean((2, 3))).sum()
+    (gradients,) = torch.autograd.grad(score, features)
+    maps = gradient_map(features, gradients)
+    assert not maps.requires_grad
+    assert maps.nonzero().tolist() == [[0, 1, 1]]
+    assert int(activation_map(features).argmax()) == 4 * 3 + 3
+
+
+# ---- of a model
 
 
 def test_heatmaps_of_a_batch_leave_every_training_flag_and_statistic_alone(
