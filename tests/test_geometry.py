@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_loader import digest
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
 
@@ -100,17 +101,11 @@ def test_arrays_and_files_of_the_same_pixels_give_the_same_views(tmp_path: Path,
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number:02d}.png")
-    views = [
-        View(size=24, flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.5)
-    ] * 2
-    from_files = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
-    from_arrays = SampleIndex.from_arrays(pixels)
-    for a, b in zip(
-        ViewLoader(from_files, views, 4, device=device),
-        ViewLoader(from_arrays, views, 4, device=device),
-        strict=True,
-    ):
-        assert torch.equal(a.index, b.index)
-        assert torch.equal(a.crops, b.crops)
-        for one, other in zip(a.views, b.views, strict=True):
-            assert torch.equal(one, other)
+    full = View(
+        size=24, flip=0.5, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.5
+    )
+    indexes = SampleIndex.from_folder(tmp_path, cache=False, progress=False), SampleIndex.from_arrays(pixels)
+    files, arrays = (
+        [digest(batch) for batch in ViewLoader(index, [full, full], 4, device=device)] for index in indexes
+    )
+    assert files == arrays
