@@ -2,14 +2,13 @@
 
 dali-views bench FOLDER --source LIST --source SHARDS ...
 
-python tests/bench/sources.py FOLDER OUT.csv [--rounds 5] [--seconds 6]
+python tests/bench/sources.py FOLDER --csv OUT.csv --rounds 5 --seconds 6
 
 The bucket is served by moto on this machine, which takes more of the processors than reading from it does.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -31,21 +30,13 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGI
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    args = parser.parse_args()
-    folder = SampleIndex.from_folder(args.folder)
+    photos, *options = sys.argv[1:]
+    folder = SampleIndex.from_folder(photos)
     with tempfile.TemporaryDirectory() as made, served() as store:
         os.environ |= {**KEYS, "AWS_ENDPOINT_URL": store.meta.endpoint_url}
         places = everywhere(folder, Path(made), store)
         sources = [word for place in places for word in ("--source", *place)]
-        options = ["--rounds", str(args.rounds), "--seconds", str(args.seconds), "--csv", str(args.out)]
-        cli.main(["bench", str(args.folder), "--device", "cpu", *sources, *options])
+        cli.main(["bench", photos, "--device", "cpu", *sources, *options])
 
 
 def everywhere(folder: SampleIndex, into: Path, store: object) -> list[list[str]]:

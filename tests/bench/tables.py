@@ -8,12 +8,11 @@ A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from dali_views.tools.bench.contest import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md")
@@ -45,7 +44,8 @@ def rendered(text: str) -> str:
 
 def table(path: Path) -> str:
     """A file of figures as a table, by the columns it has."""
-    lines = read_csv(path)
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
     known = [columns for key, columns in _COLUMNS.items() if key in lines[0]]
     if not known and lines[0]["part"] == "loaders":
         return _loaders(lines)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ...data.index import SampleIndex
 from ...data.remote import absolute
+from ...plan import recipes
+from ...system.machine import machine
 from .. import options
 from ..command_line import Answer
+
+if TYPE_CHECKING:
+    from .contest import Row
 
 EXAMPLES = """
 dali-views bench photos
 dali-views bench photos --parts training memory --csv figures.csv
 dali-views bench photos --source shards/*.tar --source s3://bucket/photos
 """
+_EPOCH = 50_000  # images
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,25 +48,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     sizes = "batch sizes whose peak memory is measured"
     add("--batch-sizes", type=number(1), nargs="+", default=[], metavar="B", help=sizes)
     add("--cold", action="store_true", help="empty the page cache before every turn")
-    load = "share of JPEGs for the hardware decoder (0.65)"
-    add("--hw-decoder-load", type=float, default=0.65, help=load)
+    add("--hw-decoder-load", type=float, default=0.65, help="share of JPEGs for the hardware decoder (0.65)")
     add("--csv", type=Path, help="write the results here too")
 
 
 def run(args: argparse.Namespace) -> Answer:
     """Measures the parts that were named."""
-    from . import contest, measure  # PyTorch and DALI, which the help does without
+    from . import contest  # the parts load PyTorch and DALI, which the help does without
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds is the length of a turn, above 0; got {args.seconds:g}.")
     if args.source and args.parts and "sources" not in args.parts:
-        raise ValueError(
-            "--source is measured by the part sources; name it in --parts, or leave --parts out."
-        )
+        raise ValueError("--source needs the part sources; name it in --parts, or leave --parts out.")
     index = options.open_index(args)
     print(index.summary())
     places = dict(zip(_places(index.root, args.source), map(options.open_images, args.source), strict=True))
-    rows = measure.run(args, index, places)
+    rows = _measured(args, index, places)
     setting = rows[0].setting
     text = (
         f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {setting['batch_size']}, "
@@ -74,3 +81,47 @@ def _places(first: str, sources: Sequence[Sequence[str]]) -> list[str]:
     short = [os.path.basename(path) for path in paths]
     taken = [os.path.basename(first), *short]
     return [path if taken.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+
+
+def _measured(
+    args: argparse.Namespace, index: SampleIndex, elsewhere: Mapping[str, SampleIndex]
+) -> list[Row]:
+    """The figures of each part with their setting; `elsewhere`: the same images in other places, by name."""
+    from ...graph.build import default_threads
+    from . import costs, loaders
+    from .contest import Setup
+
+    device, workers = options.device(args), args.workers or default_threads()
+    batch_size = args.batch_size or {"gpu": 256}.get(device, 64)
+    views, turns = recipes.BY_NAME[args.recipe](args.size), (args.rounds, args.seconds)
+
+    def set_up(index: SampleIndex) -> Setup:
+        # A small set is repeated, so that no contender waits for the end of an epoch every few batches.
+        times = 1 if args.cold else -(-_EPOCH // len(index))
+        repeated = index.subset(np.tile(np.arange(len(index)), times))
+        return Setup(repeated, views, batch_size, device, workers, args.hw_decoder_load, args.seed)
+
+    setup, rows = set_up(index), []
+    parts = args.parts or (["sources"] if args.source else ["loaders"])
+    if "loaders" in parts:
+        rows += loaders.compare(setup, *turns, only=args.only, cold=args.cold)
+    for model in args.models if "training" in parts else ():
+        rows += costs.training(setup, model, *turns)
+    if "memory" in parts:
+        rows += costs.memory(setup, args.batches, args.batch_sizes)
+    if "decoder" in parts:
+        rows += costs.decoder(setup)
+    if "sources" in parts:
+        places = {name: set_up(other) for name, other in elsewhere.items()}
+        rows += loaders.compare_places({os.path.basename(index.root): setup} | places, *turns, args.cold)
+    setting: dict[str, str | int | float] = {
+        "recipe": args.recipe,
+        "size": args.size,
+        "batch_size": batch_size,
+        "workers": workers,
+        "cache": "cold" if args.cold else "warm",
+        "hw_decoder_load": args.hw_decoder_load if device == "gpu" else "",
+        "images": len(index),
+        "machine": machine(device),
+    }
+    return [replace(row, setting=setting) for row in rows]

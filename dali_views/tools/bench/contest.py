@@ -12,9 +12,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from ...data.index import SampleIndex
 from ...data.remote import is_remote
@@ -92,17 +93,15 @@ def take_turns(
 ) -> Rates:
     """Images per second of each contender in every round; a peer that fails leaves, and `report` gets a line.
 
-    Args:
-        rounds: turns of each contender; seconds: length of a turn after its warm-up.
-        cold: indexes whose files leave the page cache before each turn. A turn then ends when it has read the
-            smallest of them once, warm-up included, for a second read is not cold.
+    A turn lasts `seconds` after its warm-up. The files of the indexes in `cold` leave the page cache before
+    each turn, which then ends when it has read the smallest index once: a second read is not cold.
     """
     most = min(map(len, cold), default=math.inf)
     rates: Rates = {contender.name: [] for contender in contenders}
     for _ in range(rounds):
         for contender in [each for each in contenders if each.name in rates]:
             for index in cold:
-                forget_files(index)
+                _forget_files(index)
             try:
                 rates[contender.name].append(rate(contender.start(), seconds, most))
             except Exception as error:
@@ -130,7 +129,7 @@ def rate(batches: Batches, seconds: float, most: float = math.inf) -> float:
     return images / elapsed
 
 
-def forget_files(index: SampleIndex) -> None:
+def _forget_files(index: SampleIndex) -> None:
     """Ask the kernel to drop the images from the page cache, so that the next turn reads the disk."""
     files = [os.path.join(index.root, file) for file in index.files]
     for path in files or map(index.path, range(len(index))):
@@ -140,22 +139,21 @@ def forget_files(index: SampleIndex) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def speed_row(part: str, contender: Contender, rates: Rates, base: str, limit: str = "") -> Row:
-    """The figure of a contender, beside those of a baseline and of a limit where these were measured."""
-    one, values = contender, rates[contender.name]
-    ratio, of_limit = (median_ratio(values, rates.get(other)) for other in (base, limit))
-    row = Row(part, one.name, IMAGES, round(median(values), 1), ratio, of_limit, joined(values))
-    return replace(row, kind=one.kind, device=one.device, views=one.views, note=one.note)
+def figure(part: str, name: str, measure: str, values: Sequence[float], **about: Any) -> Row:
+    """A row of the values of all rounds."""
+    middle = round(median(values), 1 if measure == IMAGES else 5)
+    rounds = " ".join(f"{value:.4g}" for value in values)
+    return Row(part, name, measure, middle, rounds=rounds, **about)
 
 
-def median_ratio(values: Sequence[float], base: Sequence[float] | None) -> float | None:
-    """Median over the rounds of one's value over the other's."""
-    return round(median(a / b for a, b in zip(values, base, strict=True)), 3) if base else None
-
-
-def joined(values: Sequence[float]) -> str:
-    """All rounds in one cell."""
-    return " ".join(f"{value:.4g}" for value in values)
+def speed_row(part: str, one: Contender, rates: Rates, base: str, limit: str = "") -> Row:
+    """The row of a contender, with ratios to a baseline and to a limit, given by name, if measured."""
+    values, about = rates[one.name], {"kind": one.kind, "device": one.device, "note": one.note}
+    ratio, of_limit = (
+        round(median(a / b for a, b in zip(values, rates[other], strict=True)), 3) if other in rates else None
+        for other in (base, limit)
+    )
+    return figure(part, one.name, IMAGES, values, ratio=ratio, of_limit=of_limit, views=one.views, **about)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -183,9 +181,3 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             cells = asdict(row)
             writer.writerow(cells | cells.pop("setting"))
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a file that `write_csv` wrote."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))

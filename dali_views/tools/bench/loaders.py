@@ -5,7 +5,7 @@ A limit is the graph cut short: the most that any loader on these readers and de
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,9 +32,9 @@ _HARDWARE_LOADS = (0.0, 0.5, 0.8, 1.0)  # the best share differs between GPUs
 
 
 def compare(
-    setup: Setup, rounds: int, seconds: float, *, only: Sequence[str], cold: bool, report: Report
+    setup: Setup, rounds: int, seconds: float, *, only: Sequence[str], cold: bool, report: Report = print
 ) -> list[Row]:
-    """A row per limit, setting of our loader and installed peer; arguments as for `measure.run`."""
+    """A row per limit, setting of our loader and installed peer whose name has a word of `only`, if given."""
     enough = 8 * WARM_UP * setup.batch_size
     if cold and len(setup.index) < enough:
         raise ValueError(
@@ -49,17 +49,14 @@ def compare(
     ]
     rates = take_turns(contenders, rounds, seconds, cold=[setup.index] if cold else [], report=report)
     rows = [speed_row("loaders", each, rates, *kept) for each in contenders if each.name in rates]
-    if GUIDED in rates:
-        rows.append(_plan_row(setup, median(rates[GUIDED])))
-    return rows
+    return rows + ([_plan_row(setup, median(rates[GUIDED]))] if GUIDED in rates else [])
 
 
 def compare_places(setups: Mapping[str, Setup], rounds: int, seconds: float, cold: bool) -> list[Row]:
     """Two rows per place where the images lie, with ratios to the first: our loader, and decoding alone."""
     pairs = []
     for name, setup in setups.items():
-        start = partial(batches, setup, setup.views)
-        loader = Contender(name, "ours", setup.device, start, len(setup.views))
+        loader = replace(ours(setup)[0], name=name)
         (decode,) = (limit for limit in limits(setup) if limit.name == DECODE)
         pairs.append((loader, replace(decode, name=f"{name}, {DECODE}")))
     indexes = [setup.index for setup in setups.values()]
@@ -87,15 +84,12 @@ def limits(setup: Setup) -> list[Contender]:
 
 def _cut(setup: Setup, act: Callable[[Any], Any]) -> Batches:
     order = np.random.default_rng(setup.seed).permutation(len(setup.index))
-    graph = short_graph(setup, (np.take(order, part, mode="wrap") for part in positions(setup)), act)
+    firsts = count(0, setup.batch_size)
+    rows = (np.take(order, first + np.arange(setup.batch_size), mode="wrap") for first in firsts)
+    graph = short_graph(setup, rows, act)
     while True:
         graph.run()
         yield setup.batch_size
-
-
-def positions(setup: Setup) -> Iterator[Any]:
-    """The positions of each batch, without end."""
-    return (first + np.arange(setup.batch_size) for first in count(0, setup.batch_size))
 
 
 def short_graph(setup: Setup, rows: Iterator[Any], act: Callable[[Any], Any]) -> Pipeline:
@@ -148,7 +142,7 @@ def guided(views: Sequence[View]) -> list[View]:
 def loader_of(
     setup: Setup, views: Sequence[View], table: RegionTable | None = None, dtype: str = "float32"
 ) -> ViewLoader:
-    """The loader on the setup's device, as the only rank."""
+    """The loader on the setup's device."""
     return ViewLoader(
         setup.index,
         views,
@@ -159,8 +153,6 @@ def loader_of(
         threads=setup.workers,
         hw_decoder_load=setup.hw_decoder_load,
         seed=setup.seed,
-        rank=0,
-        world=1,
     )
 
 
@@ -184,10 +176,7 @@ def table_of_boxes(setup: Setup, regions: int = 1) -> RegionTable:
 def _plan_row(setup: Setup, images_per_second: float) -> Row:
     """How much of a guided batch's time goes into drawing its plan, which happens on one thread."""
     loader = loader_of(setup, guided(setup.views), table_of_boxes(setup))
-    seconds = []
-    for number in range(50):
-        began = time.perf_counter()
-        loader.plan_at(number * setup.batch_size)
-        seconds.append(time.perf_counter() - began)
+    positions = count(0, setup.batch_size)
+    seconds = timeit.repeat(lambda: loader.plan_at(next(positions)), repeat=50, number=1)
     share = median(seconds) * images_per_second / setup.batch_size
     return Row("loaders", "plan of a guided batch", OF_TIME, round(share, 5), kind="ours")

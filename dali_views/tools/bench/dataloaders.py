@@ -6,12 +6,8 @@ import io
 import math
 import os
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -19,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import RandomResizedCrop, v2
 
-from ....loader.loader import IMAGENET_MEAN, IMAGENET_STD
-from ....plan import recipes
-from ....plan.views import View
-from ..contest import Batches, Contender, Setup
+from ...loader.loader import IMAGENET_MEAN, IMAGENET_STD
+from ...plan.views import View
+from .contest import Batches, Setup
 
 Transform: TypeAlias = Any  # Callable[[image], image]; the libraries' own have no types
 
@@ -36,9 +31,7 @@ class Views(torch.utils.data.Dataset[list[Any]]):
     """The data set that most users write: open a file, apply one transform per view."""
 
     def __init__(self, setup: Setup, opened: Transform, transforms: Sequence[Transform]) -> None:
-        self.index = setup.index
-        self.opened = opened
-        self.transforms = transforms
+        self.index, self.opened, self.transforms = setup.index, opened, transforms
 
     def __len__(self) -> int:
         return len(self.index)
@@ -68,27 +61,11 @@ def batches(
             yield setup.batch_size
 
 
-def torchvision(setup: Setup) -> list[Contender]:
-    """PIL images as in the published code of MoCo v2, uint8 tensors, PIL with boxes, and nvJPEG on a GPU."""
-    blurs = blur_note(setup)
-    starts: dict[str, tuple[Callable[[], Batches], str]] = {
-        "torchvision PIL": (partial(batches, setup, pil_image, pil_view), ""),
-        "torchvision v2 tensors": (partial(batches, setup, tensor_image, tensor_view), blurs),
-        "ContrastiveCrop PIL": (partial(batches, setup, pil_image, boxed_view), "crops guided by a box"),
-    }
-    if torch.cuda.is_available():
-        note = "; ".join(filter(None, ["transforms image by image", blurs]))
-        starts["torchvision GPU"] = partial(gpu_batches, setup, torch.device("cuda")), note
-    return [
-        Contender(name, "peer", "gpu" if "GPU" in name else "cpu", start, len(setup.views), note)
-        for name, (start, note) in starts.items()
-    ]
-
-
-def blur_note(setup: Setup) -> str:
-    """How the blur of tensors differs, if there is one."""
-    widths = sorted({window(view) for view in setup.views if view.blur})
-    return f"blurs with {' and '.join(map(str, widths))} taps, however little" if widths else ""
+def endless_rows(setup: Setup) -> Iterator[int]:
+    """Every row once, in another order each time round."""
+    draw = np.random.default_rng(setup.seed)
+    while True:
+        yield from draw.permutation(len(setup.index)).tolist()
 
 
 def pil_image(file: str | IO[bytes]) -> Image.Image:
@@ -105,18 +82,14 @@ def tensor_image(path: str) -> Tensor:
     return image
 
 
-def pil_view(view: View) -> Transform:
-    """A random, whole or central view of a PIL image; a crop that a box guides is a random one here."""
-    return v2.Compose([cut(view), *photometric(view, partial(pil_blur, view.sigma))])
-
-
-def boxed_view(view: View) -> Transform:
-    """A view of a PIL image that is cropped as by ContrastiveCrop (arXiv 2202.03278)."""
-    return v2.Compose([partial(boxed_crop, view), *photometric(view, partial(pil_blur, view.sigma))])
+def pil_view(view: View, boxed: bool = False) -> Transform:
+    """A random, whole or central view of a PIL image as in MoCo's code; `boxed`: as ContrastiveCrop crops."""
+    crop = partial(boxed_crop, view) if boxed else cut(view)
+    return v2.Compose([crop, *photometric(view, partial(pil_blur, view.sigma))])
 
 
 def tensor_view(view: View) -> Transform:
-    """A view of a uint8 tensor, on the device that holds it."""
+    """A view of a uint8 tensor."""
     return v2.Compose([cut(view), *photometric(view, v2.GaussianBlur(window(view), view.sigma))])
 
 
@@ -131,7 +104,7 @@ def cut(view: View) -> Any:
 
 
 def boxed_crop(view: View, image: Image.Image, box: Sequence[float] = (0.2, 0.3, 0.7, 0.8)) -> Image.Image:
-    """A crop whose centre lies in a box (y0, x0, y1, x1), by Beta(alpha, alpha), as far as borders allow."""
+    """A crop whose centre lies in a box (y0, x0, y1, x1), by Beta(alpha, alpha), after arXiv 2202.03278."""
     _, _, *parts = RandomResizedCrop.get_params(image, list(view.scale), list(view.ratio))
     starts = []
     for axis, whole in enumerate((image.height, image.width)):
@@ -179,45 +152,6 @@ def window(view: View) -> int:
     return 2 * math.ceil(3 * view.sigma[1]) + 1
 
 
-def gpu_batches(setup: Setup, device: torch.device) -> Batches:
-    """Threads read the files of two batches ahead; this thread decodes and transforms them on the device."""
-    transforms = [tensor_view(view) for view in setup.views]
-    reading: deque[Iterator[Tensor]] = deque()
-    rows = endless_rows(setup)
-    with ThreadPoolExecutor(setup.workers) as pool:
-        while True:
-            while len(reading) < 3:
-                reading.append(pool.map(read_file, map(setup.index.path, islice(rows, setup.batch_size))))
-            images = decoded(list(reading.popleft()), device)
-            _ = [torch.stack([change(image) for image in images]) for change in transforms]
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            yield len(images)
-
-
-def endless_rows(setup: Setup) -> Iterator[int]:
-    """Every row once, in another order each time round."""
-    draw = np.random.default_rng(setup.seed)
-    while True:
-        yield from draw.permutation(len(setup.index)).tolist()
-
-
-def decoded(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """uint8 (3, H, W) on the device from encoded bytes; decoded on the CPU if nvJPEG refuses a file."""
-    try:
-        images: list[Tensor] = decode_jpeg(list(files), ImageReadMode.RGB, device)
-    except RuntimeError:
-        images = [decode_image(file, ImageReadMode.RGB).to(device) for file in files]
-    return images
-
-
-def albumentations(setup: Setup) -> list[Contender]:
-    """cv2 decodes and albumentations transforms with one thread per process, as lightly-train does."""
-    start = partial(batches, setup, cv2_image, albumented, worker_init_fn=one_thread)
-    note = "shrinks by area averages"
-    return [Contender("albumentations cv2", "peer", "cpu", start, len(setup.views), note)]
-
-
 def cv2_image(path: str) -> NDArray[np.uint8]:
     """(H, W, 3) in RGB; PIL opens what OpenCV cannot."""
     import cv2
@@ -227,7 +161,7 @@ def cv2_image(path: str) -> NDArray[np.uint8]:
 
 
 def one_thread(worker: int) -> None:
-    """For the start of a worker process."""
+    """Starts a worker process with one thread of OpenCV, as lightly-train does."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -258,17 +192,8 @@ def _image_of(composed: Callable[..., Any], image: NDArray[np.uint8]) -> Any:
     return composed(image=image)["image"]
 
 
-def lightly(setup: Setup) -> list[Contender]:
-    """lightly's transform for MoCo v2, which returns two views; none for other views."""
+def lightly_pair(view: View) -> Transform:
+    """lightly's transform for MoCo v2, which makes both views at once."""
+    from lightly.transforms import MoCoV2Transform
 
-    def transform(view: View) -> Transform:
-        from lightly.transforms import MoCoV2Transform
-
-        return MoCoV2Transform(view.size)
-
-    size = setup.views[0].size
-    if list(setup.views) != recipes.moco_v2(size):
-        return []
-    once = replace(setup, views=setup.views[:1])
-    start = partial(batches, once, pil_image, transform)
-    return [Contender("lightly MoCoV2Transform", "peer", "cpu", start, 2)]
+    return MoCoV2Transform(view.size)

@@ -1,0 +1,206 @@
+"""What loading costs a training and in memory; whether a busy decoder gives the pixels of a quiet one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models import get_model
+
+from ...data.index import SampleIndex
+from ...graph.decode import decode
+from .contest import OF_TIME, Batches, Contender, Report, Row, Setup, figure, speed_row, take_turns
+from .loaders import batches, endless, guided, loader_of, short_graph, table_of_boxes
+
+_SAMPLES = 50  # readings of a process's memory, evenly spread
+_BUSY = 20  # products of matrices per batch
+
+
+class _Trainer:
+    """A torchvision ResNet with a contrastive loss, in mixed precision on a GPU: one call is one step."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.device = device
+        self.model = get_model(name, num_classes=128).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self._last: Any = None
+
+    def __call__(self, views: list[Tensor]) -> None:
+        """Forward, backward and update on the first two views (B, 3, S, S)."""
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            embeddings = [self.model(view) for view in views[:2]]
+        first, second = (F.normalize(each.float()) for each in embeddings)
+        loss = F.cross_entropy(first @ second.T / 0.2, torch.arange(len(first), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        if kind == "cuda":
+            # A GPU may be one step behind, no more: otherwise steps would count that are only queued.
+            if self._last is not None:
+                self._last.synchronize()
+            self._last = torch.cuda.current_stream().record_event()
+
+
+def training(setup: Setup, name: str, rounds: int, seconds: float, report: Report = print) -> list[Row]:
+    """The model on one resident batch, the loader alone, both together with rows written back at every step.
+
+    "Lost to loading" is what `both` falls short of `model alone`; a GPU that decodes loses the decoding, too.
+    """
+    if len(setup.views) < 2:
+        raise ValueError("Training compares two views of an image, and the recipe makes one; take another.")
+    trainer = _Trainer(name, torch.device("cuda" if setup.device == "gpu" else "cpu"))
+    views, table = guided(setup.views), table_of_boxes(setup)
+    resident = next(iter(loader_of(setup, views, table)))
+    shares: dict[str, list[float]] = {"waiting for a batch": [], "updating rows": []}
+
+    def alone() -> Batches:
+        while True:
+            trainer(resident.views)
+            yield len(resident)
+
+    def both() -> Batches:
+        loader, updating, began = loader_of(setup, views, table), 0.0, time.perf_counter()
+        try:
+            for batch in endless(loader):
+                trainer(batch.views)
+                done = time.perf_counter()
+                # As a step's own boxes and weights would be: on the model's device.
+                table.update(batch.index, resident.boxes, resident.weights)
+                updating += time.perf_counter() - done
+                yield len(batch)
+        finally:
+            shares["waiting for a batch"].append(loader.stats.wait_share)
+            shares["updating rows"].append(updating / (time.perf_counter() - began))
+
+    starts: dict[str, Callable[[], Batches]] = {
+        f"{name}: model alone": alone,
+        f"{name}: loader alone": partial(batches, setup, views, 1),
+        f"{name}: both": both,
+    }
+    contenders = [Contender(key, "ours", setup.device, start, 2) for key, start in starts.items()]
+    rates = take_turns(contenders, rounds, seconds, report=report)
+    model, _, together = rates.values()
+    shares["lost to loading"] = [1.0 - slower / rate for rate, slower in zip(model, together, strict=True)]
+    part = partial(figure, "training", kind="ours", device=setup.device)
+    rows = [speed_row("training", each, rates, contenders[0].name) for each in contenders]
+    return rows + [part(f"{name}: {key}", OF_TIME, share) for key, share in shares.items()]
+
+
+def memory(setup: Setup, batches: int, batch_sizes: Sequence[int], report: Report = print) -> list[Row]:
+    """Rows of peaks for some batch sizes and half and all threads, then of growth over `batches` batches."""
+    runs = {
+        f"batch {size}, {count} threads": (replace(setup, batch_size=size, workers=count), 24)
+        for size in batch_sizes
+        for count in sorted({max(1, setup.workers // 2), setup.workers})
+    }
+    long = f"{batches} batches of {setup.batch_size}"
+    runs[long] = (setup, batches)
+    rows = []
+    for name, (each, count) in runs.items():
+        report(f"memory: {name}")
+        imported, peak, host, device = in_new_process(each, count)
+        figures: dict[str, tuple[float, list[float]]] = {
+            "peak on the host": (peak, []),
+            "of it the loader's": (peak - imported, []),
+            "peak on the device": (max(device), []),
+            "growth on the host": (growth(host), host),
+            "growth on the device": (growth(device), device),
+        }
+        for measure, (value, readings) in figures.items():
+            absent = "device" in measure and setup.device == "cpu"
+            if not absent and (name == long or "growth" not in measure):
+                rounds = " ".join(f"{reading:.0f}" for reading in readings)
+                row = Row("memory", f"{name}: {measure}", "MiB", round(value, 1), rounds=rounds)
+                rows.append(replace(row, kind="ours", device=setup.device))
+    return rows
+
+
+def growth(readings: Sequence[float]) -> float:
+    """Highest reading of the second half less the highest of the first, after a tenth for warming up."""
+    settled = readings[len(readings) // 10 :]
+    half = len(settled) // 2
+    return max(settled[half:]) - max(settled[:half])
+
+
+def in_new_process(setup: Setup, batches: int) -> tuple[float, float, list[float], list[float]]:
+    """Run a loader in a new process, for a process seldom returns memory.
+
+    Returns MiB: the resident set before the loader was made, its peak, and at equal distances over the
+    batches the resident set and what the GPU has in use above what it had before.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_watch, setup, batches).result()
+
+
+def _watch(setup: Setup, count: int) -> tuple[float, float, list[float], list[float]]:
+    torch.set_num_threads(1)
+    before, imported = _device(setup), _host("VmRSS")
+    host, device = [], []
+    source = batches(setup, setup.views)
+    every = max(1, count // _SAMPLES)
+    for number in range(count):
+        next(source)
+        if number % every == every - 1:
+            host.append(_host("VmRSS"))
+            device.append(_device(setup) - before)
+    return imported, _host("VmHWM"), host, device  # getrusage would count the parent of a new process
+
+
+def _host(field: str) -> float:
+    """Memory of this process in MiB, by its name in Linux's status file."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(f"{field}:"))
+
+
+def _device(setup: Setup) -> float:
+    free, total = torch.cuda.mem_get_info() if setup.device == "gpu" else (0, 0)
+    return (total - free) / 2**20
+
+
+def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[Row]:
+    """Rows that count images whose pixels differ from a quiet decode, by share of the hardware decoder.
+
+    The JPEG hardware of some GPUs was seen to write batches before earlier work on the caller's stream was
+    done (pytorch/vision, pull request 9606). Here the same files are decoded again and again into memory that
+    has just been freed, while the stream is busy.
+    """
+    assert setup.index.paths is not None
+    index = setup.index.subset(np.unique(setup.index.paths, axis=0, return_index=True)[1])
+    rows = []
+    for load in (0.0, 1.0) if setup.device == "gpu" else (0.0,):
+        report(f"decoding {passes} times with {load:.0%} of JPEGs on the hardware decoder")
+        quiet = checksums(setup, index, load)
+        busy = np.array([checksums(setup, index, load, busy=True) for _ in range(passes)])
+        differ, name = int((busy != quiet).sum()), f"hw_decoder_load {load}: differ while busy"
+        rows.append(Row("decoder", name, f"of {busy.size}", differ, kind="limit", device=setup.device))
+    return rows
+
+
+def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False) -> list[int]:
+    """CRC-32 of the decoded pixels of every image, in the order of the index."""
+    gpu = setup.device == "gpu"
+    rows = np.split(np.arange(len(index)), range(setup.batch_size, len(index), setup.batch_size))
+    act = partial(decode, device=setup.device, hw_decoder_load=load)
+    graph = short_graph(replace(setup, index=index), iter(rows), act)
+    side = 4096 if gpu else 256
+    matrix = torch.randn(side, side, device="cuda" if gpu else "cpu")
+    sums: list[int] = []
+    for _ in rows:
+        for _ in range(_BUSY if busy else 0):
+            matrix = torch.tanh(matrix @ matrix)
+        (images,) = graph.run(*([torch.cuda.current_stream()] if gpu else []))
+        on_host = images.as_cpu() if gpu else images
+        sums += [zlib.crc32(on_host.at(i).tobytes()) for i in range(len(on_host))]
+        del images, on_host  # so that the next batch is written into these buffers
+    return sums
