@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dali_views.maps.heatmap import activation_map, principal_map
 from trainers.encoders.backbones import build_backbone, check_sizes, look
 from trainers.guides.encoder_maps import as_grid
 
@@ -61,15 +60,6 @@ def test_timms_families_tell_their_width_and_where_their_maps_have_their_channel
     assert maps.shape[2] == maps.shape[3] == size // net.feature_info[-1]["reduction"]
     assert maps.shape[1] == net.feature_info[-1]["num_chs"]
     assert net.training
-
-
-def test_a_map_with_its_channels_last_gives_the_box_of_one_with_its_channels_in_front() -> None:
-    features = torch.zeros(1, 16, 7, 7)
-    features[0, :, 1, 5] = 1
-    last = features.permute(0, 2, 3, 1)
-    for read in (activation_map, principal_map):
-        assert torch.equal(read(last, channels_last=True), read(features))
-    assert activation_map(last, channels_last=True)[0, 1, 5] == 1
 
 
 def test_images_that_an_encoder_does_not_take_are_told_in_a_sentence() -> None:

@@ -96,7 +96,7 @@ def test_two_blobs_are_two_regions_the_more_salient_one_first_and_the_third_slot
 
 
 def looped(
-    heatmap: Tensor, k: int, threshold: float, min_area: float, expand: float, size: tuple[int, int] | None
+    heatmap: Tensor, k: int, threshold: float, min_area: float, size: tuple[int, int] | None
 ) -> tuple[list[list[float]], list[float]]:
     """Boxes and weights of one map (h, w), cell by cell."""
     if size is not None:
@@ -118,13 +118,7 @@ def looped(
         ys, xs = [y for y, _ in part], [x for _, x in part]
         rows, columns = range(min(ys), max(ys) + 1), range(min(xs), max(xs) + 1)
         weight = sum(cells[y][x] for y in rows for x in columns) / (len(rows) * len(columns))
-        up, side = expand * len(rows), expand * len(columns)
-        box = [
-            max((rows.start - up) / height, 0.0),
-            max((columns.start - side) / width, 0.0),
-            min((rows.stop + up) / height, 1.0),
-            min((columns.stop + side) / width, 1.0),
-        ]
+        box = [rows.start / height, columns.start / width, rows.stop / height, columns.stop / width]
         found.append((weight, box))
     found = sorted(found, reverse=True)[:k] or [(1.0, WHOLE)]
     found += [(0.0, WHOLE)] * (k - len(found))
@@ -132,14 +126,14 @@ def looped(
 
 
 @pytest.mark.parametrize("size", [None, (24, 33)])
-@pytest.mark.parametrize(("k", "expand"), [(1, 0.0), (3, 0.2), (8, 0.0)])
+@pytest.mark.parametrize("k", [1, 3, 8])
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.999])
 def test_regions_are_those_of_a_loop_over_cells(
-    size: tuple[int, int] | None, k: int, expand: float, threshold: float
+    size: tuple[int, int] | None, k: int, threshold: float
 ) -> None:
     maps = torch.rand(30, 7, 9, generator=generator(0))
-    boxes, weights = regions_from_maps(maps, k, threshold, 0.02, expand, size)
-    expected = [looped(heatmap, k, threshold, 0.02, expand, size) for heatmap in maps]
+    boxes, weights = regions_from_maps(maps, k, threshold, 0.02, size)
+    expected = [looped(heatmap, k, threshold, 0.02, size) for heatmap in maps]
     torch.testing.assert_close(boxes, torch.tensor([row for row, _ in expected]))
     torch.testing.assert_close(weights, torch.tensor([row for _, row in expected]))
     assert bool((weights.diff(dim=1) <= 0).all())
@@ -147,7 +141,7 @@ def test_regions_are_those_of_a_loop_over_cells(
 
 def test_any_maps_give_regions_that_a_table_takes(device: str) -> None:
     maps = torch.rand(60, 6, 6, generator=generator(1)) ** torch.arange(1, 61)[:, None, None]
-    boxes, weights = regions_from_maps(maps.half().to(on(device)), 4, 0.0, 0.0, 0.3, (13, 17))
+    boxes, weights = regions_from_maps(maps.half().to(on(device)), 4, 0.0, 0.0, (13, 17))
     table = RegionTable(60, regions=4)
     table.update(torch.arange(60), boxes, weights)
     assert table.written.all()
@@ -179,7 +173,6 @@ def test_a_loader_cuts_all_views_of_a_sample_from_one_of_its_regions(small_index
     [
         ({"k": 0}, "Regions cannot be made"),
         ({"threshold": -0.1}, "Regions cannot be made"),
-        ({"expand": -1.0}, "Regions cannot be made"),
         ({"maps": torch.zeros(2, 1, 4, 4)}, r"maps have shape \(2, 1, 4, 4\)"),
     ],
 )

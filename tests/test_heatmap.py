@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from dali_views.maps.boxes import boxes_from_maps
-from dali_views.maps.heatmap import activation_map, activations, gradient_map, heatmaps, principal_map
+from dali_views.maps.heatmap import (
+    activation_map,
+    activations,
+    feature_grid,
+    gradient_map,
+    heatmaps,
+    principal_map,
+)
 from dali_views.maps.tap import FeatureTap
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -111,15 +118,14 @@ def test_an_activation_map_is_the_min_max_of_the_channel_sum() -> None:
     torch.testing.assert_close(maps[1], torch.arange(4.0).view(2, 2) / 3)
 
 
-def test_activations_are_in_single_precision_and_the_same_for_maps_and_tokens() -> None:
+def test_activations_are_summed_in_single_precision_or_lengths_where_values_are_negative() -> None:
     maps = torch.full((2, 64, 2, 2), 6e4, dtype=torch.float16)
     maps[0, :, 0, 1] = 0.5
     maps[1, :, 0, 1] = -0.5
     summed = [[64 * 6e4, 32.0], [64 * 6e4, 64 * 6e4]]
     lengths = [[8 * 6e4, 4.0], [8 * 6e4, 8 * 6e4]]
     expected = torch.tensor([summed, lengths])  # each image by itself: sum if nothing is negative
-    for features in (maps, maps.flatten(2).transpose(1, 2)):
-        torch.testing.assert_close(activations(features), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(activations(maps), expected, rtol=1e-6, atol=0)
 
 
 def test_channels_that_cancel_do_not_hide_an_object_of_signed_features() -> None:
@@ -171,12 +177,13 @@ def test_a_constant_or_broken_map_is_all_ones_and_its_box_the_whole_image(value:
             assert boxes_from_maps(maps, threshold, (48, 48)).tolist() == [WHOLE] * 2
 
 
-def test_tokens_without_their_prefix_give_the_map_of_the_grid() -> None:
+def test_tokens_without_their_prefix_are_the_grid() -> None:
     maps = torch.randn(2, 5, 3, 4)
     tokens = torch.cat([torch.full((2, 2, 5), 99.0), maps.flatten(2).transpose(1, 2)], 1)
-    torch.testing.assert_close(activation_map(tokens, prefix_tokens=2, grid=(3, 4)), activation_map(maps))
+    assert torch.equal(feature_grid(tokens, prefix_tokens=2, grid=(3, 4)), maps)
+    assert torch.equal(feature_grid(maps.permute(0, 2, 3, 1), channels_last=True), maps)
     square = torch.randn(2, 5, 3, 3)  # needs no grid
-    torch.testing.assert_close(activation_map(square.flatten(2).transpose(1, 2)), activation_map(square))
+    assert torch.equal(feature_grid(square.flatten(2).transpose(1, 2)), square)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def test_features_of_unclear_layout_are_refused(
     shape: tuple[int, ...], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        activation_map(torch.zeros(shape), **options)
+        feature_grid(torch.zeros(shape), **options)
     with pytest.raises(ValueError, match="do not match"):
         gradient_map(torch.zeros(2, 3, 4, 4), torch.zeros(shape))
 

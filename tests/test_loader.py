@@ -386,12 +386,3 @@ def test_a_state_is_read_by_torch_load_and_brings_its_region_table_with_it(small
     seen += [digest(batch) for epoch in (0, 1) if not second.set_epoch(epoch) for batch in second]
     assert seen == whole
     ViewLoader(small_index, VIEWS, 8, **options).load_state_dict(state)
-
-
-def test_a_batch_goes_to_another_device_with_all_that_it_tells(small_index):
-    batch = next(iter(ViewLoader(small_index, VIEWS, 8, device="cpu")))
-    same, elsewhere = batch.to("cpu"), batch.to(torch.device("meta"))
-    assert digest(same) == digest(batch)
-    assert same.views[0].data_ptr() == batch.views[0].data_ptr()
-    assert {value.device.type for value in (*elsewhere.views, elsewhere.index, elsewhere.crops)} == {"meta"}
-    assert elsewhere.views[0].is_contiguous(memory_format=torch.channels_last)

@@ -20,8 +20,6 @@ from ..plan.views import View
 from . import colour
 from .decode import decode, read
 
-__all__ = ["PREFETCH", "Images", "Inputs", "build", "default_threads", "inputs"]
-
 PREFETCH = 2
 """Batches in progress: the graph computes one while the trainer works on another."""
 _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}

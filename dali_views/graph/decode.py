@@ -18,8 +18,6 @@ from ..data.headers import MAX_PIXELS
 from ..data.source import Form
 from ..system.machine import is_full
 
-__all__ = ["HW_DECODER_LOAD", "Alone", "decode", "decoder", "read"]
-
 HW_DECODER_LOAD = 0.65
 """Share of a batch's JPEGs for the GPU's hardware decoder, DALI's own default."""
 

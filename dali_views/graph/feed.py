@@ -15,8 +15,6 @@ from .build import Images, build, inputs
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
 
-__all__ = ["Feed"]
-
 
 class Feed:
     """Runs the graph batch by batch, from any position on. `options` are the other arguments of `build`."""

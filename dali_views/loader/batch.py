@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,29 +38,18 @@ class Batch:
     def of(
         cls, drawn: Plan, views: list[torch.Tensor], labels: NDArray[np.int32], device: torch.device
     ) -> Batch:
-        """The batch of a plan.
-
-        Args:
-            views: V tensors, already on the device; labels: (B,).
-        """
-
-        def tensor(array: NDArray[np.generic]) -> torch.Tensor:
-            # A copy: plans share read-only memory with the region table.
-            own = torch.from_numpy(np.array(array))
-            # A copy from pageable memory would wait for all work of the stream.
-            return own if device.type == "cpu" else own.pin_memory().to(device, non_blocking=True)
-
+        """The batch of a plan, with V views that are already on the device and labels (B,)."""
         arrays = {name: getattr(drawn, name) for name in _FROM_PLAN} | {"label": labels.astype(np.int64)}
-        return cls(views, **{name: tensor(array) for name, array in arrays.items()})
+        return cls(views, **{name: _tensor(array, device) for name, array in arrays.items()})
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device; tensors that are there already are not copied."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        views = [view.to(device) for view in values.pop("views")]
-        return Batch(views, **{name: value.to(device) for name, value in values.items()})
+
+def _tensor(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    own = torch.from_numpy(np.array(array))  # a copy: plans share read-only memory with the region table
+    # A copy from pageable memory would wait for all work of the stream.
+    return own if device.type == "cpu" else own.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass

@@ -32,8 +32,6 @@ from .quarantine import Quarantine
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ViewLoader"]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RETRIES = 3

@@ -19,8 +19,6 @@ from ..system.arrays import unpack_names
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
 
-__all__ = ["BadImageError", "Quarantine", "undecodable"]
-
 _NAMED = 20  # files in an error
 _CHUNK = 1 << 20  # names of an index that are compared at a time
 
@@ -84,12 +82,7 @@ class Quarantine:
         return ~bad
 
     def search(self, rows: I64) -> dict[int, str]:
-        """Decode each row's file alone; put those that fail into quarantine and return them with the reason.
-
-        Raises:
-            BadImageError: the folder or the source of the index is gone, so no image is to blame.
-            RuntimeError: the memory of the GPU is full, or the decoder refuses a sound image, too.
-        """
+        """Put the `undecodable` ones of rows into quarantine and return them with the reason."""
         if self._index.arrays is not None:
             return {}
         found = undecodable(self._index, np.unique(rows), *self._device)
@@ -112,25 +105,24 @@ class Quarantine:
 
     def check_share(self, most: float) -> None:
         """Raise a BadImageError with the list if more than the share `most` is unreadable, or all images."""
-        total, allowed = len(self._bad), most * len(self._bad)
-        if self.count <= allowed and self.count < total:
+        total = len(self._bad)
+        beyond = self.count > most * total
+        if not beyond and self.count < total:
             return
-        told = f"{self.count} of {total} images cannot be read; fix the files"
-        if self.count > allowed:
-            told = (
-                f"{self.count} of {total} images cannot be read, more than max_bad_share {most:g}; "
-                "fix the files or raise it"
-            )
+        remedy = (
+            f", more than max_bad_share {most:g}; fix the files or raise it" if beyond else "; fix the files"
+        )
         named = [f"{self._index.path(row)}: {why}" for row, why in self.reasons().items()]
         more = [f"and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
-        raise BadImageError("\n  ".join([f"{told}:", *named[:_NAMED], *more]))
+        told = f"{self.count} of {total} images cannot be read{remedy}:"
+        raise BadImageError("\n  ".join([told, *named[:_NAMED], *more]))
 
 
 def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
     """Decode the images of rows one by one; those that the loader cannot decode, with the reason.
 
     Raises:
-        BadImageError: the folder or the source of the index is gone.
+        BadImageError: the folder or the source of the index is gone, so no image is to blame.
         RuntimeError: the memory of the GPU is full, or the decoder refuses a sound image, too.
     """
     if index.root and not is_remote(index.root) and not os.path.isdir(index.root):

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from .heatmap import upsample
 
-__all__ = ["boxes_from_maps", "regions_from_maps", "thresholds"]
-
 # Cells touch along their edges, and only within one image: a whole batch is labelled in one call.
 _NEIGHBOURS = np.zeros((3, 3, 3), np.bool_)
 _NEIGHBOURS[1] = ndimage.generate_binary_structure(2, 1)
@@ -84,12 +82,11 @@ def regions_from_maps(
     k: int,
     threshold: float | Literal["otsu"],
     min_area: float = 0.01,
-    expand: float = 0.0,
     size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Boxes (B, K, 4) and weights (B, K), float32: one box per connected part above the threshold.
 
-    Follows ContraCAM (arXiv 2108.00049): threshold, parts, least area 1 %, margin (0.2 there). Our choices:
+    Follows ContraCAM (arXiv 2108.00049): threshold, parts, least area 1 %, without its margin. Our choices:
     parts join along edges, not diagonals; the area counts the part's own cells; the weight of a part is the
     mean of the map in its tight box, and the K heaviest parts stay, heaviest first. Equal weights keep the
     order from top to bottom and left to right.
@@ -102,17 +99,14 @@ def regions_from_maps(
         k: number of slots K.
         threshold: cells of a part lie above it; 0 or more, or "otsu", see ``thresholds``.
         min_area: least share of the image's cells in a part.
-        expand: margin on each of the four sides, as a share of the box's height or width, up to the border of
-            the image. It does not change the weight.
         size: (H, W) to upsample to first, bilinear.
 
     Raises:
-        ValueError: maps that are not (B, h, w), k < 1, or a negative threshold or expand.
+        ValueError: maps that are not (B, h, w), k < 1, or a negative threshold.
     """
-    if k < 1 or (threshold != "otsu" and threshold < 0) or expand < 0:
+    if k < 1 or (threshold != "otsu" and threshold < 0):
         raise ValueError(
-            f"Regions cannot be made with k={k}, threshold={threshold} and expand={expand}; give k of at "
-            "least 1 and the others of at least 0."
+            f"Regions cannot be made with k={k} and threshold={threshold}; give at least 1 and at least 0."
         )
     whole = upsample(maps.detach().cpu(), size)
     values: NDArray[np.float32] = whole.numpy()
@@ -134,9 +128,4 @@ def regions_from_maps(
             boxes[row, slot], weights[row, slot] = box, weight
         if not heaviest:
             weights[row, 0] = 1
-    margin = expand * (boxes[..., 2:] - boxes[..., :2])
-    boxes += np.concatenate([-margin, margin], axis=-1)
-    return (
-        torch.from_numpy(boxes.clip(0, 1)).float().to(maps.device),
-        torch.from_numpy(weights).float().to(maps.device),
-    )
+    return torch.from_numpy(boxes).float().to(maps.device), torch.from_numpy(weights).float().to(maps.device)

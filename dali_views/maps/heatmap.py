@@ -14,16 +14,6 @@ from torch.nn import functional as F
 
 from .tap import FeatureTap
 
-__all__ = [
-    "activation_map",
-    "activations",
-    "feature_grid",
-    "gradient_map",
-    "heatmaps",
-    "principal_map",
-    "upsample",
-]
-
 _ROUNDS = 50  # of power iteration; a second component of 0.9 of the first then has half a percent left
 
 
@@ -60,42 +50,35 @@ def feature_grid(
     raise ValueError(f"features have shape {tuple(features.shape)}; give (B, C, h, w) or tokens (B, T, C).")
 
 
-def activations(
-    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
-) -> Tensor:
-    """How strongly each position responds: float32 (B, h, w), detached. Arguments as of ``feature_grid``.
+def activations(features: Tensor) -> Tensor:
+    """How strongly each position of features (B, C, h, w) responds: float32 (B, h, w), detached.
 
     Features without negative values, as after a ReLU: the sum over channels (ContrastiveCrop, arXiv
     2202.03278). Signed features, as of transformers and ConvNeXt, cancel in a sum; there it is the norm of
     the position's vector (our choice).
     """
-    maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
+    maps = features.detach().float()
     signed = (maps < 0).flatten(1).any(1)
     return torch.where(signed[:, None, None], maps.norm(dim=1), maps.sum(1))
 
 
-def activation_map(
-    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
-) -> Tensor:
+def activation_map(features: Tensor) -> Tensor:
     """``activations``, then min-max per image (ContrastiveCrop, arXiv 2202.03278): (B, h, w), detached.
 
-    A map that is constant or not finite becomes all ones, so that its box is the whole image. Arguments as of
-    ``feature_grid``.
+    A map that is constant or not finite becomes all ones, so that its box is the whole image.
     """
-    return _min_max(activations(features, prefix_tokens, grid, channels_last))
+    return _min_max(activations(features))
 
 
-def principal_map(
-    features: Tensor, prefix_tokens: int = 0, grid: tuple[int, int] | None = None, channels_last: bool = False
-) -> Tensor:
-    """First principal component of an image's positions, then min-max (our choice): (B, h, w), detached.
+def principal_map(features: Tensor) -> Tensor:
+    """First principal component of the positions of features (B, C, h, w), then min-max: (B, h, w), detached.
 
-    It needs neither a ReLU nor a strong response, and so works with transformers and with networks that have
-    learnt little. The sign of the component is chosen: the object lies away from the border, so give features
-    of whole images; on a map without inner cells the object is the smaller part. All ones if all positions
-    are equal. Arguments as of ``feature_grid``.
+    Our choice. It needs neither a ReLU nor a strong response, and so works with transformers and with
+    networks that have learnt little. The sign of the component is chosen: the object lies away from the
+    border, so give features of whole images; on a map without inner cells the object is the smaller part. All
+    ones if all positions are equal.
     """
-    maps = feature_grid(features.detach(), prefix_tokens, grid, channels_last).float()
+    maps = features.detach().float()
     height, width = maps.shape[2:]
     points = maps.flatten(2)
     points = points - points.mean(2, keepdim=True)
@@ -188,7 +171,7 @@ def heatmaps(
         with FeatureTap(model, layer) as tap, torch.no_grad():
             model(images)
             read = principal_map if kind == "principal" else activation_map
-            return read(tap.features, prefix_tokens, grid, channels_last)
+            return read(feature_grid(tap.features, prefix_tokens, grid, channels_last))
     finally:
         for module, training in flags:
             module.training = training

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FeatureTap"]
-
 _WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.compile put before a name
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from .coordinates import map_to_view
 
-__all__ = ["LOWEST_TEMPERATURE", "crop_saliency", "pair_weights"]
-
 LOWEST_TEMPERATURE = 0.002
 """For `pair_weights`: the weight of a sample of score 0, exp(-1 / T), is still a float64 above 0."""
 

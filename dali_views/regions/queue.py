@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["UpdateQueue", "on_gpu"]
-
 
 def on_gpu(values: Mapping[str, Any]) -> bool:
     """Whether any of the values is a CUDA tensor; does not import torch."""

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from .rows import FROZEN, Array, as_array, check, chunks, new_columns
 
-__all__ = ["Snapshot", "checked_state", "entry", "read_only"]
-
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:

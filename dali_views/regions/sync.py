@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from ..system.ranks import all_gather, world
 from .rows import Array, Columns, chunks
 
-__all__ = ["Traffic", "check_equal", "exchange"]
-
 _ROUND = 1 << 17  # rows of the table that one round covers; bounds the memory of `exchange`
 
 

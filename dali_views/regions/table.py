@@ -17,8 +17,6 @@ from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
 from .snapshot import Snapshot, checked_state, entry, read_only
 from .sync import Traffic, check_equal, exchange
 
-__all__ = ["RegionTable"]
-
 
 class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_views.maps.coordinates import map_to_image
-from dali_views.maps.heatmap import activations
+from dali_views.maps.heatmap import activations, feature_grid
 from dali_views.maps.tap import FeatureTap
 
 from ..engine import ranks
@@ -42,7 +42,8 @@ class ViewMaps:
 
     def _keep(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
         if backbone.training:
-            self.seen.append(activations(self._tap.features, self.prefix, channels_last=self.channels_last))
+            features = feature_grid(self._tap.features, self.prefix, channels_last=self.channels_last)
+            self.seen.append(activations(features))
 
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.
