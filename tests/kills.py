@@ -113,11 +113,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "kills")
     args = parser.parse_args()
     for count, folder, wrong in runs_that_survive(args.out, args.kills, args.seed, args.epochs, args.device):
-        told = (
-            f"differs from the undisturbed run in {', '.join(wrong)}"
-            if wrong
-            else "came through, as undisturbed"
-        )
+        told = f"differs from the undisturbed run in {', '.join(wrong)}" if wrong else "came through"
         print(f"{folder} {told}; {count} kills so far", flush=True)
         if wrong:
             return 1

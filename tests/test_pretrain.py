@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import shutil
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 from conftest import noise_images
 from kills import runs_that_survive
 from PIL import Image
-from runs import curve, once, scenes_in, write_config
+from runs import curve, once, scenes_in, signalled, write_config
 
 from dali_views import SampleIndex
 from trainers import cli
@@ -73,21 +71,8 @@ def test_a_run_killed_at_random_instants_ends_with_checkpoint_and_curve_of_one_n
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, capsys, number, code):
     file = write_config(tmp_path, scenes, run={"epochs": 500, "checkpoint_every": 0})
-    metrics, over = tmp_path / "run" / "metrics.jsonl", threading.Event()
-
-    def interrupt() -> None:
-        while not over.is_set():
-            if metrics.exists() and metrics.read_text().count("\n") >= 4:
-                os.kill(os.getpid(), number)
-                return
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
+    with signalled(number, tmp_path / "run", 4):
         assert cli.main(["pretrain", str(file)]) == code
-    finally:
-        over.set()
-        thread.join()
     assert "continue with --resume" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "run")["step"] == curve(tmp_path)[-1][0] >= 4
 
@@ -121,19 +106,10 @@ def test_boxes_are_updated_on_the_published_schedule(epochs, warmup, interval, p
     ("changes", "told"),
     [
         ([], "contrastive crops in the boxes of contrastive_crop after epoch 1 of 3; random until then"),
-        (["guide.warmup=2", "guide.interval=2"], "after epoch 2 of 3"),
         (["guide.warmup=2", "guide.interval=3"], "writes no boxes in 3 epochs: all crops stay random"),
-        (["guide.warmup=9"], "guide.warmup 9"),
         (["guide={name: none}"], "guide.name none writes no boxes: all crops stay random"),
-        (
-            ["guide={name: simccrop}", "views.crop=inside"],
-            "inside crops in the boxes of simccrop from the start",
-        ),
+        (["guide={name: simccrop}"], "contrastive crops in the boxes of simccrop from the start"),
         (["guide={name: none}", "views.crop=random"], None),
-        (
-            ["guide={name: semantic_pairs, control: label}", "views.partner=true"],
-            "guide.boxes.name none writes no boxes",
-        ),
     ],
 )
 def test_a_start_tells_when_crops_will_follow_boxes(scenes, tmp_path, changes, told):
@@ -144,10 +120,7 @@ def test_a_start_tells_when_crops_will_follow_boxes(scenes, tmp_path, changes, t
 def test_views_that_a_method_does_not_compare_are_told_before_any_image_is_looked_for(tmp_path, capsys):
     nowhere = {"kind": "folder", "path": str(tmp_path / "nowhere")}
     for changes, told in (
-        (
-            {"method": {"name": "simclr"}, "views": {"name": "dino"}},
-            "SimCLR compares 2 views per sample, not 10",
-        ),
+        ({"views": {"name": "dino"}}, "MoCo compares 2 views per sample, not 10"),
         ({"method": {"name": "scfs"}, "views": {"name": "dino", "locals": 0}}, "set views.locals above 0"),
         ({"model": {"backbone": "resnet19"}}, "resnet19"),
         ({"views": {"name": "byol", "locals": 2}}, "views.locals"),
@@ -169,10 +142,8 @@ def test_a_run_that_diverges_between_two_lines_of_its_log_leaves_no_checkpoint_o
 def test_a_run_may_be_continued_in_another_precision(scenes, tmp_path):
     file = write_config(tmp_path, scenes, guide={"name": "none"})
     for steps, precision in ((1, "off"), (2, "fp16"), (3, "off")):
-        result = pretrain(
-            config_file.load(file, [f"run.max_steps={steps}", f"run.amp={precision}"]), resume=True
-        )
-        assert result.step == steps
+        config = config_file.load(file, [f"run.max_steps={steps}", f"run.amp={precision}"])
+        assert pretrain(config, resume=True).step == steps
 
 
 def test_stochastic_depth_draws_on_after_a_resume_as_if_nothing_had_happened(scenes, tmp_path):
@@ -197,17 +168,13 @@ def test_files_that_cannot_be_used_are_named_with_the_reason_and_nothing_else_is
     assert {Path(item.path).name for item in left_out} == {"text.jpg", "truncated.jpg"}
     data = {"kind": "folder", "path": str(folder)}
     pretrain(config_file.load(write_config(tmp_path, data, run={"epochs": 1}, optim={"lr": 0.1, "batch": 4})))
-    streams, page = capsys.readouterr(), (tmp_path / "run" / "report.html").read_text()
-    told = streams.out + streams.err
+    streams, page = capsys.readouterr(), html.unescape((tmp_path / "run" / "report.html").read_text())
     assert len(curve(tmp_path)) == 20 // 4
     assert "left out: 2<" in page
     for item in left_out:
-        name = Path(item.path).name
-        assert item.reason
-        assert name in told
-        assert item.reason in told
-        assert name in page
-        assert html.escape(item.reason) in page
+        for words in (Path(item.path).name, item.reason):
+            assert words in streams.out + streams.err
+            assert words in page
 
 
 def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):
@@ -227,8 +194,10 @@ def test_a_demo_that_cannot_run_makes_and_deletes_nothing(tmp_path, capsys):
     theirs = tmp_path / "random" / "theirs.txt"
     theirs.parent.mkdir()
     theirs.write_text("not of a demo")
-    wrong = [("guide.name=simccrop", "has no warm-up"), ("run.epochs=3", "holds no run of a demo")]
-    for change, told in wrong:
+    for change, told in (
+        ("guide.name=simccrop", "has no warm-up"),
+        ("run.epochs=3", "holds no run of a demo"),
+    ):
         assert cli.main(["demo", str(tmp_path), change]) == 2
         assert told in capsys.readouterr().err
     assert theirs.exists()

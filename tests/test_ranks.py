@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from dali_views import RegionTable
 from trainers.engine import ranks as distributed
 from trainers.engine.optim import Clock
 from trainers.methods import Method
@@ -63,26 +61,8 @@ def learn_on_one_rank(rank: int, folder: str) -> None:
         parallel = DistributedDataParallel(method, broadcast_buffers=False)
         found[name] = learn(method, slice(2 * rank, 2 * rank + 2), parallel)
     found["mean"] = distributed.all_mean(torch.tensor(float(rank)))
-    found |= share_a_table(rank)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.cleanup()
-
-
-def share_a_table(rank: int) -> dict[str, Any]:
-    """What is said of tables before and after they were made equal, and what that took."""
-    table, said = RegionTable(1000), []
-    table.update(
-        range(100 * rank, 300), [[0, 0, 0.5, 0.5]] * (300 - 100 * rank), partner=[rank] * (300 - 100 * rank)
-    )
-    for _ in range(2):
-        try:
-            table.check_equal()
-            said.append("")
-        except ValueError as error:
-            said.append(str(error))
-        received = table.sync()
-    assert received == 0
-    return {"said": said, "traffic": list(asdict(table.traffic).values())}
 
 
 @pytest.fixture(scope="module")
@@ -111,20 +91,6 @@ def test_two_ranks_have_the_losses_gradients_and_state_of_one_with_the_joined_ba
 
 def test_gathers_take_unequal_numbers_of_rows_and_means_are_over_ranks(ranks: list[dict[str, Any]]) -> None:
     assert [(rank["rows"].tolist(), rank["mean"].item()) for rank in ranks] == [([7], 0.5)] * 2
-
-
-def test_tables_that_differ_are_refused_until_they_are_synchronised_and_the_traffic_is_counted(
-    ranks: list[dict[str, Any]],
-) -> None:
-    for rank, sent_to_it in zip(ranks, (200, 300), strict=True):
-        before, after = rank["said"]
-        assert "of ranks [1] differ from rank 0's in boxes, partner, written; call sync()" in before
-        assert after == ""
-        rows, size, seconds = rank["traffic"]
-        assert rows == sent_to_it
-        # The rows, padded to those of the rank that sends most, and little else.
-        assert 300 * 40 < size < 300 * 60
-        assert 0 < seconds < 60
 
 
 def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ def sync_in_world(rank: int, world: int, prefix: str) -> None:
     table.update(own, np.tile([0, 0, 0.5, (rank + 1) / 8], (len(own), 1)), own + 1, own + 2)
     for _ in range(2 if rank == 0 else 1):
         table.update([25], [[0, 0, 1, (rank + 1) / 8]], [rank + 1], [rank])
+    with pytest.raises(ValueError, match=r"differ from rank 0's in boxes.*; call sync\(\)"):
+        table.check_equal()
     received.append(table.sync())
     received.append(table.sync())
     # Round two: only the last rank has news.
@@ -56,6 +58,7 @@ def sync_in_world(rank: int, world: int, prefix: str) -> None:
     if rank == world - 1:
         table.update([3, 29], weights=[[0, 5], [7, 7]])
     received.append(table.sync())
+    assert table.traffic.rows == sum(received)
     np.savez(f"{prefix}rank{rank}.npz", received=received, **table.state_dict())
     refused = ""
     try:

@@ -129,11 +129,9 @@ class _Evaluated:
 
     @property
     def title(self) -> str:
-        """Which encoder, after how many steps."""
         return f"{self.args.encoder} encoder, {self.saved['step']} steps"
 
     def encoder(self) -> Backbone:
-        """The encoder that `--encoder` names."""
         return encoder_of(self.config, self.saved, self.args.encoder, self.setting.device)
 
     def record(self, scores: Mapping[str, Any]) -> None:

@@ -80,16 +80,12 @@ def compare(
 
     Args:
         configs: YAML files, named in the table by stem, and by folders above where stems are equal.
-        overrides: "section.key=value", for all of them.
         evaluations: "knn": as during pretraining, with localisation; "linear": a linear probe.
         unequal: compare although data, encoder, batch, length or evaluation differ.
 
     Returns:
         A row of the untrained encoder, if it was evaluated, and one per configuration. After a signal the
         remaining runs are missing.
-
-    Raises:
-        ValueError: budgets differ (configuration and keys are named), or the arguments make no sense.
     """
     if seeds < 1 or not configs:
         raise ValueError(
@@ -113,7 +109,7 @@ def compare(
         runs.append(_run(name, arms[seed, name], evaluations))
         gc.collect()  # the parts of a run refer to each other, so only this frees its memory
         rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
-        _save(out, rows, last=len(runs) == len(order))
+        _save(out, rows)
         if runs[-1].stopped:
             break
     return rows
@@ -209,7 +205,7 @@ def _guide(folder: Path) -> dict[str, Any]:
 
 
 def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
-    """All rows; the untrained encoder's from the first configuration's runs, whose folders are given."""
+    """All rows; the untrained encoder's from the runs of the first configuration."""
     names = dict.fromkeys(run.config for run in runs)
     rows = [Row(name, tuple(run for run in runs if run.config == name)) for name in names]
     untrained = [
@@ -221,19 +217,16 @@ def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
     return [Row(UNTRAINED, tuple(untrained), reference=True), *rows] if untrained else rows
 
 
-def _save(out: Path, rows: Sequence[Row], last: bool) -> None:
+def _save(out: Path, rows: Sequence[Row]) -> None:
     """Write both files, on the main process."""
-    runs, file = [asdict(run) for row in rows for run in row.runs], out / "compare.csv"
-    # Until an interrupted comparison has come as far again, it keeps what was saved then.
-    behind = not last and file.is_file() and file.read_text().count("\n") > 1 + len(runs)
-    if behind or not ranks.is_main():
+    if not ranks.is_main():
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Run)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(runs)
-    for path, content in ((file, text.getvalue()), (out / "compare.md", table(rows) + "\n")):
-        with atomic_write(path) as draft:
+    writer.writerows(asdict(run) for row in rows for run in row.runs)
+    for name, content in (("compare.csv", text.getvalue()), ("compare.md", table(rows) + "\n")):
+        with atomic_write(out / name) as draft:
             draft.write(content.encode())
 
 

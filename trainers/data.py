@@ -121,12 +121,7 @@ def _split(index: SampleIndex, share: float, seed: int) -> tuple[SampleIndex, Sa
 
 
 def class_names(file: str) -> list[str]:
-    """The class folders that a text file names, one a line, without blank lines and comments (#).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it names no class.
-    """
+    """The class folders that a text file names, one a line, without blank lines and comments (#)."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no class list {file}, named by data.classes; check the path")
     lines = Path(file).read_text(encoding="utf-8").splitlines()
@@ -141,9 +136,6 @@ def from_torchvision(kind: Literal["cifar10", "cifar100", "stl10"], folder: str,
 
     STL-10's 105,000 images of `train+unlabeled` take 3 GB, twice that while they are read. `part` is
     torchvision's argument that selects a part: `train` (CIFAR) or `split` (STL).
-
-    Raises:
-        FileNotFoundError: the archive is missing or incomplete in `folder`.
     """
     from torchvision import datasets
 
@@ -163,11 +155,7 @@ def from_torchvision(kind: Literal["cifar10", "cifar100", "stl10"], folder: str,
 
 
 def training_views(config: cfg.Views) -> list[View]:
-    """The recipe's views with the configuration's changes.
-
-    Raises:
-        ValueError: the recipe is unknown, or does not take one of the settings.
-    """
+    """The recipe's views with the configuration's changes; a ValueError if it does not take one of them."""
     if config.name not in recipes.BY_NAME:
         raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
     optional = ("scale", "blur", "locals", "local_size", "local_scale")
@@ -192,12 +180,7 @@ def evaluation_views(config: cfg.Views) -> list[View]:
 def training_loader(
     setting: Setting, views: cfg.Views, index: SampleIndex, regions: RegionTable, split_bn: int = 0
 ) -> ViewLoader:
-    """The guided loader. Each process takes its share of `optim.batch`.
-
-    Raises:
-        ValueError: the images do not fill a batch, the processes do not divide it, or the groups of batch
-            norm (`split_bn`, 0: none) do not divide the share of a process.
-    """
+    """The guided loader. Each process takes its share of `optim.batch`, a multiple of `split_bn`."""
     each, rest = divmod(setting.batch, ranks.world())
     if rest:
         raise ValueError(

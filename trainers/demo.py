@@ -46,11 +46,6 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
     Args:
         count: scenes to make; a quarter of them is held out.
         changes: overrides of configs/demo.yaml for both arms, such as "run.epochs=4".
-
-    Raises:
-        ValueError: a change is of a key that the demo sets itself, or as `config_file.load`.
-        FileExistsError: an arm's folder exists and holds no run.
-        InterruptedError: a signal has stopped an arm.
     """
     if own := [change for change in changes if change.partition("=")[0] in _OWN]:
         raise ValueError(

@@ -1,7 +1,4 @@
-"""A trained encoder as a file that torchvision or timm load, written only if they compute the same with it.
-
-export(Path("runs/photos"), Path("encoder.safetensors"), "timm")
-"""
+"""A trained encoder as a file that torchvision or timm load, if they compute the same with it."""
 
 from __future__ import annotations
 
@@ -47,11 +44,6 @@ class Exported:
 def export(run: Path, out: Path, format: Library = "torchvision") -> Exported:
     """Write a run's encoder, without heads, as safetensors with the names of a library's tensors.
 
-    Args:
-        run: run folder, or its last.pt.
-        out: the file to write, see `write`; folders above it are made.
-        format: the library to load it with.
-
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: the network does not exist in this library, or timm is not installed.
@@ -92,8 +84,7 @@ def write(
         The difference of their features, see `Exported`.
 
     Raises:
-        RuntimeError: tensors are missing or left over, or features differ by more than `TOLERANCE`; a file
-            that stood at `out` stays.
+        RuntimeError: tensors are missing or left over, or features differ by more than `TOLERANCE`.
     """
     with atomic_write(out) as file:
         file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata))

@@ -25,10 +25,7 @@ _TRAINED = ("model.", "method.")  # sections that the weights of a checkpoint de
 def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
     """Folder, configuration with overrides, and checkpoint of a run, named by its folder or last.pt.
 
-    Raises:
-        FileNotFoundError: there is no run.
-        ValueError: the file is another one, or an override would change the network that was trained; or as
-            `checkpoint.load_run` and `config_file`.
+    A ValueError if the file is another one, or if an override would change the network that was trained.
     """
     if path.is_file() and path.name != checkpoint.LAST:
         raise ValueError(f"{path} is not the {checkpoint.LAST} of a run; name the run's folder")

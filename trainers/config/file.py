@@ -38,10 +38,6 @@ def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
             not exist is the one of that name in the package, if there is one. `run.out`, if absent, is made
             of the names: runs/cifar10/simclr-stl10.
         overrides: "section.key=value"; the value is read as YAML, the last one wins.
-
-    Raises:
-        FileNotFoundError: a file or one of its bases does not exist.
-        ConfigError: a key is unknown, missing or ill-typed, or two parts do not fit.
     """
     given = [files] if isinstance(files, str | Path) else files
     paths = [Path(name) for file in given for name in str(file).replace(".yaml+", ".yaml\n").split("\n")]

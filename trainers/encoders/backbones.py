@@ -53,9 +53,6 @@ def build_backbone(
             of 32 or 64 pixels keep a map of 4 or 8 (ResNets only; as in SimCLR, arXiv 2002.05709, B.9).
         zero_init_residual: start the last batch norm of every residual block at 0 (ResNets only).
 
-    Returns:
-        The module with the attributes of `Backbone`.
-
     Raises:
         ValueError: the name is unknown, the model has no classifier to take off, or the stem does not fit.
     """

@@ -38,7 +38,6 @@ def frozen_encoder(views: cfg.Views, source: str | Path, device: torch.device) -
     torchvision's learnt from ImageNet's, and so did most of timm's.
 
     Args:
-        views: of the run that wants partners.
         source: a run folder or its last.pt; "torchvision:NAME" (its default weights) or "timm:NAME", from the
             cache; or "torchvision:NAME:FILE" or "timm:NAME:FILE", where the file holds a state dict of that
             model, see `load_weights`.
@@ -130,9 +129,7 @@ def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
     """Fill an encoder with the state dict in a file; nothing in the file is executed.
 
     Args:
-        encoder: without a head.
-        classifier: the same network with its head. A head of these names in the file is ignored; it may have
-            any shape.
+        classifier: the same network with its head: in the file a head of these names is ignored.
         file: .safetensors, or else what torch.save made of a state dict.
 
     Raises:
@@ -179,10 +176,6 @@ def embed(setting: Setting, views: cfg.Views, encoder: Backbone, index: SampleIn
     Peak memory on the device, beside the network and a batch of at most 256 images, is 2 N D + 16 P D bytes,
     where P = min(N, 16384), or the batches of all ranks if that is more: 5.2 GB + 0.5 GB for ImageNet's
     N = 1,281,167 and D = 2048.
-
-    Args:
-        views: how to resize and normalise; see `frozen_encoder`.
-        encoder: on the device of `setting`; evaluated in eval mode.
 
     Returns:
         (N, D) float16 on `device`, rows of length 1. An image that cannot be read has a row of zeros.

@@ -87,12 +87,7 @@ def load(folder: str | Path) -> dict[str, Any]:
 
 
 def load_run(folder: str | Path) -> dict[str, Any]:
-    """`load` of a training run's folder (linear probes and fine-tuning have folders below it).
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: it holds none that can be read, or one of something else.
-    """
+    """`load` of a training run's folder (linear probes and fine-tuning have folders below it)."""
     saved = load(folder)
     if not saved.keys() >= {"config", "step", "method"}:
         raise ValueError(f"the checkpoint in {folder} is not of a training run; name another folder")

@@ -57,14 +57,9 @@ def linear(epoch: int, epochs: int, start: float, end: float) -> float:
 
 
 def lr_at(step: int, total: int, warmup: int, base: float, minimum: float = 0.0) -> float:
-    """Learning rate of one step: linear warm-up, then half a cosine.
+    """Learning rate of one step: linear warm-up to `base`, then half a cosine to `minimum` at step `total`.
 
-    Args:
-        step: optimiser step, counted from 0.
-        total: steps of the whole run; from there on the rate stays at `minimum`.
-        warmup: steps of linear growth; step i < warmup has base * (i + 1) / warmup, so none is lost at 0.
-        base: the peak rate.
-        minimum: the rate at step `total`.
+    Step i < warmup, counted from 0, has base * (i + 1) / warmup, so none is lost at 0.
     """
     if step < warmup:
         return base * (step + 1) / warmup
@@ -144,11 +139,8 @@ class Lars(Optimizer):
         v = momentum * v + lr * local * d
         w = w - v
 
-    The rate is inside the velocity, as in the paper: a falling rate does not shrink past steps.
-
-    Args:
-        params: parameters or groups; a group may set weight_decay and adapt.
-        trust: the paper's eta.
+    The rate is inside the velocity, as in the paper: a falling rate does not shrink past steps. `trust` is
+    the paper's eta; a group may set weight_decay and adapt.
     """
 
     def __init__(
@@ -164,7 +156,6 @@ class Lars(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; returns the closure's loss, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -35,11 +35,7 @@ class Setting:
 
 
 def join(config: cfg.Config) -> Setting:
-    """Join the process group that torchrun announced, if any, and resolve `auto` for this machine.
-
-    Raises:
-        ValueError, ConnectionError, TimeoutError: as `ranks.init`.
-    """
+    """Join the process group that torchrun announced, if any, and resolve `auto` for this machine."""
     run, device = config.run, ranks.init(device_kind(config.run))
     half, batch = _precision(run.amp, device), config.optim.batch
     return Setting(device, half, run.seed, batch, run.threads, run.on_bad_image, run.max_bad_share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from dali_views.maps.coordinates import iou
 from dali_views.regions import Snapshot
 
 __all__ = [
-    "CENTRE", "MOST_LOCALISED", "THRESHOLDS", "WHOLE", "Localised", "Truth", "best_overlap", "best_threshold",
+    "CENTRE", "MOST_LOCALISED", "THRESHOLDS", "WHOLE", "Localised", "best_overlap", "best_threshold",
     "box_areas", "health", "heaviest", "localisation", "reference", "spread_rows",
 ]  # fmt: skip
 
@@ -32,13 +32,6 @@ def spread_rows(count: int, most: int = MOST_LOCALISED) -> npt.NDArray[np.int64]
     return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
-class Truth(Protocol):
-    """An index with ragged true boxes (a SampleIndex)."""
-
-    def __len__(self) -> int: ...
-    def truth(self, i: int, /) -> npt.NDArray[np.floating[Any]]: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Localised:
     """Where an encoder sees the object in each of N images."""
@@ -49,7 +42,7 @@ class Localised:
     threshold: float
 
 
-def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: Truth) -> npt.NDArray[np.float64]:
+def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: SampleIndex) -> npt.NDArray[np.float64]:
     """(N,) IoU of boxes (N, 4) with the best-matching true box of each image, NaN where it has none."""
     truths = [index.truth(i) for i in range(len(index))]
     counts = np.array([len(true) for true in truths], dtype=np.int64)
@@ -61,26 +54,19 @@ def best_overlap(boxes: npt.NDArray[np.floating[Any]], index: Truth) -> npt.NDAr
     return best
 
 
-def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
+def localisation(boxes: npt.ArrayLike, index: SampleIndex) -> dict[str, float]:
     """Score one box per image against the true boxes; images without true boxes are skipped.
 
     Args:
         boxes: (N, 4) as (y0, x0, y1, x1) fractions of the image, row i for image i of the index.
-        index: true boxes in the same unit.
 
     Returns:
         images: how many were scored.
         iou_best: mean IoU with the best-matching true box.
         corloc: share of images whose best IoU is at least 0.5 (Deselaers et al. 2010).
         Both are NaN if no image has true boxes.
-
-    Raises:
-        ValueError: the boxes are not (N, 4) with N the length of the index.
     """
-    predicted = np.asarray(boxes, dtype=np.float64)
-    if predicted.shape != (len(index), 4):
-        raise ValueError(f"boxes should have shape ({len(index)}, 4), one per image, not {predicted.shape}")
-    best = best_overlap(predicted, index)
+    best = best_overlap(np.asarray(boxes, dtype=np.float64), index)
     best = best[~np.isnan(best)]
     if not len(best):
         return {"images": 0, "iou_best": np.nan, "corloc": np.nan}
@@ -88,7 +74,7 @@ def localisation(boxes: npt.ArrayLike, index: Truth) -> dict[str, float]:
 
 
 def best_threshold(
-    boxes: npt.NDArray[np.floating[Any]], index: Truth, thresholds: Sequence[float] = THRESHOLDS
+    boxes: npt.NDArray[np.floating[Any]], index: SampleIndex, thresholds: Sequence[float] = THRESHOLDS
 ) -> dict[str, float]:
     """Scores at the threshold of greatest mean IoU: what a map is worth, whatever threshold a guide has.
 
@@ -108,7 +94,7 @@ def best_threshold(
     return {**scores[best], "threshold": thresholds[best], "area": area}
 
 
-def reference(index: Truth) -> dict[str, dict[str, float]]:
+def reference(index: SampleIndex) -> dict[str, dict[str, float]]:
     """Scores of three boxes that do not depend on the image.
 
     "centre" is the centre half, "whole" the whole image, and "random" a crop of 0.2 to 1 of the area and of
@@ -140,10 +126,6 @@ def heaviest(regions: RegionTable, rows: npt.NDArray[np.int64] | None = None) ->
 
 def health(regions: RegionTable, before: Snapshot, index: SampleIndex) -> dict[str, float]:
     """Measures of a region table that a guide has just written: whether it still guides.
-
-    Args:
-        before: the table as it was before.
-        index: its samples.
 
     Returns:
         area_low, area_median, area_high: quantiles (0.1, 0.5, 0.9) of the boxes' shares of their images;

@@ -106,11 +106,7 @@ def finetune(
 
 
 def probe_recipe(config: cfg.Config) -> Recipe:
-    """The recipe that `config.probe` names or the method has, with the configuration's changes.
-
-    Raises:
-        ValueError: no probe is published for the method, and `config.probe` names none.
-    """
+    """The recipe that `config.probe` names or the method has, with the configuration's changes."""
     probe = config.probe
     name: str = probe.recipe
     if name == "auto":
@@ -144,12 +140,7 @@ def labelled_share(index: SampleIndex, share: float, seed: int) -> NDArray[np.in
 
     A pure function of labels and seed. Every class has its own draw, so that its images do not depend on the
     other classes; a larger share includes a smaller one.
-
-    Raises:
-        ValueError: the share is not in (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"the share of labels should be in (0, 1], not {share}")
     kept = []
     for label in np.unique(index.labels[index.labels >= 0]).tolist():
         rows = np.flatnonzero(index.labels == label)

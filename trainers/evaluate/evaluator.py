@@ -102,7 +102,6 @@ def map_scores(
     """Scores of the boxes of every kind of map, in this process alone.
 
     Args:
-        network: a method, or an encoder, which has no maps by gradient.
         index: with true boxes; at most 5,000 of its samples are used, evenly spread.
         seen: maps of its samples that training has kept without a pass, see `OnlineCrop`.
 

@@ -18,7 +18,7 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.setting import Setting
 
-__all__ = ["check_votes", "extract", "knn", "knn_accuracy"]
+__all__ = ["extract", "knn", "knn_accuracy"]
 
 
 def knn(
@@ -28,10 +28,12 @@ def knn(
     """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each k.
 
     Raises:
-        ValueError: as `check_votes` and `knn_accuracy`.
+        ValueError: a k is below 1, the nearest neighbour would not count most, or as `knn_accuracy`.
     """
-    check_votes(k, temperature)
-
+    if min(k, default=0) < 1:
+        raise ValueError(f"k should be at least 1, not {min(k, default=0)}")
+    if not temperature > 0:  # so that nan is refused too
+        raise ValueError(f"the temperature of kNN should be above 0, not {temperature}")
     plain = evaluation_views(views)
     voters, asked = (
         extract(encoder, plain_loader(setting, views, each, plain), setting.device, setting.autocast)
@@ -83,14 +85,6 @@ def extract(
     return all_features[rows], all_labels[rows], all_index[rows]
 
 
-def check_votes(k: Sequence[int], temperature: float) -> None:
-    """Raise a ValueError if a number of neighbours is below 1, or the nearest one does not count most."""
-    if min(k, default=0) < 1:
-        raise ValueError(f"k should be at least 1, not {min(k, default=0)}")
-    if not temperature > 0:  # so that nan is refused too
-        raise ValueError(f"the temperature of kNN should be above 0, not {temperature}")
-
-
 @torch.no_grad()
 def knn_accuracy(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor,
@@ -103,7 +97,6 @@ def knn_accuracy(
     Args:
         train_features, test_features: (N, D) and (M, D), any scale; rows are normalised here.
         train_labels, test_labels: (N,) and (M,) int64.
-        k: neighbours; at most N.
         temperature: the paper has 0.07, MoCo's CIFAR demo 0.1.
         chunk: test samples compared at a time; memory is chunk * N * 4 bytes.
 
@@ -111,9 +104,8 @@ def knn_accuracy(
         {"top1": share, "top5": share} in [0, 1]; top5 uses the best min(5, classes).
 
     Raises:
-        ValueError: no labelled sample on one of the sides, or as by `check_votes`.
+        ValueError: no labelled sample on one of the sides.
     """
-    check_votes([k], temperature)
     known, asked = train_labels >= 0, test_labels >= 0
     bank, bank_labels = F.normalize(train_features[known], dim=1), train_labels[known]
     tests, answers = F.normalize(test_features[asked], dim=1), test_labels[asked]

@@ -1,7 +1,4 @@
-"""What `supervised` trains: a linear head on an encoder, frozen or not, and by which recipe.
-
-Batches and tests come through the same decode and resize as pretraining.
-"""
+"""What `supervised` trains: a linear head on an encoder, frozen or not, and by which recipe."""
 
 from __future__ import annotations
 
@@ -63,12 +60,7 @@ class Learner:
     """A classifier in training, with its data: the head alone if the recipe freezes the encoder, else both.
 
     A frozen encoder is in eval mode, and its features of plain views are computed once. Otherwise batch norm
-    is computed over all GPUs.
-
-    Args:
-        head: on the device of `setting`, as the encoder.
-        images: to learn from, all labelled; tests: to be tested on.
-        recipe: its batch is divided by the ranks.
+    is computed over all GPUs. Head and encoder are on the device of `setting`, and all `images` are labelled.
     """
 
     setting: Setting

@@ -1,7 +1,6 @@
 """The one loop that learns from labels: a linear classifier on an encoder that is frozen or learns with it.
 
-Read `train_classifier` from top to bottom. A linear probe and fine-tuning (`classifiers`) are this loop with
-different recipes.
+A linear probe and fine-tuning (`classifiers`) are this loop with different recipes.
 """
 
 from __future__ import annotations
@@ -148,11 +147,7 @@ def train_classifier(
 
 
 def labelled(index: SampleIndex | None, side: str) -> SampleIndex:
-    """The labelled images of an index.
-
-    Raises:
-        ValueError: there are none; `side` names the index in the message.
-    """
+    """The labelled images of an index; a ValueError that names its `side` if there are none."""
     if index is None or not (index.labels >= 0).any():
         raise ValueError(
             f"no {side} image has a label; name labelled folders by data.eval_train=DIR data.eval_val=DIR"

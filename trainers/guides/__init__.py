@@ -23,11 +23,7 @@ GUIDES: dict[str, Callable[[Any, Training], Guide]] = {
 
 
 def build_guide(config: cfg.Guide, training: Training) -> Guide:
-    """The guide of a configuration; semantic pairs have another guide for boxes inside.
-
-    Raises:
-        ValueError: the guide needs something that the data or the network do not have.
-    """
+    """The guide of a configuration; semantic pairs have another guide for boxes inside."""
     if isinstance(config, cfg.SemanticPairs):
         return SemanticPairs(config, training, build_guide(config.boxes, training))
     return GUIDES[config.name](config, training)

@@ -28,9 +28,6 @@ class TrueBoxes(Guide):
     """The largest true box of every image that has one: an upper bound of what better boxes can bring.
 
     A control for guides that find boxes themselves; images without true boxes keep random crops.
-
-    Raises:
-        ValueError: the training images have no true boxes.
     """
 
     def __init__(self, config: cfg.TrueBoxes, training: Training) -> None:

@@ -24,7 +24,7 @@ WIDE = 0.9  # median share of the image above which boxes say nothing
 
 @dataclass(frozen=True)
 class Training:
-    """What a guide guides, and may look at."""
+    """What a guide guides."""
 
     method: Method
     index: SampleIndex
@@ -38,11 +38,7 @@ class Guide:
     """Writes nothing: all crops stay random. Other guides override what they need.
 
     Every rank calls every method, so that guides may share work. What a guide writes takes effect after
-    `regions.sync()`.
-
-    Args:
-        config: the guide's section of the configuration.
-        training: what it guides.
+    `regions.sync()`. `config` is the guide's section of the configuration.
     """
 
     passes: int = 0
@@ -78,7 +74,6 @@ class Guide:
         return {"passes": self.passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict()`."""
         self.passes = int(state["passes"])
 
 

@@ -24,12 +24,8 @@ class ViewMaps:
     """Collects the activations of one layer while the encoder trains, call by call.
 
     All methods pass their views to the backbone in order, one by one or several as one batch, so that the
-    rows of its output belong to view 0, view 1 and so on.
-
-    Args:
-        backbone: the encoder that learns; its calls in eval mode are not collected.
-        layer: dotted name of what gives a map (B, C, h, w), or tokens; see `FeatureTap`, which raises.
-        prefix_tokens, channels_last: see `dali_views.maps.heatmap.feature_grid`.
+    rows of its output belong to view 0, view 1 and so on. Calls in eval mode are not collected. For the layer
+    see `FeatureTap`, for tokens and channels `dali_views.maps.heatmap.feature_grid`.
     """
 
     def __init__(
@@ -63,10 +59,7 @@ class KeptMaps:
     """Maps (N, size, size), half precision, on the device: per cell an exponential average over the views.
 
     A cell that no view has shown yet is NaN. 1.28 million maps of 14 x 14 take 502 MB. The average, its
-    rate and the standardisation are our choice; no paper has maps without a pass.
-
-    Args:
-        rate: weight of a new view against the average so far.
+    rate (weight of a new view) and the standardisation are our choice; no paper has maps without a pass.
     """
 
     def __init__(self, length: int, size: int, rate: float, device: torch.device) -> None:

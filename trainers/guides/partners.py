@@ -59,19 +59,12 @@ def find_partners(
             them: with ten million, none closer to 0 or 1 than 1e-6.
         anchors: (A,) rows to find partners for; default all. The others stay alone.
         chunk: C; by default a tile takes 1 GB.
-        seed: of the random pairs.
-        progress: show a bar on the main rank.
 
     Raises:
-        ValueError: fewer than two images, features that are not finite, a band that is none or that the
-            pairs cannot resolve, or anchors that are not rows.
+        ValueError: features that are not finite, or a band that is none or that the pairs cannot resolve.
     """
     n, device = len(features), features.device
-    if features.ndim != 2 or n < 2 or not features.is_floating_point():
-        raise ValueError(
-            f"features should be floats (N, D) of at least 2 images, not {tuple(features.shape)}"
-        )
-    wanted = _anchor_rows(anchors, n).to(device)
+    wanted = torch.arange(n, device=device) if anchors is None else anchors.to(device)
     chunk = min(n, chunk or _tile(_BUDGET, features.shape[1]))
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, chunk)):
         raise ValueError("some features are not finite; look for the images or the layer that they come from")
@@ -119,26 +112,10 @@ def _tile(budget: int, dim: int) -> int:
     return max(1, int((math.sqrt((16 * dim) ** 2 + 28 * budget) - 16 * dim) / 14))
 
 
-def _anchor_rows(anchors: Tensor | None, n: int) -> Tensor:
-    """(A,) int64 rows to find partners for, all N if none are given; a ValueError if they are not rows."""
-    if anchors is None:
-        return torch.arange(n)
-    if anchors.ndim != 1 or anchors.is_floating_point() or anchors.dtype == torch.bool:
-        raise ValueError(
-            f"anchors should be row numbers (A,), not {anchors.dtype} of {tuple(anchors.shape)}; "
-            "of a mask, give its nonzero rows"
-        )
-    if len(anchors) and not 0 <= int(anchors.min()) <= int(anchors.max()) < n:
-        raise ValueError(f"anchors should be rows of {n} images, from 0 to {n - 1}")
-    return anchors.long()
-
-
 def _absolute(
     features: Tensor, band: tuple[float, float], kind: str, pairs: int, seed: int, chunk: int
 ) -> tuple[float, float]:
     """The band as cosines."""
-    if kind not in ("absolute", "quantile"):
-        raise ValueError(f"the kind of a band is absolute or quantile, not {kind!r}")
     low, high = (float(bound) for bound in band)
     floor = 0 if kind == "quantile" else -1
     if not floor <= low < high <= 1:
@@ -173,13 +150,7 @@ def _absolute(
 
 
 def random_partners(n: int, seed: int, anchors: Tensor | None = None) -> Tensor:
-    """The control that must hurt: any other image, all equally likely. As `label_partners` with one label.
-
-    Raises:
-        ValueError: fewer than two images, or anchors that are not rows.
-    """
-    if n < 2:
-        raise ValueError(f"partners need at least 2 images, not {n}")
+    """The control that must hurt: any other image, all equally likely. As `label_partners` with one label."""
     return label_partners(torch.zeros(n, dtype=torch.long), seed, anchors)
 
 
@@ -195,9 +166,6 @@ def label_partners(
     Returns:
         (N,) int64 on the CPU, a pure function of the arguments; the row itself if its label is unknown or
         unique.
-
-    Raises:
-        ValueError: anchors that are not rows.
     """
     label = torch.as_tensor(labels).cpu().numpy()
     _, group, sizes = np.unique(label, return_inverse=True, return_counts=True)
@@ -205,7 +173,7 @@ def label_partners(
     place = np.empty(len(label), np.int64)
     place[members] = np.arange(len(label))
     start, others = (np.cumsum(sizes) - sizes)[group], sizes[group] - 1
-    rows = _anchor_rows(anchors, len(label)).cpu().numpy()
+    rows = np.arange(len(label)) if anchors is None else anchors.cpu().numpy()
     rows = rows[(label[rows] >= 0) & (others[rows] > 0)]
     step = 1 + (rng.uniform(rng.keys(seed, _STREAM, rows), 0) * others[rows]).astype(np.int64)
     partner = np.arange(len(label))
@@ -230,13 +198,8 @@ def precision(
         "precision", the share of pairs with equal labels; "pairs", their number; "chance", that share for
         random partners of the same images; and with `cosine` "bands", a list of {"low", "high",
         "precision", "pairs"} by ascending similarity. Unknown values are NaN.
-
-    Raises:
-        ValueError: the arguments have different lengths, or there are no bands.
     """
     who, label = partner.cpu(), torch.as_tensor(labels).long().cpu()
-    if bands < 1 or len({len(each) for each in (who, label, cosine) if each is not None}) > 1:
-        raise ValueError("partners, labels and cosines should be of the same images, and bands at least 1")
     asked = (who != torch.arange(len(who))) & (label >= 0) & (label[who] >= 0)
     right = (label[who] == label)[asked].double()
     known = label[label >= 0]

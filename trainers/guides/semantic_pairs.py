@@ -31,10 +31,7 @@ class SemanticPairs(Guide):
 
     The paper's abstract names a pre-trained encoder and a similarity; the choice of anchors, the band and how
     pairs mix with ordinary views are ours. An image without a partner, or not drawn in an epoch, is its own
-    partner, which is the ordinary pair.
-
-    Args:
-        boxes: the guide that writes boxes and weights beside the partners; everything else is passed to it.
+    partner, which is the ordinary pair. The guide `boxes` writes boxes and weights beside the partners.
     """
 
     config: cfg.SemanticPairs

@@ -31,11 +31,7 @@ def build_method(config: cfg.Method, backbone: Backbone) -> Method:
 
 
 def method_of(config: cfg.Config) -> Method:
-    """Encoder and method of a run, with initial weights from torch's global generator.
-
-    Raises:
-        ValueError: as `build_backbone` and `training_views`, or encoder or method do not accept the views.
-    """
+    """Encoder and method of a run, with initial weights from torch's global generator."""
     sizes = [view.size for view in training_views(config.views)]
     backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
     check_sizes(backbone, set(sizes))

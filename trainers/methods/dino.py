@@ -92,12 +92,11 @@ class DINO(Method):
         return -cross_entropy(teacher / self.temperature, student)
 
     def teacher_logits(self, features: Tensor) -> Tensor:
-        """Pooled features of the teacher -> logits (N, prototypes)."""
+        """Pooled features -> logits (N, prototypes)."""
         with torch.no_grad():
             return cast(Tensor, self.teacher_head(features))
 
     def student_logits(self, features: Tensor) -> Tensor:
-        """Pooled features of the student -> logits (N, prototypes)."""
         return cast(Tensor, self.head(features))
 
     def final_loss(self, teacher: Tensor, student: Tensor, samples: int) -> Tensor:

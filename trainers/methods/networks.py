@@ -126,9 +126,6 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     For MoCo on one GPU (the authors' CIFAR demo): statistics over the whole batch would reveal the positive
     key to the network. Running statistics are the mean over the groups.
-
-    Raises:
-        ValueError: in training, when the batch does not divide into `splits` groups.
     """
 
     def __init__(self, num_features: int, splits: int, eps: float = 1e-5, momentum: float = 0.1) -> None:

@@ -24,8 +24,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, kin: Tensor | Non
 
     Args:
         first, second: embeddings (B, D) of the two views; B equal on all ranks.
-        kin: (B, 2) number and partner of every sample: the same image or a partner is no negative, see
-            `are_kin`. Absent: all others are negatives.
+        kin: (B, 2) number and partner of every sample, which are no negatives, see `are_kin`.
 
     Returns:
         Losses (B,) of this rank's samples; their mean over ranks is the loss of the joined batch.
