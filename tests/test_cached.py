@@ -109,8 +109,8 @@ def test_sets_that_nobody_uses_make_room_the_oldest_first(table, tmp_path):
     read(held, range(50))
     for age, key in enumerate(["old", "new"]):
         read(CachedSource(Counted(images), tmp_path, room, key), range(50))
-        os.utime(tmp_path / f"{key}-50.images" / "images.lock", (1e9 + age, 1e9 + age))
-    os.utime(tmp_path / "held-50.images" / "images.lock", (1, 1))
+        os.utime(tmp_path / f"{key}-50.images", (1e9 + age, 1e9 + age))
+    os.utime(tmp_path / "held-50.images", (1, 1))
     read(CachedSource(Counted(images), tmp_path, room, "next"), range(50))
     assert {one.name for one in tmp_path.glob("*.images")} - {"images.lock"} == {
         "held-50.images",

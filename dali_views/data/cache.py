@@ -1,7 +1,7 @@
 """What is kept within a bound: encoded images of a slow source on a local disk, other values in memory.
 
-An image on the disk stays while its set is in use: an epoch reads each image once, so that nothing is gained
-if one replaces another. When the room is full, further images are only passed on.
+An image on the disk stays while its set is in use: an epoch reads each image once, so that replacing one by
+another gains nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENTRY = struct.Struct("<QII")  # offset in the data, bytes (0: not kept), CRC-3
 _PAGE = 4096  # bytes that the first entry in a part of the sparse table takes
 _LEAST = 2  # values in memory that stay whatever their size: threads that read in order use two at a time
 _ENDING = ".images"  # of the folder of a set; nothing else is counted or removed
-_NAMES = _LOCK, _TABLE, _DATA = "images.lock", "images.table", "images.data"
+_LOCK, _NAMES = "images.lock", ("images.table", "images.data")  # the last one is locked while in use
 
 
 class MemoryCache:
@@ -64,18 +64,15 @@ class CachedSource:
     """A source whose images are read once over all epochs, runs and processes of a node, as far as room goes.
 
     A process may be killed at any moment: what is incomplete fails its checksum and is read again. A set is a
-    folder `KEY-N.images`: `images.data` has one image after the other; `images.table`, a sparse file, says
-    where each row lies; `images.lock` is locked while the set is in use. Sets that nobody uses are removed
-    when room is needed, the one that was opened longest ago first.
+    folder `KEY-N.images`: `images.data` has one image after the other and is locked while the set is in use;
+    `images.table`, a sparse file, says where each row lies. Sets that nobody uses are removed when room is
+    needed, the one that was opened longest ago first.
 
     Args:
         source: The source that is cached.
         folder: On a local disk, shared by all sets and processes; made if it does not exist.
         most_bytes: Of all sets in the folder together.
         key: Of the set, part of a file name; other content of any image requires another key.
-
-    Raises:
-        OSError: The folder cannot be made or written.
     """
 
     def __init__(self, source: Source, folder: PathLike, most_bytes: int, key: str) -> None:
@@ -83,13 +80,12 @@ class CachedSource:
         self._full = most_bytes <= 0
         own = self._folder / f"{key}-{len(source)}{_ENDING}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self._folder):  # so that nobody removes the set before its lock is held
+        with _locked(self._folder / _LOCK):  # so that nobody removes the set before its lock is held
             own.mkdir(exist_ok=True)
-            handles = [_opened(own / name) for name in _NAMES]
+            self._table, self._data = handles = [_opened(own / name) for name in _NAMES]
             weakref.finalize(self, _close, handles)
-            lock, self._table, self._data = handles
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            os.utime(own / _LOCK)
+            fcntl.flock(self._data, fcntl.LOCK_SH)
+            os.utime(own)
             if os.fstat(self._table).st_size < len(source) * _ENTRY.size:
                 os.ftruncate(self._table, len(source) * _ENTRY.size)
 
@@ -118,7 +114,7 @@ class CachedSource:
         if not size or offset + size > os.fstat(self._data).st_size:
             return None  # a damaged entry might require any amount of memory
         data = os.pread(self._data, size, offset)
-        return data if len(data) == size and zlib.crc32(data, row & 0xFFFFFFFF) == checksum else None
+        return data if zlib.crc32(data, row & 0xFFFFFFFF) == checksum else None
 
     def _keep(self, rows: list[int], images: list[NDArray[np.uint8]]) -> None:
         """Writes as many of the images as there is room for; a disk that fails costs a warning."""
@@ -126,29 +122,26 @@ class CachedSource:
             offset, count = self._room([image.size for image in images])
             for row, image in list(zip(rows, images, strict=True))[:count]:
                 if 0 < image.size < 1 << 32:
+                    # What is written in part only fails its checksum.
                     checksum = zlib.crc32(image.data, row & 0xFFFFFFFF)
-                    _write(self._data, image.data, offset)
-                    _write(self._table, _ENTRY.pack(offset, image.size, checksum), row * _ENTRY.size)
+                    os.pwrite(self._data, image.data, offset)
+                    os.pwrite(self._table, _ENTRY.pack(offset, image.size, checksum), row * _ENTRY.size)
                     offset += image.size
         except OSError as error:
             self._full = True
-            warnings.warn(
-                f"No more images are kept in {str(self._folder)!r} ({error.strerror}); they are read from "
-                "their source.",
-                stacklevel=2,
-            )
+            words = f"No more images are kept in {str(self._folder)!r} ({error.strerror})"
+            warnings.warn(f"{words}; they are read from their source.", stacklevel=2)
 
     def _room(self, sizes: list[int]) -> tuple[int, int]:
         """Reserves room for the first images of these sizes: (offset, how many of them)."""
-        with _locked(self._folder):
-            sets = sorted(self._folder.glob(f"*{_ENDING}"), key=lambda own: _stat(own / _LOCK)[1])
+        needs = np.cumsum(sizes) + _PAGE * np.arange(1, len(sizes) + 1)
+        with _locked(self._folder / _LOCK):
+            sets = sorted(self._folder.glob(f"*{_ENDING}"), key=os.path.getmtime)
             left = self._most - sum(map(_bytes, sets))
             for other in sets:
-                if left >= sum(sizes) + _PAGE * len(sizes):
-                    break
-                left += _removed(other)
-            fits = np.cumsum(sizes) + _PAGE * np.arange(1, len(sizes) + 1) <= left
-            count = int(fits.sum())
+                if left < needs[-1]:
+                    left += _removed(other)
+            count = int((needs <= left).sum())
             self._full = count < len(sizes)
             offset = os.fstat(self._data).st_size
             if count:
@@ -166,9 +159,9 @@ def _close(handles: list[int]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Holds the lock of a folder or a set against all threads and processes."""
-    handle = _opened(folder / _LOCK)
+def _locked(file: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds a lock against all threads and processes."""
+    handle = _opened(file)
     try:
         fcntl.flock(handle, how)
         yield
@@ -179,7 +172,7 @@ def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
 def _removed(own: Path) -> int:
     """Removes a set unless a process holds it, as this one does its own; the bytes that this frees."""
     before = _bytes(own)
-    with suppress(OSError), _locked(own, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    with suppress(OSError), _locked(own / _NAMES[-1], fcntl.LOCK_EX | fcntl.LOCK_NB):
         for name in _NAMES:
             (own / name).unlink(missing_ok=True)
         own.rmdir()
@@ -188,20 +181,4 @@ def _removed(own: Path) -> int:
 
 def _bytes(own: Path) -> int:
     """Bytes of a set on the disk; a sparse file takes what was written."""
-    return sum(_stat(own / name)[0] for name in _NAMES)
-
-
-def _stat(file: Path) -> tuple[int, float]:
-    """(bytes on the disk, mtime) of a file, zeros where there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return 0, 0.0
-    return 512 * status.st_blocks, status.st_mtime
-
-
-def _write(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
+    return sum(512 * file.stat().st_blocks for file in own.glob("images.*"))

@@ -1,8 +1,7 @@
 """Header scan: which files DALI can decode, and how large their images are.
 
 Only headers and file ends are read. A file whose end looks wrong is decoded in full with Pillow, so a
-truncated download is found here and not in the middle of an epoch. What stays in was compared with
-DALI's own decoder, format by format: grey, CMYK (Adobe), palette, alpha and 16-bit files decode there.
+truncated download is found here and not in an epoch. What stays in was compared with DALI's own decoder.
 """
 
 from __future__ import annotations
@@ -43,18 +42,16 @@ _SHARE = 64  # of a thread's chunks are a process's
 _TAIL = 1024
 _CHUNKS = 100  # of a WebP that are looked at; there are half a dozen kinds
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
-_JPEG_MODES = frozenset({"L", "RGB", "CMYK"})
 _MODES = {
-    "JPEG": _JPEG_MODES,
-    "MPO": _JPEG_MODES,
-    "JPEG2000": frozenset({"L", "RGB"}),
-    "PNG": frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}),
-    "BMP": frozenset({"1", "L", "P", "RGB", "RGBA"}),
-    "PPM": frozenset({"1", "L", "RGB", "I"}),
-    "WEBP": frozenset({"RGB", "RGBA"}),
-    "TIFF": frozenset({"L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"}),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "MPO": ("L", "RGB", "CMYK"),
+    "JPEG2000": ("L", "RGB"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "PPM": ("1", "L", "RGB", "I"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"),
 }
-
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -201,10 +198,7 @@ def look_through(
 ) -> list[R]:
     """What `look` (of the top level of a module) returns for each job, in their order, several at a time.
 
-    Args:
-        size: Bytes of all files; see `SampleIndex` for `processes` and `progress`.
-        kind: What the bar counts.
-        chunk: Jobs that a thread does in turn.
+    The bar counts jobs as `kind`; the files have `size` bytes in all; a thread does `chunk` jobs in turn.
     """
     if processes is None:
         processes = 0 if size < _SMALL else cores()
@@ -242,7 +236,6 @@ def in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
 
 
 def _serve() -> None:
-    """The work of a scan process: a function and its jobs come in, what it returns goes out."""
     answer, sys.stdout = sys.stdout.buffer, sys.stderr  # what a library prints is no answer
     warnings.simplefilter("ignore")
     answer.write(pickle.dumps(_in_thread(*pickle.load(sys.stdin.buffer))))
@@ -278,10 +271,12 @@ def require_some(good: Sequence[int], left_out: Sequence[tuple[str, str]], what:
 
 
 def scan_source(
-    source: Source, names: Sequence[str], progress: bool
+    source: Source, sizes: ArrayLike | None, names: Sequence[str], progress: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
     """The usable images of a source of one's own: rows (n,), sizes (n, 2); name and reason of the others."""
     count = len(source)
+    if sizes is not None and count:
+        return np.arange(count), _checked_sizes(sizes, count), []
 
     def look(start: int) -> list[tuple[int, int, str]]:
         found = read_each(source, np.arange(start, min(start + _IMAGES, count)))
@@ -295,8 +290,7 @@ def scan_source(
     return np.array(good, np.int64), np.array([found[i][:2] for i in good], np.int32), left_out
 
 
-def checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:
-    """(count, 2) heights and widths that somebody gave, or a TypeError or ValueError."""
+def _checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:
     given = np.asarray(sizes)
     if given.dtype.kind not in "iu":
         raise TypeError(f"sizes must be whole numbers, not {given.dtype}; convert them first.")

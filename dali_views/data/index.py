@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..system.arrays import pack_names, unpack_names
 from ..system.files import PathLike
 from . import bad_list
 from .cache import CachedSource
-from .headers import checked_sizes, scan_source
+from .headers import scan_source
 from .listing import check_labels, scan_folder, scan_list
 from .lmdb_store import scan_lmdb
 from .remote import ObjectSource, as_url, is_remote
@@ -38,12 +39,10 @@ class SampleIndex(Scan):
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
     Every file that was listed is either a row or in `left_out` with a reason. All rectangles are
-    (y0, x0, y1, x1) fractions of the stored image. Do not change the arrays; `subset` and `with_boxes` return
-    new indexes.
+    (y0, x0, y1, x1) fractions of the stored image. Do not change the arrays; `subset` returns a new index.
 
-    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar, with
-    credentials, region and endpoint from the environment. A store is listed each time, and only changed
-    objects are read again.
+    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar. A
+    store is listed each time, and only changed objects are read again.
 
     Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
     ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
@@ -99,8 +98,8 @@ class SampleIndex(Scan):
         """Indexes a folder of class folders, or a flat folder of images.
 
         A class is a folder in `root` with images in or below it, numbered by name; without such folders all
-        labels are -1. Rows are sorted by relative path, folder by folder. Hidden folders are skipped. With
-        `classes` only these folders count, numbered in the order given (ImageNet-100; another split).
+        labels are -1. Rows are sorted by path, folder by folder; hidden folders are skipped. With `classes`
+        only these folders count, numbered in the order given (ImageNet-100; another split).
         """
         return cls._of(scan_folder(root, classes, **options))
 
@@ -108,10 +107,9 @@ class SampleIndex(Scan):
     def from_list(cls, file: PathLike, root: PathLike | None = None, **options: Unpack[Options]) -> Self:
         """Indexes the images that a text file names: a path and optionally a label per line.
 
-        A tab separates path and label. Without a tab the whole line is the path if it is an existing file or
-        ends like an image; else the last word is the label. Labels are numbers, else words numbered in sorted
-        order. Blank lines and lines starting with # are skipped. Relative paths start from `root` (default:
-        the list's folder); files that do not lie below it are left out.
+        A tab separates the two; without one, the last word is the label unless the line ends like an image or
+        is a file. Labels are numbers, else words numbered in sorted order. Blank lines and lines with # are
+        skipped. Relative paths start from `root` (default: the list's folder); files outside are left out.
         """
         return cls._of(scan_list(file, root, **options))
 
@@ -121,9 +119,9 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes COCO images, with the boxes of an instances file (JSON) as ground truth.
 
-        The label of an image is the class of its largest box (in pixels; the first of equals), -1 without
-        boxes. Category ids become 0, 1, ... in their order. Crowd boxes are left out; boxes are clipped to
-        the image. Without `instances` every image in the folder counts, unlabelled.
+        The label of an image is the class of its largest box (the first of equals), -1 without boxes.
+        Categories are numbered by id. Crowd boxes are left out; boxes are clipped to the image. Without
+        `instances` every image in the folder counts, unlabelled.
         """
         scanned, boxes = scan_coco(images, instances, **options)
         return cls._of(scanned)._with_row_boxes(boxes)
@@ -153,8 +151,6 @@ class SampleIndex(Scan):
         of these per line, relative to it; or a list of all these. Rows keep the order of shards and members.
         The label of an image is in the member of the same key (the name up to the first dot): `.cls`, a
         number or a word, else `.json` with a whole number as "label", "cls" or "class_id"; see `from_list`.
-        Left out are links, devices, sparse files, names that lead out of the shard, compressed shards, and
-        the lost part of a damaged shard.
         """
         return cls._of(scan_shards(pattern, **options))
 
@@ -168,14 +164,12 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
 
-        A row is named table/path if the tables give a path to each image, else table/row 17. Images without
-        bytes and the lost part of a damaged table are left out.
+        A row is named table/path if the tables give a path to each image, else table/row 17.
 
         Args:
             pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather), or a folder of such files. All
                 tables must have the columns of the first.
-            image: Column with encoded images: binary, or a struct with the binary field `bytes`. By default
-                the only such column.
+            image: Column of binary, or of structs with the binary field `bytes`; by default the only one.
             label: Column with whole numbers, -1 or null unknown, or words. By default the first of label,
                 labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
         """
@@ -189,8 +183,7 @@ class SampleIndex(Scan):
 
         The names are the keys, in their order, or "hex:" and the digits of a key that cannot be a name. If
         each has a folder, as n01440764/x.JPEG, the first folder is the class; else all labels are -1. Keys
-        like __len__ are skipped, values that are no encoded images (pickles, Caffe's Datum, pixels) left out.
-        While the index is in use, nobody may write to the environment.
+        like __len__ are skipped. While the index is in use, nobody may write to the environment.
         """
         return cls._of(scan_lmdb(path, cache, progress))
 
@@ -214,11 +207,7 @@ class SampleIndex(Scan):
         named = [f"row {row}" for row in range(count)] if names is None else list(names)
         if len(named) != count or len(set(named)) != count or any(not one or "\0" in one for one in named):
             raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
-        rows, left_out = np.arange(count), list[tuple[str, str]]()
-        if sizes is not None and count:
-            shapes = checked_sizes(sizes, count)
-        else:
-            rows, shapes, left_out = scan_source(source, named, progress)
+        rows, shapes, left_out = scan_source(source, sizes, named, progress)
         paths, gone = pack_names([os.fsencode(named[row]) for row in rows]), [LeftOut(*o) for o in left_out]
         return cls("", paths, shapes, given[rows], kinds, gone, source=picked(source, rows))
 
@@ -240,9 +229,9 @@ class SampleIndex(Scan):
         full paths, UTF-8, padded with NULs."""
         if self.source is not None:
             return read_rows(self.source, rows.astype(np.int64))
-        if self.paths is None:
-            assert self.arrays is not None
+        if self.arrays is not None:
             return np.asarray(self.arrays[rows])
+        assert self.paths is not None
         root = np.frombuffer(os.fsencode(os.path.join(self.root, "")), np.uint8)
         return np.hstack([np.tile(root, (len(rows), 1)), self.paths[rows]])
 
@@ -263,9 +252,9 @@ class SampleIndex(Scan):
         """A few lines for people: how many images, which sizes, what was left out and why."""
         middle = np.median(self.sizes, axis=0)
         largest = self.sizes[np.argmax(np.prod(self.sizes, 1, np.int64))]
+        kinds = f"{len(self.classes)} class{'es' * (len(self.classes) != 1)} ({self.root or self.form})"
         lines = [
-            f"{len(self)} images in {len(self.classes)} class{'es' * (len(self.classes) != 1)} "
-            f"({self.root or self.form}), {int((self.labels < 0).sum())} without a label",
+            f"{len(self)} images in {kinds}, {int((self.labels < 0).sum())} without a label",
             f"height x width: median {middle[0]:.0f} x {middle[1]:.0f}, largest {largest[0]} x {largest[1]}",
         ]
         if self.classes and all(_PART.fullmatch(name) for name in self.classes):
@@ -274,11 +263,9 @@ class SampleIndex(Scan):
         if len(self.boxes):
             boxed = int(np.count_nonzero(np.diff(self.box_start)))
             lines.append(f"{len(self.boxes)} ground-truth boxes on {boxed} images")
-        if self.left_out:
-            lines.append(f"{len(self.left_out)} files left out:")
-            lines += [f"  {path}: {reason}" for path, reason in self.left_out[:20]]
-        if len(self.left_out) > 20:
-            lines.append(f"  and {len(self.left_out) - 20} more")
+        lines += [f"{len(self.left_out)} files left out:"] if self.left_out else []
+        lines += [f"  {path}: {reason}" for path, reason in self.left_out[:20]]
+        lines += [f"  and {len(self.left_out) - 20} more"] if len(self.left_out) > 20 else []
         return "\n".join(lines)
 
     # -- making others of it ----------------------------------------------------------------------
@@ -286,9 +273,7 @@ class SampleIndex(Scan):
     def subset(self, rows: ArrayLike) -> Self:
         """The index of some rows, in the order given (or of a mask of N truth values); classes stay.
 
-        Raises:
-            ValueError: No row is named, or `rows` is no list.
-            IndexError: A row that is not there, a mask of another length, or no whole numbers.
+        A ValueError without any row, an IndexError for a row that is not there or a mask of another length.
         """
         picks = np.asarray(rows)
         chosen = np.arange(len(self))[picks] if picks.size else picks
@@ -312,10 +297,9 @@ class SampleIndex(Scan):
         )
 
     def without(self, bad: PathLike) -> Self:
-        """The same index without the files in a list, which join `left_out` with the list's reasons.
+        """The same index without the files in a list (see `bad_list`), which join `left_out`.
 
-        `bad` is a text file of `dali-views check`, `dali-views pack` or a training run, see `bad_list`, with
-        paths relative to the root or absolute. A ValueError if it names every image.
+        Its paths are relative to the root or absolute. A ValueError if it names every image.
         """
         if self.paths is None:
             raise TypeError("An index of arrays has no files to leave out; choose rows by subset instead.")
@@ -339,8 +323,7 @@ class SampleIndex(Scan):
         """The same index with other ground-truth boxes; each takes the label of its image.
 
         `boxes` are (n, 4) fractions y0, x0, y1, x1 by relative path or by file name where that occurs once;
-        or a text file with a line `name x0 y0 x1 y1` per box, in pixels and inclusive, as Tiny-ImageNet has
-        it (a box reaches from x0 / width to (x1 + 1) / width).
+        or a text file with a line `name x0 y0 x1 y1` per box, in pixels, x1 and y1 inclusive.
         """
         names = [] if self.paths is None else unpack_names(self.paths)
         return self._with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))
@@ -352,9 +335,8 @@ class SampleIndex(Scan):
     def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> Self:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
-        Several processes and data sets may share the folder, and `gigabytes` is the limit for all of them;
-        see `cache.CachedSource`. Cache first and choose subsets then, so that these share what is kept.
-        `content` identifies what a source of one's own holds, as its path and version.
+        `gigabytes` is the limit for all processes and data sets that share the folder. Cache first and choose
+        subsets then. `content` identifies what a source of one's own holds, as its path and version.
         """
         if self.source is None:
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")
@@ -363,9 +345,8 @@ class SampleIndex(Scan):
         if is_remote(folder):
             raise ValueError(f"{as_url(folder)} is no local disk to keep images on; name a folder there.")
         digest = hashlib.sha256(json.dumps([self.fingerprint, self.column, content]).encode())
-        for array in (self.places, self.file_stamps):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
+        for array in (a for a in (self.places, self.file_stamps) if a is not None):
+            digest.update(np.ascontiguousarray(array).data)
         kept = CachedSource(self.source, folder, int(gigabytes * 1e9), digest.hexdigest()[:32])
         return replace(self, source=kept)
 
@@ -385,15 +366,11 @@ class SampleIndex(Scan):
 
 def _open_source(scan: Scan) -> Source:
     """What reads images that are neither local files of their own nor arrays; no file is opened yet."""
-    assert scan.places is not None
-    if scan.holder == "objects":
-        assert scan.paths is not None
-        return ObjectSource(scan.root, scan.paths, None, scan.places)
-    assert scan.file_stamps is not None
+    names = scan.paths if scan.holder == "objects" else scan.files
+    read: Any = ObjectSource if is_remote(scan.root) else RangeSource
     if scan.holder == "groups":
         with needs("pyarrow"):
             from .tables import GroupSource
-
-        return GroupSource(scan.root, scan.files, scan.file_stamps, scan.places, scan.column)
-    read = ObjectSource if is_remote(scan.root) else RangeSource
-    return read(scan.root, scan.files, scan.file_stamps, scan.places)
+        read = partial(GroupSource, column=scan.column)
+    source: Source = read(scan.root, names, scan.file_stamps, scan.places)
+    return source

@@ -15,8 +15,6 @@ from ..system.arrays import pack_names
 from ..system.files import PathLike
 from .headers import Record, cores, inspect, inspect_file, look_through, require_some
 from .remote import (
-    ABSENT,
-    Entry,
     absolute,
     as_url,
     below,
@@ -50,27 +48,14 @@ class Listing:
     """Bytes and version of the objects of a store."""
 
 
-# -- scanning -------------------------------------------------------------------------------------
-
-
 def scan_folder(root: PathLike, classes: Sequence[str] | None, **options: Unpack[Options]) -> FileScan:
     """An image folder; if nothing in it has changed, it is not even listed."""
     base = absolute(root)
-    place = kept_scan(base, ["folder", None if classes is None else list(classes)], options)
+    key = ["folder", None if classes is None else list(classes)]
+    place = ScanCache(base, key, FileScan, options)
     if place.kept is not None and not is_remote(base) and place.kept.holds():
         return place.kept
     return scan_listing(list_folder(base, classes), place, options)
-
-
-def scan_list(file: PathLike, root: PathLike | None, **options: Unpack[Options]) -> FileScan:
-    """The files that a text file names."""
-    listing = list_file(file, root)
-    return scan_listing(listing, kept_scan(listing.root, ["list", absolute(file)], options), options)
-
-
-def kept_scan(root: str, key: object, options: Options) -> ScanCache[FileScan]:
-    """The place of the scan of a listing."""
-    return ScanCache(options.get("cache", True), root, key, FileScan)
 
 
 def scan_listing(listing: Listing, place: ScanCache[FileScan], options: Options) -> FileScan:
@@ -118,20 +103,16 @@ def _scan_objects(listing: Listing, known: dict[bytes, Record], progress: bool) 
         stamp, before = stamps[name], known.get(name)
         if before is not None and before[2:4] == stamp and stamp[1]:
             return before
-        if stamp == ABSENT:
-            return 0, 0, *ABSENT, "no such object"
+        if stamp[0] < 0:
+            return 0, 0, *stamp, "no such object"
         url = os.path.join(listing.root, os.fsdecode(name))
-        height, width, refused = inspect(open_object(url, Entry(url, *stamp), _HEADER)[0], stamp[0])
+        height, width, refused = inspect(open_object(url, stamp, _HEADER)[0], stamp[0])
         return height, width, *stamp, refused
 
     return look_through(look, listing.names, 0, 0, "objects", progress, _THREADS, _OBJECTS)
 
 
-# -- folders --------------------------------------------------------------------------------------
-
-
 def folder_of(path: PathLike) -> str:
-    """Absolute path of an existing folder, or URL."""
     if is_remote(path):
         return as_url(path)  # a store has no folders; its listing will show
     root = os.path.abspath(os.fspath(path))
@@ -141,7 +122,7 @@ def folder_of(path: PathLike) -> str:
 
 
 def by_part(name: bytes) -> bytes:
-    """Sorting key that compares paths folder by folder, so that a class stays in one piece."""
+    """Sorting key of paths, folder by folder, so that a class stays in one piece."""
     return name.replace(b"/", b"\0")
 
 
@@ -158,15 +139,12 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
         held = {folder: _walk(os.fsencode(root), folder, listing) for folder in folders}
     found = {os.fsdecode(folder): names for folder, names in held.items()}
     if classes is None:
-        listing.classes = sorted(name for name, names in found.items() if names)
-    else:
-        listing.classes = list(classes)
-        if absent := sorted(set(classes) - found.keys()):
-            raise ValueError(
-                f"{root!r} has no folder for the classes {absent[:5]}; correct the list of classes."
-            )
-        if len(set(classes)) < len(classes):
-            raise ValueError("The list of classes names one class twice; remove the repetition.")
+        classes = sorted(name for name, names in found.items() if names)
+    listing.classes = list(classes)
+    if absent := sorted(set(classes) - found.keys()):
+        raise ValueError(f"{root!r} has no folder for the classes {absent[:5]}; correct the list of them.")
+    if len(set(classes)) < len(classes):
+        raise ValueError("The list of classes names one class twice; remove the repetition.")
     if listing.classes:
         listing.left_out += [LeftOut(os.fsdecode(n), "lies beside the class folders") for n in top]
         pairs = [(name, label) for label, kind in enumerate(listing.classes) for name in found[kind]]
@@ -183,7 +161,7 @@ def list_folder(path: PathLike, classes: Sequence[str] | None = None) -> Listing
 
 
 def _objects(listing: Listing) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
-    """(names of images at the top, names of those in each folder there) below a URL."""
+    """Names of images at the top below a URL, and names of those in each folder there."""
     bucket, prefix = bucket_of(listing.root)
     top: list[bytes] = []
     folders: dict[bytes, list[bytes]] = {}
@@ -218,13 +196,9 @@ def _read(root: bytes, folder: bytes, listing: Listing) -> tuple[list[bytes], li
 
 
 def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
-    """All image names below a folder; links are followed, but never to a folder that was read already.
-
-    So a few folders full of links to each other end, which have more paths than can be walked.
-    """
+    """All image names below a folder; links are followed, but never to a folder that was read already."""
     images: list[bytes] = []
-    seen = {os.path.realpath(root)}
-    waiting = [folder]
+    seen, waiting = {os.path.realpath(root)}, [folder]
     for name in waiting:
         place = os.path.realpath(os.path.join(root, name))
         if place not in seen:
@@ -235,28 +209,21 @@ def _walk(root: bytes, folder: bytes, listing: Listing) -> list[bytes]:
     return images
 
 
-# -- lists ----------------------------------------------------------------------------------------
-
-
-def list_file(path: PathLike, root: PathLike | None = None) -> Listing:
-    """Lists the files that a text file names, one per line; see `SampleIndex.from_list`."""
+def scan_list(path: PathLike, root: PathLike | None, **options: Unpack[Options]) -> FileScan:
+    """The files that a text file names, one per line; see `SampleIndex.from_list`."""
     file = absolute(path)
-    text = os.fsdecode(read_list(file, "list"))
-    text = text.removeprefix("\ufeff")  # some editors mark UTF-8 by it
+    text = os.fsdecode(read_list(file, "list")).removeprefix("\ufeff")  # some editors mark UTF-8 by it
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     listing = Listing(folder_of(_start(file, lines) if root is None else root), [], [], [])
-    words: list[str | None] = []
     seen: set[str] = set()
-    for line in lines:
-        name, word = _split(line, listing.root)
-        if take(name, listing, seen):
-            words.append(word)
+    pairs = [_split(line, listing.root) for line in lines]
+    words = [word for name, word in pairs if take(name, listing, seen)]
     if not listing.names:
         raise ValueError(
             f"The list {file!r} names no file below {listing.root!r}; check its lines and the root."
         )
     listing.labels, listing.classes = number_labels(words)
-    return listing
+    return scan_listing(listing, ScanCache(listing.root, ["list", file], FileScan, options), options)
 
 
 def read_list(file: PathLike, what: str) -> bytes:
@@ -281,19 +248,18 @@ def _start(file: str, lines: Sequence[str]) -> str:
 def take(name: str, listing: Listing, seen: set[str]) -> bool:
     """Adds a name to the listing, or leaves it out; a name must not lead out of the root."""
     inside = below(name, listing.root)
-    reason = ""
     if "\0" in name:
-        reason = "has a NUL in its name"
+        refused = "has a NUL in its name"
     elif ".." in inside.split("/"):
-        reason = f"not below the root {listing.root}"
+        refused = f"not below the root {listing.root}"
     elif inside in seen:
-        reason = "listed twice; the first time counts"
-    if reason:
-        listing.left_out.append(LeftOut(name if is_remote(name) else os.path.normpath(name), reason))
-        return False
-    seen.add(inside)
-    listing.names.append(os.fsencode(inside))
-    return True
+        refused = "listed twice; the first time counts"
+    else:
+        seen.add(inside)
+        listing.names.append(os.fsencode(inside))
+        return True
+    listing.left_out.append(LeftOut(name if is_remote(name) else os.path.normpath(name), refused))
+    return False
 
 
 def _split(line: str, root: str) -> tuple[str, str | None]:
@@ -306,9 +272,6 @@ def _split(line: str, root: str) -> tuple[str, str | None]:
     return parts[0], parts[1]
 
 
-# -- labels ---------------------------------------------------------------------------------------
-
-
 def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
     """Labels and classes of the label column: numbers stay as they are, words are numbered in order."""
     try:
@@ -319,16 +282,14 @@ def number_labels(words: Sequence[str | None]) -> tuple[list[int], list[str]]:
         place = {name: i for i, name in enumerate(classes)}
         return [-1 if word is None else place[word] for word in words], classes
     if min(labels) < -1 or max(labels) >= _MAX_LABEL:
-        raise ValueError(
-            f"Labels must lie between -1 (unknown) and {_MAX_LABEL - 1}; number the classes from 0."
-        )
+        raise ValueError(f"Labels must be -1 (unknown) to {_MAX_LABEL - 1}; number the classes from 0.")
     return labels, [str(i) for i in range(max(labels) + 1)]
 
 
 def check_labels(
     labels: ArrayLike | None, count: int, classes: Sequence[str] | None
 ) -> tuple[NDArray[np.int32], list[str]]:
-    """The given labels of `count` images and their classes; see `SampleIndex.from_arrays`."""
+    """The labels of `count` images and their classes; see `SampleIndex.from_arrays`."""
     given = np.full(count, -1, np.int32) if labels is None else np.asarray(labels)
     if given.dtype.kind not in "iu":
         raise TypeError(f"labels must be whole numbers, not {given.dtype}; convert them first.")

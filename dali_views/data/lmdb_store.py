@@ -38,7 +38,7 @@ def scan_lmdb(path: PathLike, cache: Cache, progress: bool) -> Scan:
     file = os.path.join(file, "data.mdb") if os.path.isdir(file) else file
     if not os.path.isfile(file):
         raise FileNotFoundError(f"There is no LMDB environment {os.fspath(path)!r}; check the path.")
-    place = ScanCache(cache, os.path.dirname(file), ["lmdb", os.path.basename(file)], Scan)
+    place = ScanCache(os.path.dirname(file), ["lmdb", os.path.basename(file)], Scan, {"cache": cache})
     if place.kept is not None and place.kept.holds():
         return place.kept
     with needs("lmdb"):

@@ -68,10 +68,10 @@ def below(path: str, root: str) -> str:
 
 def content(path: PathLike) -> bytes:
     """The content of a file or an object; for errors see `Bucket`."""
-    if not is_remote(path):
-        return Path(path).read_bytes()
-    bucket, key = bucket_of(path)
-    return bucket.read(key)
+    if is_remote(path):
+        bucket, key = bucket_of(path)
+        return bucket.read(key)
+    return Path(path).read_bytes()
 
 
 class Entry(NamedTuple):
@@ -86,19 +86,17 @@ class Bucket:
     """One bucket or server. All methods raise:
 
     FileNotFoundError: The object does not exist.
-    SourceGoneError: The bucket does not exist, denies access, or did not answer until obstore gave up. From
-        then on one failure is enough, so that many readers do not wait in turn, until a request succeeds.
+    SourceGoneError: The bucket does not exist, denies access, or did not answer until obstore gave up. Until
+        a request succeeds, one failure is enough then, so that many readers do not wait in turn.
     OSError: The object is not as it was when it was indexed, or its name cannot be used.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        seconds = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
-        if not re.fullmatch(r"\d{1,6}(\.\d*)?", seconds):
-            raise ValueError(
-                f"DALI_VIEWS_RETRY_SECONDS={seconds!r} is no number of seconds; fix or unset it."
-            )
-        self._seconds = float(seconds)
+        told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
+        if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
+            raise ValueError(f"DALI_VIEWS_RETRY_SECONDS={told!r} is no number of seconds; fix or unset it.")
+        self._seconds = float(told)
         self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
         self._gone = False
 
@@ -110,7 +108,7 @@ class Bucket:
         if self.url.startswith("http"):
             raise SourceGoneError(f"{self.url} is a web server, which cannot be listed; name its files.")
         folder = prefix.strip("/")
-        start = len(folder) + 1 if folder else 0
+        start = len(folder) + bool(folder)
 
         def every(store: Any) -> list[Entry]:
             found: list[Entry] = []
@@ -205,9 +203,8 @@ class Bucket:
 def bucket_of(url: PathLike) -> tuple[Bucket, str]:
     """The bucket of a URL, one per process, and the key in it.
 
-    Raises:
-        SourceGoneError: It has no credentials, or this process was forked from one that uses obstore.
-        ValueError: obstore is not installed, or the settings are wrong.
+    A SourceGoneError without credentials or in a process that was forked from one that uses obstore; a
+    ValueError if obstore is not installed or the settings are wrong.
     """
     global _process
     scheme, _, rest = as_url(url).partition("://")
@@ -273,23 +270,23 @@ def _version(meta: Mapping[str, Any]) -> int:
 
 
 def open_object(
-    url: PathLike, entry: Entry | None = None, block: int = _WALK
-) -> tuple[io.BufferedReader, Entry]:
-    """An object as a file that can be sought in, `block` bytes a request, and its entry; errors as `Bucket`.
+    url: PathLike, stamp: tuple[int, int] | None = None, block: int = _WALK
+) -> tuple[io.BufferedReader, tuple[int, int]]:
+    """An object as a file that can be sought in, `block` bytes a request, and its (bytes, version).
 
-    Without an entry from a listing, the store is queried.
+    Without a stamp from a listing, the store is queried. Errors, also of reading, are those of `Bucket`.
     """
     bucket, key = bucket_of(url)
-    known = entry or bucket.stat(key)
+    size, version = stamp or bucket.stat(key)[1:]
 
     def read_at(buffer: memoryview, at: int) -> int:
-        found = bucket.read(key, at, len(buffer), known.version)
+        found = bucket.read(key, at, len(buffer), version)
         if len(found) < len(buffer):
             raise OSError("it is shorter than it was when it was listed")
         buffer[:] = found
         return len(found)
 
-    return io.BufferedReader(Window(read_at, 0, known.size), block), known
+    return io.BufferedReader(Window(read_at, 0, size), block), (size, version)
 
 
 @dataclass(frozen=True, eq=False)

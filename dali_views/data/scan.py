@@ -273,10 +273,11 @@ def _require(fits: object, words: str) -> None:
 class ScanCache(Generic[T]):
     """The place of one kept scan; see `SampleIndex` for `cache`."""
 
-    def __init__(self, cache: Cache, root: str, key: object, kind: type[T]) -> None:
+    def __init__(self, root: str, key: object, kind: type[T], options: Options) -> None:
         """Looks up the `kind` of scan of a root. `key` (JSON-able): what else determined the listing."""
         self.file: Path | None = None
         self.kept: T | None = None
+        cache = options.get("cache", True)
         if cache is False:
             return
         folder = cache_folder() if cache is True else Path(cache)

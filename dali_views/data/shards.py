@@ -1,7 +1,6 @@
 """Tar shards: which ones a pattern means, and which images they hold, where, how large, of which class.
 
-Only headers of members, headers and ends of images, and label files are read, with seeks in between; other
-members (pickles, NumPy files, text) are neither read nor decoded.
+Only headers of members, headers and ends of images, and label files are read, with seeks in between.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from braceexpand import braceexpand
@@ -38,7 +37,7 @@ _MOST = 1 << 20  # shards that a pattern may mean; bytes of a label file, and of
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _LABEL_KEYS = ("label", "cls", "class_id")
 _SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
-_PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 # -- which files are meant ------------------------------------------------------------------------
@@ -52,8 +51,7 @@ def is_list(path: PathLike) -> bool:
 def list_shards(pattern: PathLike | Sequence[PathLike], ending: re.Pattern[str] = SHARD) -> list[str]:
     """Absolute paths of the shards in the order given, each once; see `SampleIndex.from_shards`.
 
-    Args:
-        ending: What a shard's name ends with: `SHARD` or `TABLE`. A file of another name lists them.
+    Their names have this ending, `SHARD` or `TABLE`; a file of another name lists them.
     """
     given = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
     found = dict.fromkeys(absolute(path) for one in given for path in _expand(os.fspath(one), ending))
@@ -122,7 +120,7 @@ def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Option
         raise ValueError("The shards do not lie in one bucket; copy them into one, or index them apart.")
     root = as_url(root) if True in remote else root
     shards = [below(path, root) for path in paths]
-    place = ScanCache(options.get("cache", True), root, ["shards", shards], Scan)
+    place = ScanCache(root, ["shards", shards], Scan, options)
     if place.kept is not None and place.kept.holds():
         return place.kept
     size, workers, threads = size_of(paths), options.get("processes"), _SHARDS
@@ -134,23 +132,14 @@ def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Option
     return scanned
 
 
-@dataclass(frozen=True, eq=False)
-class Shard:
+class Shard(NamedTuple):
     """The n usable images of one shard (or table). As arrays: there may be a hundred million in all."""
 
-    stamp: tuple[int, int]
-    """Bytes and mtime_ns, (-1, -1) if it is not there."""
-    names: NDArray[np.uint8]
-    """(n, L) of the members, NUL-padded."""
-    places: NDArray[np.int64]
-    """(n, 2) offset and bytes."""
-    sizes: NDArray[np.int32]
-    """(n, 2) stored height and width."""
-    words: list[str]
-    """The different labels, as text; `word` (n,) is which an image has, -1 for none."""
-    word: NDArray[np.int32]
-    left_out: list[tuple[str, str]]
-    """Name of member, or "" for the shard, and reason."""
+    stamp: tuple[int, int]  # bytes and mtime_ns, (-1, -1) if it is not there
+    names: NDArray[np.bytes_]  # (n,) of the members
+    labels: NDArray[np.bytes_]  # (n,) as text, empty if unknown
+    numbers: NDArray[np.int64]  # (n, 4) offset, bytes (or what else says the place), height, width
+    left_out: list[tuple[str, str]]  # name of member, or "" for the shard, and reason
 
 
 @dataclass
@@ -165,15 +154,14 @@ class _Found:
 
 
 def scan_shard(path: str) -> Shard:
-    """Scans one shard, a file or an object; what is whole in a damaged one counts. `GONE` is raised."""
+    """Scans one shard, a file or an object; what is whole in a damaged one counts."""
     found, stamp = _Found(), (-1, -1)
     try:
         file, stamp = _open(path)
         with file:
             start = file.read(tarfile.BLOCKSIZE)
-            unpack = next((tool for magic, tool in _PACKED.items() if start.startswith(magic)), None)
-            if unpack is not None:
-                raise OSError(f"compressed, so that no member can be read alone; unpack it with {unpack}")
+            if start.startswith(_PACKED):
+                raise OSError("compressed; unpack it with gunzip, xz or zstd, to read members alone")
             file.seek(0)
             if damage := _walk(_Limited(file), stamp[0], found):
                 found.left_out.append(("", damage))
@@ -181,31 +169,20 @@ def scan_shard(path: str) -> Shard:
         raise
     except OSError as error:
         found.left_out.append(("", reason(error)))
-    rows = [(os.fsencode(name), found.labels.get(key), *row) for name, (key, *row) in found.images.items()]
+    rows = [(name, found.labels.get(key, ""), *row) for name, (key, *row) in found.images.items()]
     return shard_of(stamp, rows, found.left_out)
 
 
 def shard_of(stamp: tuple[int, int], rows: Sequence[Any], left_out: list[tuple[str, str]]) -> Shard:
-    """A shard of rows (name, label or None, two numbers that say the place, height, width)."""
-    words = sorted({label for _, label, *_ in rows if label is not None})
-    number = {word: i for i, word in enumerate(words)}
-    table = np.array([row[2:] for row in rows], np.int64).reshape(-1, 4)
-    return Shard(
-        stamp=stamp,
-        names=pack_names([row[0] for row in rows]),
-        places=table[:, :2],
-        sizes=table[:, 2:].astype(np.int32),
-        words=words,
-        word=np.array([number.get(row[1], -1) for row in rows], np.int32),
-        left_out=left_out,
-    )
+    """A shard of rows (name, label, two numbers that say the place, height, width)."""
+    names, labels = (np.array([os.fsencode(row[i]) for row in rows], np.bytes_) for i in (0, 1))
+    return Shard(stamp, names, labels, np.array([r[2:] for r in rows], np.int64).reshape(-1, 4), left_out)
 
 
 def _open(path: str) -> tuple[io.BufferedIOBase, tuple[int, int]]:
     """The shard as a file, and its stamp."""
     if is_remote(path):
-        file, entry = open_object(path)
-        return file, (entry.size, entry.version)
+        return open_object(path)
     local = os.fdopen(open_stamped(path), "rb")
     status = os.fstat(local.fileno())
     return local, (status.st_size, status.st_mtime_ns)
@@ -304,38 +281,26 @@ def merge(root: str, shards: list[str], found: list[Shard], kind: str = "shards"
         for name, shard in zip(shards, found, strict=True)
         for member, why in shard.left_out
     ]
-    counts = [len(shard.names) for shard in found]
-    if not sum(counts):
+    numbers = np.concatenate([shard.numbers for shard in found])
+    if not len(numbers):
         first = "; ".join(f"{path}: {why}" for path, why in left_out[:3]) or "they are empty"
         raise ValueError(
             f"The {len(shards)} {kind} below {root!r} hold no usable image ({first}); check them."
         )
-    words = sorted({shard.words[i] for shard in found for i in np.unique(shard.word).tolist() if i >= 0})
-    numbers, classes = number_labels([*words, None])
-    label_of = dict(zip(words, numbers, strict=False))
-    # No word is number -1, which finds the last of these.
-    known = [np.array([*(label_of.get(word, -1) for word in shard.words), -1], np.int32) for shard in found]
-    number = np.repeat(np.arange(len(shards)), counts)
+    words, word = np.unique(np.concatenate([shard.labels for shard in found]), return_inverse=True)
+    labels, classes = number_labels([os.fsdecode(one) or None for one in words.tolist()])
+    starts = [os.fsencode(os.path.join(name, "")) for name in shards]
+    names = [np.char.add(start, shard.names) for start, shard in zip(starts, found, strict=True)]
+    place = np.repeat(np.arange(len(shards)), [len(shard.names) for shard in found])
     return Scan(
         root=root,
-        paths=_paths(shards, found),
-        sizes=np.concatenate([shard.sizes for shard in found]),
-        labels=np.concatenate([labels[shard.word] for labels, shard in zip(known, found, strict=True)]),
+        paths=pack_names(np.concatenate(names)),
+        sizes=numbers[:, 2:].astype(np.int32),
+        labels=np.array(labels, np.int32)[word],
         classes=classes,
         left_out=left_out,
         holder="ranges",
         files=shards,
         file_stamps=np.array([shard.stamp for shard in found], np.int64),
-        places=np.column_stack([number, np.concatenate([shard.places for shard in found])]),
+        places=np.column_stack([place, numbers[:, :2]]),
     )
-
-
-def _paths(shards: list[str], found: list[Shard]) -> NDArray[np.uint8]:
-    """(N, L) shard.tar/member of each image."""
-    starts = [np.frombuffer(os.fsencode(os.path.join(name, "")), np.uint8) for name in shards]
-    parts = [
-        np.hstack([np.tile(start, (len(shard.names), 1)), shard.names])
-        for start, shard in zip(starts, found, strict=True)
-    ]
-    widest = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in parts])

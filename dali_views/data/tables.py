@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,13 +38,6 @@ _FOOTERS = 64  # of Parquet files, kept parsed: one of thousands of groups takes
 _FEW = 16  # images of a group that may be decoded for the sake of one without a warning
 KEPT_BYTES = int(os.environ.get("DALI_VIEWS_GROUP_MB", "256")) << 20
 """Groups that a process keeps, over all indexes; $DALI_VIEWS_GROUP_MB, by default 256 MB."""
-
-
-_Row: TypeAlias = tuple[bytes, str | None, tuple[int, int], tuple[int, int, str]]
-"""Path or b"", label, place (offset and bytes, or group and row in it), and what `inspect` returns."""
-
-
-# -- files ----------------------------------------------------------------------------------------
 
 
 class _Table(NamedTuple):
@@ -127,7 +120,7 @@ def _damage() -> Iterator[None]:
 
 
 class _Columns(NamedTuple):
-    """The columns that a scan reads; a field of a struct is written with a dot, as "image.bytes"."""
+    """The columns that a scan reads; a field of a struct has a dot, as "image.bytes"."""
 
     image: str
     path: str | None  # text, a name of each image
@@ -137,7 +130,7 @@ class _Columns(NamedTuple):
 
 
 def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns:
-    """The columns of a table; ValueError if what is named does not fit, or not exactly one fits `image`."""
+    """The columns of a table; ValueError unless exactly one fits `image`, and `label` fits."""
     kinds = table.kinds
     fits = [name for name, kind in kinds.items() if kind in _BINARY]
     fits = [name for name in fits if image in (None, name, name.removesuffix(".bytes"))]
@@ -170,10 +163,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
 
 
 def scan_tables(
-    pattern: PathLike | Sequence[PathLike],
-    image: str | None,
-    label: str | None,
-    **options: Unpack[Options],
+    pattern: PathLike | Sequence[PathLike], image: str | None, label: str | None, **options: Unpack[Options]
 ) -> Scan:
     """The images in tables; if no table has changed, none is opened. See `SampleIndex.from_table`."""
     paths = _tables(pattern)
@@ -181,21 +171,14 @@ def scan_tables(
         raise ValueError("Tables are read from local files alone; copy them, or pack them as tar shards.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = [os.path.relpath(path, root) for path in paths]
-    place = ScanCache(options.get("cache", True), root, ["tables", files, image, label], Scan)
+    place = ScanCache(root, ["tables", files, image, label], Scan, options)
     scanned = place.kept
     if scanned is None or not scanned.holds():
         columns = _columns(paths, image, label)
-        jobs = [(path, columns) for path in paths]
-        found = look_through(
-            _scan_table,
-            jobs,
-            size_of(paths),
-            options.get("processes"),
-            "tables",
-            options.get("progress", True),
-        )
+        jobs, progress = [(path, columns) for path in paths], options.get("progress", True)
+        found = look_through(_scan_table, jobs, size_of(paths), options.get("processes"), "tables", progress)
         scanned = merge(root, files, found, "tables")
-        classes = scanned.classes if columns.classes is None else columns.classes
+        classes = columns.classes or scanned.classes
         if len(classes) < len(scanned.classes):
             raise ValueError(
                 f"The column {columns.label!r} has labels up to {len(scanned.classes) - 1}, but names of "
@@ -205,9 +188,8 @@ def scan_tables(
         if not columns.ranged:
             scanned = replace(scanned, holder="groups", column=columns.image)
         place.keep(scanned)
-    if scanned.holder == "groups" and scanned.places is not None:
-        groups = len(np.unique(scanned.places[:, 0] << 32 | scanned.places[:, 1]))
-        _warn_if_slow(root, groups, len(scanned.places), size_of(paths))
+    if scanned.holder == "groups":
+        _warn_if_slow(scanned, size_of(paths))
     return scanned
 
 
@@ -220,7 +202,7 @@ def _tables(pattern: PathLike | Sequence[PathLike]) -> list[str]:
         raise FileNotFoundError(
             f"The folder {os.fspath(pattern)!r} holds no table; name tables or their folder."
         )
-    # Beside a saved set there may be files with what was computed from it.
+    # Beside a saved set, Hugging Face keeps what was computed from it.
     saved = [name for name in names if re.fullmatch(r"data-\d+-of-\d+\.arrow", name)]
     return [os.path.abspath(os.path.join(pattern, name)) for name in saved or names]
 
@@ -237,8 +219,11 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
             continue
         fits = [name for name, kind in kinds.items() if kind in _WORDS]
         if label is None and kinds and not fits:
-            words = f"No labels: the column {min(kinds)!r} holds {kinds[min(kinds)]}, neither whole numbers"
-            warnings.warn(f"{words} nor words; name another as `label`.", stacklevel=5)
+            warnings.warn(
+                f"No labels: the column {min(kinds)!r} holds {kinds[min(kinds)]}, neither whole numbers nor "
+                "words; name another as `label`.",
+                stacklevel=5,
+            )
         return _columns_of(table, image, label or next(iter(fits), None))
     raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {words}); check the path.")
 
@@ -246,7 +231,7 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
 def _scan_table(job: tuple[str, _Columns]) -> Shard:
     """The images in one table; never raises for a bad one. What is whole in a damaged one counts."""
     path, columns = job
-    rows: dict[int, _Row] = {}
+    rows: dict[int, tuple[bytes, str, tuple[int, int], tuple[int, int, str]]] = {}
     lost: list[tuple[str, str]] = []
     stamp, done = stamp_of(path), 0
     try:
@@ -256,7 +241,7 @@ def _scan_table(job: tuple[str, _Columns]) -> Shard:
             for group, count in enumerate(table.rows):
                 try:
                     with _damage():
-                        rows |= enumerate(_rows(table, group, columns), done)
+                        rows |= dict(enumerate(_rows(table, group, columns), done))
                 except OSError as error:
                     lost.append((f"group {group}", f"{reason(error)}; its {count} rows are lost"))
                 done += count
@@ -267,27 +252,31 @@ def _scan_table(job: tuple[str, _Columns]) -> Shard:
     # Rows have the names of their paths if these are different and may be names, else their numbers.
     paths = {path for path, *_ in rows.values()}
     by_path = len(paths) == len(rows) and all(map(may_be_name, paths))
-    named: list[Any] = [
-        (path if by_path else b"row %d" % number, *row) for number, (path, *row) in rows.items()
-    ]
-    good = [(name, label, *place, *look[:2]) for name, label, place, look in named if not look[2]]
-    bad = [(os.fsdecode(name), look[2]) for name, _, _, look in named if look[2]]
+    good, bad = [], []
+    for number, (own, word, place, (height, width, refused)) in rows.items():
+        name = os.fsdecode(own) if by_path else f"row {number}"
+        if refused:
+            bad.append((name, refused))
+        else:
+            good.append((name, word, *place, height, width))
     return shard_of(stamp, good, bad + lost)
 
 
-def _rows(table: _Table, group: int, columns: _Columns) -> list[_Row]:
+def _rows(
+    table: _Table, group: int, columns: _Columns
+) -> Iterator[tuple[bytes, str, tuple[int, int], tuple[int, int, str]]]:
+    """Path or b"", label, place (offset and bytes, or group and row in it), and what `inspect` returns."""
     part, whole = table.read(group, [one for one in columns[:3] if one]), table.whole
     nothing = [None] * part.num_rows
     paths = nothing if columns.path is None else _texts(part.column(columns.path))
     labels = nothing if columns.label is None else _texts(part.column(columns.label))
-    found, images = [], _views(part.column(columns.image))
+    images = _views(part.column(columns.image))
     for row, (image, path, label) in enumerate(zip(images, paths, labels, strict=True)):
         look, place = (0, 0, "no bytes, at most a path"), (group, row)
         if image is not None:
             look = inspect(pa.BufferReader(image), image.size)
             place = place if whole is None else (image.address - whole.address, image.size)
-        found.append((path or b"", None if label is None else os.fsdecode(label), place, look))
-    return found
+        yield path or b"", os.fsdecode(label or b""), place, look
 
 
 def _views(column: Any) -> Iterator[Any]:
@@ -307,13 +296,15 @@ def _texts(column: Any) -> list[bytes | None]:
     return [*words.cast(pa.large_binary()).to_pylist()]
 
 
-def _warn_if_slow(root: str, groups: int, images: int, size: int) -> None:
+def _warn_if_slow(scan: Scan, size: int) -> None:
     """Warns about groups of many images that do not fit the memory for groups."""
+    assert scan.places is not None
+    images, groups = len(scan.places), len(np.unique(scan.places[:, 0] << 32 | scan.places[:, 1]))
     if images > _FEW * groups and size > KEPT_BYTES:
         warnings.warn(
-            f"Tables below {root!r} have about {images / groups:.0f} images in a group, decoded as a whole: "
-            f"in random order, {size / groups / 1e6:.1f} MB for each image of {size / images / 1e3:.0f} kB. "
-            "Before training, run `dali-views pack TABLE SHARDS`.",
+            f"Tables below {scan.root!r} have about {images / groups:.0f} images in a group, decoded as a "
+            f"whole: in random order, {size / groups / 1e6:.1f} MB for each image of "
+            f"{size / images / 1e3:.0f} kB. Before training, run `dali-views pack TABLE SHARDS`.",
             stacklevel=4,
         )
 

@@ -15,9 +15,9 @@ from typing_extensions import Unpack
 
 from ..system.arrays import unpack_names
 from ..system.files import PathLike
-from .listing import Listing, by_part, folder_of, kept_scan, list_folder, read_list, scan_listing, take
+from .listing import Listing, by_part, folder_of, list_folder, read_list, scan_listing, take
 from .remote import absolute
-from .scan import Options, Scan
+from .scan import FileScan, Options, Scan, ScanCache
 
 _FAR = 1e9  # pixels
 
@@ -45,7 +45,7 @@ def scan_coco(
     """The images of a COCO set, and the boxes of its instances file; see `SampleIndex.from_coco`."""
     listing, boxes = _list_coco(images, instances)
     key = ["coco", None if instances is None else absolute(instances)]
-    scanned = scan_listing(listing, kept_scan(listing.root, key, options), options)
+    scanned = scan_listing(listing, ScanCache(listing.root, key, FileScan, options), options)
     assert scanned.paths is not None
     row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
     rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
@@ -91,7 +91,6 @@ def _list_coco(images: PathLike, instances: PathLike | None) -> tuple[Listing, R
 
 
 def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
-    """Position of each entry by its id."""
     place = {entry["id"]: i for i, entry in enumerate(entries)}
     if len(place) < len(entries):
         raise ValueError("an id stands twice")
@@ -99,7 +98,7 @@ def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
 
 
 def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]:
-    """(N, columns) numbers of pixels; a `ValueError` for those that cannot be, NaN among them."""
+    """(N, columns) numbers of pixels; a ValueError for those that cannot be, as NaN."""
     values = np.array(rows, np.float64).reshape(len(rows), columns)
     if not ((values >= least) & (values <= _FAR)).all():
         raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
@@ -112,12 +111,7 @@ def match_boxes(
     sizes: NDArray[np.int32],
     labels: NDArray[np.int32],
 ) -> RowBoxes:
-    """The rows of `SampleIndex.with_boxes` by the names, sizes (N, 2) and labels (N,) of an index.
-
-    Raises:
-        FileNotFoundError: There is no such box file.
-        ValueError: A box is no rectangle in the image, or none of the names is known.
-    """
+    """The rows of `SampleIndex.with_boxes` by the names, sizes (N, 2) and labels (N,) of an index."""
     by_name = given if isinstance(given, Mapping) else _read_boxes(given)
     found = {name: np.asarray(boxes, np.float64).reshape(-1, 4) for name, boxes in by_name.items()}
     place = _find_rows(names, found)
@@ -145,8 +139,8 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
     for number, line in enumerate(Path(path).read_text(errors="surrogateescape").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
+        head, *corners = line.strip().rsplit(None, 4)
         try:
-            head, *corners = line.strip().rsplit(None, 4)
             x0, y0, x1, y1 = (float(c) for c in corners)
             if not all(map(math.isfinite, (x0, y0, x1, y1))):
                 raise ValueError

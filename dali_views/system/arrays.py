@@ -77,7 +77,7 @@ def _checksum(arrays: Arrays) -> str:
     return f"{total:08x}"
 
 
-def pack_names(names: Sequence[bytes]) -> NDArray[np.uint8]:
+def pack_names(names: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.uint8]:
     """(N, L) bytes of N names, padded with NULs to the longest."""
     packed = np.array(names, dtype=np.bytes_)
     return packed.view(np.uint8).reshape(len(names), packed.itemsize)
