@@ -161,7 +161,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
 
 def _pretrained(run: Run, config: cfg.Config) -> Run:
     folder, limit, device = Path(config.run.out), config.run.max_steps, device_kind(config.run)
-    threads = config.run.threads or default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = config.run.threads or default_threads()
     where = {"threads": threads, "processes": ranks.world(), "machine": machine(device)}
     _clock(folder, {"at": time.time(), "device": device, **where})
     result = pretrain(config, resume=True)

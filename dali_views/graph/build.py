@@ -83,7 +83,14 @@ def build(
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}
-            image = _crop(view, images[view.source], given.pop("start"), given.pop("end"))
+            image = fn.resize(  # which also crops and flips, in one kernel
+                images[view.source],
+                size=[view.size, view.size],
+                roi_start=given.pop("start"),
+                roi_end=given.pop("end"),
+                interp_type=_INTERPOLATION[view.interpolation],
+                antialias=True,
+            )
             outputs.append(
                 colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
             )
@@ -126,15 +133,6 @@ def _parameters(view: View) -> list[str]:
     return ["start", "end", *colour.parameters(view)]
 
 
-def _crop(view: View, image: Any, start: Any, end: Any) -> Any:
-    """Crop, resize and flip in one kernel."""
-    interpolation = _INTERPOLATION[view.interpolation]
-    size = [view.size, view.size]
-    return fn.resize(
-        image, size=size, roi_start=start, roi_end=end, interp_type=interpolation, antialias=True
-    )
-
-
-def default_threads(local_world: int = 1) -> int:
-    """This process's share of the cores that it may use, at least one."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world)
+def default_threads() -> int:
+    """This process's share of the cores that it may use, at least one; torchrun's ranks share them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

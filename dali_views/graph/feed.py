@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..data.source import AHEAD, ReadAhead, Reading
 from ..plan.draw import I64, Plan
 from ..plan.views import View
@@ -25,9 +27,9 @@ class Feed:
         self._pipeline: Any = None
 
     @property
-    def awaited(self) -> Plan:
-        """The plan of the batch that `take` returns next, or has just failed to make."""
-        return self._coming.planned[0]
+    def awaited(self) -> I64:
+        """Rows of all images of the batch that `take` returns next, or has just failed to make."""
+        return np.concatenate(self._coming.rows(self._coming.planned[0]))
 
     def seek(self, plan_at: Callable[[int], Plan], positions: range) -> None:
         """Discard what is in progress; continue with the batches that begin at `positions` (in samples)."""
@@ -96,17 +98,17 @@ class _Coming:
         while len(self._read) <= ahead and (position := next(self.positions, None)) is not None:
             with stage("dali_views: plan"):
                 drawn = self.plan_at(position)
-            self._read.append((drawn, [self._begin(rows) for rows in self._rows(drawn)]))
+            self._read.append((drawn, [self._begin(rows) for rows in self.rows(drawn)]))
         if not self._read:
             raise StopIteration
         drawn, images = self._read.popleft()
         self.planned.append(drawn)
         read = [each.wait() if isinstance(each, Reading) else each for each in images]
         encoded = self._index.form != "pixels"
-        sizes = [self._index.sizes[rows] for rows in self._rows(drawn)] if encoded else []
+        sizes = [self._index.sizes[rows] for rows in self.rows(drawn)] if encoded else []
         return inputs(read, sizes, self.views, drawn.views)
 
-    def _rows(self, drawn: Plan) -> list[I64]:
+    def rows(self, drawn: Plan) -> list[I64]:
         """Samples, and their partners if views are cut from these."""
         return [drawn.index, drawn.partner] if self._partnered else [drawn.index]
 

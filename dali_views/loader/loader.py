@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +109,7 @@ class ViewLoader:
             device=device,
             device_id=self.device.index,
             batch_size=self.batch_size,
-            threads=threads or default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+            threads=threads or default_threads(),
             dtype=dtype,
             mean=mean,
             std=std,
@@ -322,9 +321,7 @@ class ViewLoader:
 
     def _set_aside(self, error: RuntimeError) -> None:
         """Find the files that made the batch fail, remember them, and continue from the failed batch."""
-        failed = self._feed.awaited
-        partnered = any(view.source == "partner" for view in self.views)
-        found = self._quarantine.search(np.concatenate([failed.index, failed.partner][: 1 + partnered]))
+        found = self._quarantine.search(self._feed.awaited)
         # Without an unreadable file, the disk or the network may have failed for a moment: try again.
         self._failures = 0 if found else self._failures + 1
         if self._failures > RETRIES:

@@ -38,9 +38,6 @@ class Quarantine:
         strict: refuse rows in quarantine.
     """
 
-    count: int
-    """Number of rows in quarantine."""
-
     def __init__(self, index: SampleIndex, device: str, device_id: int | None, strict: bool) -> None:
         self._index = index
         self._files = index.quarantine
@@ -48,7 +45,7 @@ class Quarantine:
         self._bad = np.zeros(len(index), np.bool_)  # takes memory where it is written
         self._device = device, device_id
         self._strict = strict
-        self.count = 0
+        self.count = 0  # rows in quarantine
 
     def refresh(self) -> None:
         """Follow changes of `index.quarantine` by other loaders or by the user."""

@@ -56,9 +56,6 @@ def boxes_from_maps(
         maps: (B, h, w) in [0, 1], as from ``activation_map``.
         threshold: a number, or "otsu", see ``thresholds``.
         size: (H, W) to upsample to first, bilinear; the authors use the network's input size.
-
-    Raises:
-        ValueError: the maps do not have three dimensions.
     """
     maps = upsample(maps, size)
     hot = maps > thresholds(maps, threshold)

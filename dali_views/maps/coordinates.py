@@ -14,7 +14,7 @@
 
 A map divides its image, or its view, into h x w equal cells; the value of a cell belongs to its centre,
 ((i + 0.5) / h, (j + 0.5) / w). Rectangles are (y0, x0, y1, x1) fractions, float32. Nothing here loops over
-samples or waits for the device.
+samples or waits for the device. Shapes that do not fit each other raise a ValueError.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
         crops: (B, 4), the view's rectangle, fractions of the image.
         flipped: bool (B,), whether the view was mirrored left to right.
         clip: cut the boxes to the view; one that lies outside becomes empty.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
     """
     boxes, crops, flipped = _aligned(boxes, crops, flipped)
     origin, extent = _split(crops)
@@ -42,11 +39,7 @@ def boxes_to_view(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = Fa
 
 
 def boxes_to_image(boxes: Tensor, crops: Tensor, flipped: Tensor, clip: bool = False) -> Tensor:
-    """Project boxes on a view back to the image: the inverse of ``boxes_to_view``, same arguments.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
-    """
+    """Project boxes on a view back to the image: the inverse of ``boxes_to_view``, same arguments."""
     boxes, crops, flipped = _aligned(boxes, crops, flipped)
     origin, extent = _split(crops)
     image = _mirror(boxes, flipped) * extent + origin
@@ -61,9 +54,6 @@ def map_to_view(maps: Tensor, crops: Tensor, flipped: Tensor, size: tuple[int, i
     Args:
         crops, flipped: see ``boxes_to_view``.
         size: (h, w) of the result.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
     """
     maps, crops, flipped = _aligned(maps, crops, flipped, ndim=3)
     y0, x0, y1, x1 = crops[:, :, None].unbind(1)
@@ -84,9 +74,6 @@ def map_to_image(
     Returns:
         float32 maps (B, H, W), sampled as in ``map_to_view``, and bool covered (B, H, W): whether the cell's
         centre lies in the crop (y0 <= y < y1). Cells that are not covered hold 0.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
     """
     maps, crops, flipped = _aligned(view_maps, crops, flipped, ndim=3)
     y0, x0, y1, x1 = crops[:, :, None].unbind(1)

@@ -111,10 +111,7 @@ def gradient_map(features: Tensor, gradients: Tensor) -> Tensor:
     Args:
         features: (B, C, h, w).
         gradients: (B, C, h, w), of the sum of all samples' scores with respect to the features; a common
-            factor, such as a loss scale, does not matter.
-
-    Raises:
-        ValueError: the shapes differ or are not (B, C, h, w).
+            factor, such as a loss scale, does not matter. A ValueError if their shape is another one.
     """
     if features.ndim != 4 or features.shape != gradients.shape:
         raise ValueError(
@@ -126,11 +123,7 @@ def gradient_map(features: Tensor, gradients: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Maps (B, h, w) at another resolution (H, W), bilinear, float32; None keeps the resolution.
-
-    Raises:
-        ValueError: the maps do not have three dimensions.
-    """
+    """Maps (B, h, w), else a ValueError, at another resolution (H, W), bilinear, float32; None keeps it."""
     if maps.ndim != 3:
         raise ValueError(f"maps have shape {tuple(maps.shape)}; give (B, h, w), as from activation_map.")
     if size is None:

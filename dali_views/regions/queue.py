@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 
 
-def on_gpu(values: Mapping[str, Any]) -> bool:
-    """Whether any of the values is a CUDA tensor; does not import torch."""
-    return any(getattr(value, "is_cuda", False) for value in values.values())
-
-
 class UpdateQueue:
     """Copies in progress, in the order of the calls."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..system.arrays import load_arrays, save_arrays
 from ..system.files import PathLike
 from ..system.ranks import world
-from .queue import UpdateQueue, on_gpu
+from .queue import UpdateQueue
 from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
 from .snapshot import Snapshot, checked_state, entry, read_only
 from .sync import Traffic, check_equal, exchange
@@ -114,9 +114,10 @@ class RegionTable:
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) == 1:
             raise ValueError("update() was given nothing to write; pass boxes, weights or partner.")
+        on_gpu = any(getattr(value, "is_cuda", False) for value in given.values())
         # Earlier calls must be written first: this one may write the same rows.
-        self._settle(wait=not on_gpu(given))
-        if on_gpu(given):
+        self._settle(wait=not on_gpu)
+        if on_gpu:
             self._queue.add(given, self.epoch)
         else:
             self._write(given, self.epoch)

@@ -44,24 +44,26 @@ def stage(name: str) -> Iterator[None]:
 
 def machine(device: str) -> str:
     """Cores, processor, GPU and driver (for `device="gpu"`), Python and package versions; no host name."""
-    parts = [f"{len(os.sched_getaffinity(0))} cores", _processor()]
+    processor = _first_line("/proc/cpuinfo", "model name").partition(":")[2].strip()
+    parts = [f"{len(os.sched_getaffinity(0))} cores", processor or platform.machine()]
     if device == "gpu":
         import torch  # the doctor, which imports this file, must run without it
 
-        release = driver_release()
-        parts += [torch.cuda.get_device_name(), f"driver {release}" if release else ""]
+        words = _first_line("/proc/driver/nvidia/version", "NVRM").split()
+        release = [f"driver {word}" for word in words if word[0].isdigit() and "." in word][:1]
+        parts += [torch.cuda.get_device_name(), *release]
     parts += [f"Python {platform.python_version()}"]
     parts += [f"{name} {found}" for name, package in _PACKAGES.items() if (found := installed(package))]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(parts)
 
 
-def _processor() -> str:
+def _first_line(file: str, wanted: str) -> str:
+    """The first line of a file of the kernel that begins with a word, or ""."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return ""
+    return next((line for line in lines if line.startswith(wanted)), "")
 
 
 def installed(package: str) -> str:
@@ -70,12 +72,3 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def driver_release() -> str:
-    """Release of the NVIDIA kernel driver, or ""."""
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
-    except OSError:
-        return ""
-    return next((word for word in words if word[0].isdigit() and "." in word), "")
