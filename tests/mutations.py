@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import struct
@@ -37,6 +38,16 @@ _VALUES = (*_NUMBERS, '"a"', "null", "[]", "{}", "true", "[" * 3000)
 _WORDS = (*"\0/\t\n\u2028\udcff\ud800", '"', "..", "../", "x" * 5000, "\\ud800", "\\u0000")
 _TEXTS = (*_WORDS, "&a ", "*a ", "!!set ", "<<: ")
 _SIDES = (0, 1, 2_700, 13_000, 65_500, 65_535, 100_000, 2**31 - 1, 2**32 - 1)
+
+
+class Trap:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
 
 
 def originals(folder: Path) -> dict[str, list[bytes]]:

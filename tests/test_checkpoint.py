@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mutations import Trap
 
 from trainers.engine.checkpoint import LAST, PREVIOUS, load, save
 
@@ -118,16 +119,6 @@ def test_a_flipped_bit_falls_back_or_is_harmless(tmp_path: Path) -> None:
         assert state["step"] == (0 if told else 1)
         assert bool((state["weights"] == state["step"]).all())
     assert fell > len(data) // 13 // 2
-
-
-class Trap:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (self.folder,)
 
 
 def compressed(path: Path) -> None:

@@ -50,15 +50,8 @@ def step(model: nn.Module, views: list[Tensor], weights: Tensor) -> None:
 
 
 def torchvision_vit() -> Chosen:
-    sizes = {
-        "image_size": 64,
-        "patch_size": 8,
-        "num_layers": 4,
-        "num_heads": 2,
-        "hidden_dim": 48,
-        "mlp_dim": 96,
-    }
-    return torchvision.models.VisionTransformer(**sizes), "encoder.layers.encoder_layer_3", 1, 64
+    model = torchvision.models.VisionTransformer(64, 8, num_layers=4, num_heads=2, hidden_dim=48, mlp_dim=96)
+    return model, "encoder.layers.encoder_layer_3", 1, 64
 
 
 def timm_vit() -> Chosen:

@@ -59,12 +59,6 @@ def test_everything_that_is_copied_exists_and_is_let_through():
         assert any(fnmatch(source, line[1:]) for line in let_through if line.startswith("!")), source
 
 
-def test_code_is_copied_after_what_it_needs_is_installed():
-    text = DOCKERFILE.read_text(encoding="utf-8")
-    needs = text.index("EXTRAS:+")
-    assert min(text.index(f"\nCOPY {part} ") for part in ("dali_views", "trainers", "configs")) > needs
-
-
 @pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.name)
 def test_compose_names_files_that_exist_and_arguments_that_the_dockerfile_has(file):
     given = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 import typing
@@ -16,8 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from filelock import FileLock
-from pydantic import BaseModel
+from runs import ROOT, once
 
 import dali_views
 from trainers import config as cfg
@@ -26,10 +24,8 @@ for package in ("sphinx", "furo", "myst_parser", "sphinxcontrib.autoprogram"):
     pytest.importorskip(package)
 pytest.importorskip("sphinxcontrib.autodoc_pydantic")
 
-ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BUILD = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "--keep-going", "-q", "-E"]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Found(HTMLParser):
@@ -64,17 +60,15 @@ def bare(text: str) -> str:
     return "".join(re.findall(r"\w", text))
 
 
+def build(folder: Path) -> None:
+    command = [*BUILD, "-d", folder / "doctrees", "-c", "docs/site", ".", folder / "site"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The site, built once for all processes of the tests."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent
-    with FileLock(shared / "site.lock"):
-        if not (shared / "site").exists():
-            command = [*BUILD, "-d", shared / "doctrees", "-c", "docs/site", ".", shared / "site"]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-            assert done.returncode == 0, done.stderr[-3000:]
-    return shared / "site"
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "documentation", build) / "site"
 
 
 @pytest.fixture(scope="module")
@@ -115,48 +109,22 @@ def test_every_public_name_has_a_page_with_its_docstring(pages, site):
         page = site / "docs/reference/generated" / f"{name}.html"
         if value.__module__ != name.rpartition(".")[0] and not page.exists():
             continue  # imported by a module without __all__
-        told = re.split(
-            r"\n(?:Args|Arguments[^\n]*|Attributes|Returns|Raises|Yields):", inspect.getdoc(value) or ""
-        )[0]
-        assert bare(told) in pages[page].text, name
-
-
-def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    for child in model.__subclasses__():
-        yield child
-        yield from sections(child)
+        docstring = str(inspect.getdoc(value))
+        told = re.split(r"\n(?:Args|Arguments.*|Attributes|Returns|Raises|Yields):", docstring)
+        assert bare(told[0]) in pages[page].text, name
 
 
 @pytest.mark.slow
 def test_every_key_of_the_configuration_is_told_with_its_docstring(pages, site):
     told = "".join(pages[page].text for page in site.glob("docs/reference/generated/trainers.config.*.html"))
-    keys = [field for kind in sections(cfg.Section) for field in kind.model_fields.values()]
+    kinds = [cfg.Section]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    keys = [field for kind in kinds for field in kind.model_fields.values()]
     assert len(keys) > 100
     for field in keys:
         assert field.description or typing.get_origin(field.annotation) is typing.Literal
         assert bare(field.description or "") in told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["dali-views pack", "dali-views doctor", "dali-trainers compare"])
-def test_the_commands_are_told_with_their_options(command, pages, site):
-    program, word = command.split()
-    script = {"dali-views": "dali_views", "dali-trainers": "trainers"}[program]
-    done = subprocess.run(
-        [sys.executable, "-m", script, word, "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    text = pages[site / "docs/reference/commands.html"].text
-    options = re.findall(r"--[a-z-]+", done.stdout)
-    assert len(options) > 3
-    assert [option for option in options if bare(option) not in text] == []
-
-
-@pytest.mark.slow
-def test_every_method_and_guide_has_a_page(pages, site):
-    text = "".join(pages[page].text for page in site.glob("docs/reference/generated/trainers.*.html"))
-    for family in ("method", "guide"):
-        for kind in typing.get_args(typing.get_args(cfg.Config.model_fields[family].annotation)[0]):
-            assert kind.__name__ in text
 
 
 @pytest.mark.slow
@@ -182,42 +150,6 @@ def test_nothing_is_loaded_from_elsewhere(pages, site):
             assert not parts.netloc
     for style in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//|@import", style.read_text(encoding="utf-8")), style
-
-
-@pytest.mark.slow
-def test_every_page_can_be_reached_from_the_first(pages, site):
-    start = site / "index.html"
-    reached, waiting = {start}, [start]
-    for page in waiting:
-        for link in pages[page].links:
-            target = (page.parent / unquote(urlsplit(link).path)).resolve()
-            if target in pages and target not in reached:
-                reached.add(target)
-                waiting.append(target)
-    aside = {site / "search.html", site / "_modules" / "index.html"}
-    assert aside <= set(pages)
-    assert set(pages) - reached - aside == set()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_pages_fit_a_phone(site, tmp_path):
-    generated = "docs/reference/generated"
-    names = ["README", "docs/results", f"{generated}/dali_views.SampleIndex", "docs/reference/commands",
-             f"{generated}/trainers.config.Data", "configs/README"]  # fmt: skip
-    frame = '<iframe style="width:390px;height:900px" src="{}.html"></iframe>'
-    frames = "".join(frame.format((site / name).as_uri()) for name in names)
-    script = (
-        "<script>onload = () => document.title = [...document.querySelectorAll('iframe')].map(each =>"
-        "each.contentDocument.documentElement.scrollWidth).join()</script>"
-    )
-    (tmp_path / "frames.html").write_text(f"<title></title>{frames}{script}")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frames.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    widths = re.findall(r"<title>([\d,]+)</title>", done.stdout)
-    assert widths, done.stderr[-2000:]
-    assert [int(width) <= 390 for width in widths[0].split(",")] == [True] * len(names), widths
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)

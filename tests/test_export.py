@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -139,39 +140,22 @@ def test_the_file_tells_what_a_user_must_know_and_holds_batch_norms_statistics(r
     assert about.pop("version")
     assert json.loads(about.pop("mean")) == [0.485, 0.456, 0.406]
     assert json.loads(about.pop("std")) == [0.229, 0.224, 0.225]
-    assert about == {
-        "format": "timm", "architecture": "resnet50", "stem": "imagenet", "method": "simclr", "step": "7",
-        "size": "32", "project": "dali-views",
-    }  # fmt: skip
+    expected = ("timm", "resnet50", "imagenet", "simclr", "7", "32", "dali-views")
+    names = ("format", "architecture", "stem", "method", "step", "size", "project")
+    assert about == dict(zip(names, expected, strict=True))
     tensors, state = load_file(folder / "encoder.safetensors"), encoder.state_dict()
     assert tensors.keys() == state.keys()
     assert all(torch.equal(tensors[name], state[name]) for name in state)
-    assert "layer4.2.bn3.running_var" in tensors
     assert tensors["bn1.num_batches_tracked"] == 7
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in tensors.values())
 
 
-RESNETS = ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "resnext101_64x4d", "wide_resnet50_2"]
-
-
-@pytest.mark.parametrize("name", RESNETS)
-def test_resnets_have_the_same_names_and_shapes_in_both_libraries(name):
-    with torch.device("meta"):
-        here, there = build_backbone(name).state_dict(), timm_network(name).state_dict()
-    assert {key: value.shape for key, value in here.items()} == {k: v.shape for k, v in there.items()}
-
-
 @pytest.mark.parametrize(
     ("backbone", "home", "other"),
-    [
-        ("mobilenet_v3_small", "torchvision", "timm"),
-        pytest.param("vit_b_32", "torchvision", "timm", marks=pytest.mark.slow),
-        ("convnext_tiny", "torchvision", "timm"),
-        ("resnet10t", "timm", "torchvision"),
-    ],
+    [("mobilenet_v3_small", "torchvision", "timm"), ("resnet10t", "timm", "torchvision")],
 )
 def test_a_backbone_whose_tensors_one_library_has_is_exported_to_that_one(tmp_path, backbone, home, other):
-    encoder = write_run(tmp_path, backbone, size=224 if "vit" in backbone else 64)
+    encoder = write_run(tmp_path, backbone, size=64)
     file = tmp_path / "out.safetensors"
     with pytest.raises(ValueError, match=f"{backbone} can be exported to {home} only, not to {other}; train"):
         export(tmp_path, file, other)
@@ -194,71 +178,48 @@ def test_a_backbone_whose_tensors_one_library_has_is_exported_to_that_one(tmp_pa
         (lambda t: {"projector.0.weight": torch.zeros(2, 512)}, "Unexpected key"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("older", [False, True])
 def test_a_wrong_conversion_is_noticed_and_leaves_what_was_there(
-    tmp_path, harm: Callable[[dict[str, Tensor]], dict[str, Tensor | None]], words, older
+    tmp_path, harm: Callable[[dict[str, Tensor]], dict[str, Tensor | None]], words
 ):
     encoder, file = build_backbone("resnet10"), tmp_path / "out.safetensors"
     scramble(encoder)
-    if older:
-        file.write_bytes(b"an older file")
+    file.write_bytes(b"an older file")
     tensors = encoder.state_dict()
     tensors = {name: each for name, each in {**tensors, **harm(tensors)}.items() if each is not None}
     with pytest.raises(RuntimeError, match=words):
         write(tensors, {}, file, torchvision_network("resnet10"), encoder, 32)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"an older file"] * older
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"an older file"]
 
 
-@pytest.fixture(scope="module")
-def page(resnets) -> dict[str, object]:
-    """The names that the page's code leaves behind when it is run from top to bottom beside its files."""
-    names: dict[str, object] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(resnets[0])
-        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(code, str(PAGE), "exec"), names)
-    return names
+def test_the_pages_code_gives_the_trained_encoder_and_detectron2_its_names_and_settings(resnets, monkeypatch):
+    folder, encoder = resnets
+    monkeypatch.chdir(folder)
+    page: dict[str, Any] = {}  # the names that the code leaves when it is run from top to bottom
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(code, str(PAGE), "exec"), page)
+    torch.testing.assert_close(features(page["encoder"], 64), features(encoder, 64))
+    back, state = torch.load(folder / "encoder.pth")["state_dict"], encoder.state_dict()
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
-
-def detectron2_names(blocks: tuple[int, ...]) -> set[str]:
-    """What detectron2 calls the tensors of a ResNet with bottlenecks, from the layout of its modules."""
-    layers = ["stem.conv1"]
-    for stage, count in enumerate(blocks, start=2):
+    saved = pickle.loads((folder / "encoder.pkl").read_bytes())["model"]
+    layers = ["stem.conv1"]  # as detectron2 calls those of a ResNet-50
+    for stage, count in enumerate((3, 4, 6, 3), start=2):
         layers += [f"res{stage}.{block}.conv{n}" for block in range(count) for n in (1, 2, 3)]
         layers.append(f"res{stage}.0.shortcut")
     norm = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
-    return {f"{layer}.{tensor}" for layer in layers for tensor in ("weight", *norm)}
-
-
-def test_the_pages_code_runs_and_gives_the_trained_encoder(page, resnets):
-    folder, encoder = resnets
-    assert page["mean"] == [0.485, 0.456, 0.406]
-    torch.testing.assert_close(features(page["encoder"], 64), features(encoder, 64))
-    back = torch.load(folder / "encoder.pth")["state_dict"]
-    assert all(torch.equal(back[name], tensor) for name, tensor in encoder.state_dict().items())
-
-
-def test_the_pages_detectron2_file_has_exactly_the_names_of_its_resnet50(page, resnets):
-    folder, encoder = resnets
-    saved = pickle.loads((folder / "encoder.pkl").read_bytes())
-    assert saved["model"].keys() == detectron2_names((3, 4, 6, 3))
-    state = encoder.state_dict()
+    assert saved.keys() == {f"{layer}.{tensor}" for layer in layers for tensor in ("weight", *norm)}
     pairs = {
         "conv1.weight": "stem.conv1.weight",
         "bn1.running_mean": "stem.conv1.norm.running_mean",
         "layer1.0.downsample.0.weight": "res2.0.shortcut.weight",
-        "layer2.0.downsample.1.bias": "res3.0.shortcut.norm.bias",
         "layer3.5.conv2.weight": "res4.5.conv2.weight",
         "layer4.2.bn3.running_var": "res5.2.conv3.norm.running_var",
     }
     for ours, theirs in pairs.items():
-        assert torch.equal(torch.from_numpy(saved["model"][theirs]), state[ours]), ours
+        assert torch.equal(torch.from_numpy(saved[theirs]), state[ours]), ours
 
-
-def test_the_pages_settings_scale_the_default_mean_and_deviation(page):
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    detectron2 = yaml.safe_load(text)["MODEL"]
+    detectron2, views = yaml.safe_load(text)["MODEL"], cfg.Views()
     mmdet = page["model"]["data_preprocessor"]
-    views = cfg.Views()
     assert detectron2["PIXEL_MEAN"] == mmdet["mean"] == pytest.approx([255 * x for x in views.mean])
     assert detectron2["PIXEL_STD"] == mmdet["std"] == pytest.approx([255 * x for x in views.std])

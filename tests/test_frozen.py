@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import constants
+from mutations import Trap
 from safetensors.torch import save_file
 
 from dali_views import SampleIndex
@@ -77,13 +78,13 @@ def test_features_are_the_encoders_own_as_unit_rows_in_the_order_of_the_index(in
 
 
 def test_features_come_in_parts_and_are_the_same(encoder, tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
-    index = SampleIndex.from_arrays(pixels)
+    index = SampleIndex.from_arrays(
+        np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3), dtype=np.uint8)
+    )
     config = config_of(tmp_path, size=16)
     whole = embed(join(config), config.views, encoder, index)
     monkeypatch.setattr(frozen, "_PART", 256)  # three parts of one batch instead of one of three
     assert torch.equal(embed(join(config), config.views, encoder, index), whole)
-    assert (whole.float().norm(dim=1) > 0.99).all()
 
 
 def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(scenes, encoder, tmp_path):
@@ -142,20 +143,6 @@ def frozen_as(library: str, file: Path | None = None) -> Backbone:
     return found
 
 
-def put_into_cache(model: torch.nn.Module, library: str, folder: Path) -> None:
-    """As if the library had fetched these weights."""
-    if library == "torchvision":
-        url = torchvision.models.get_model_weights(LIBRARIES[library]).DEFAULT.url
-        (folder / "hub" / "checkpoints").mkdir(parents=True)
-        torch.save(model.state_dict(), folder / "hub" / "checkpoints" / url.rpartition("/")[2])
-    else:
-        cached = folder / "models--timm--test_resnet.r160_in1k"
-        (cached / "refs").mkdir(parents=True)
-        (cached / "refs" / "main").write_text("0" * 40)
-        (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
-        save_file(model.state_dict(), cached / "snapshots" / ("0" * 40) / "model.safetensors")
-
-
 @every_library
 def test_a_librarys_weights_are_taken_from_its_cache_and_never_fetched(library, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -166,7 +153,16 @@ def test_a_librarys_weights_are_taken_from_its_cache_and_never_fetched(library, 
         frozen_encoder(VIEWS, "timm:legacy_seresnet18.in1k", CPU)  # of an address, not of a hub
     assert list(tmp_path.iterdir()) == []
     model = library_model(library)
-    put_into_cache(model, library, tmp_path)
+    if library == "torchvision":  # as if the library had fetched these weights
+        url = torchvision.models.get_model_weights(LIBRARIES[library]).DEFAULT.url
+        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+        torch.save(model.state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
+    else:
+        cached, commit = tmp_path / "models--timm--test_resnet.r160_in1k", "0" * 40
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        save_file(model.state_dict(), cached / "snapshots" / commit / "model.safetensors")
     torch.testing.assert_close(model.fc(frozen_as(library)(IMAGES)), model(IMAGES))
     with pytest.raises(ValueError, match="no pretrained encoder 'resnet10'"):
         frozen_encoder(VIEWS, f"{library}:resnet10", CPU)
@@ -209,22 +205,12 @@ def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
         frozen_as(library, tmp_path / "absent.pth")
 
 
-class Executed:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.mkdir, (self.folder,)
-
-
 def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path):
     state, trap = library_model("torchvision").state_dict(), tmp_path / "executed"
     contents = {
         "no state dict but state_dict, epoch; ": {"state_dict": state, "epoch": 3},
         "no state dict but list; ": [1, 2],
-        "cannot be read as weights alone": {**state, "more": Executed(trap)},
+        "cannot be read as weights alone": {**state, "more": Trap(trap)},
     }
     for message, content in contents.items():
         with pytest.raises(ValueError, match=message):

@@ -20,22 +20,14 @@ COUNT = 34
 """Photographs: four batches of 8 in an epoch, and two left over."""
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with objects, in two classes."""
-    folder = tmp_path_factory.mktemp("reuse")
-    images, _ = make_scenes(folder / "scenes", COUNT, size=96)
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Images with objects in a folder of two classes, in the folder where the examples run."""
+    images, _ = make_scenes(tmp_path / "scenes", COUNT, size=96)
     for number, path in enumerate(sorted(images.iterdir())):
-        home = folder / "photos" / ("cats", "dogs")[number % 2]
+        home = tmp_path / "photos" / ("cats", "dogs")[number % 2]
         home.mkdir(parents=True, exist_ok=True)
         path.rename(home / path.name)
-    return folder / "photos"
-
-
-@pytest.fixture
-def photos(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of two classes, in the folder where the examples run."""
-    shutil.copytree(scenes, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
@@ -54,26 +46,23 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
 def killed_at(step: int, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a section until the optimiser has made some steps, and end it there."""
-    made = 0
-    whole = torch.optim.SGD.step
+    whole, left = torch.optim.SGD.step, iter(range(step))
 
     def one_more(*given: Any, **named: Any) -> Any:
-        nonlocal made
-        if made == step:
+        if next(left, None) is None:
             raise Killed
-        made += 1
         return whole(*given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", one_more)
         with pytest.raises(Killed):
             run(heading)
-
-
-class Killed(BaseException):
-    """Nobody catches it."""
 
 
 @pytest.mark.slow
@@ -102,10 +91,8 @@ def test_lightning_keeps_the_loader_and_its_table_and_goes_on_in_mid_epoch(
     whole = run("PyTorch Lightning")
     assert (whole["trainer"].datamodule.loader.regions.writes == 1).all()
     end = torch.load("checkpoints/last.ckpt")
-    for steps, stands in (
-        (4, (0, 32)),
-        (7, (1, 16)),
-    ):  # the last checkpoint: at the end of an epoch, amid one
+    # The last checkpoint is at the end of an epoch, or amid one.
+    for steps, stands in [(4, (0, 32)), (7, (1, 16))]:
         shutil.rmtree("checkpoints")
         killed_at(steps, "PyTorch Lightning", monkeypatch)
         saved = torch.load("checkpoints/last.ckpt")["loops"]["fit_loop"]["state_dict"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import finish, start
 from conftest import noise_images
 from pages import Page, small_config
 from runs import SMALL, scenes_in
@@ -56,10 +54,8 @@ def remade(run: Path) -> Page:
 
 def test_a_run_leaves_a_page_and_tensorboard_with_all_that_it_has_to_show(undisturbed):
     found = Page(undisturbed / PAGE)
-    assert found.has(
-        "How the boxes moved", "Best and worst localised", "Views of the latest evaluation", "numpy"
-    )
-    assert found.has("MoCo", "ContrastiveCrop", "finished after 9 steps")
+    assert found.has("How the boxes moved", "Best and worst localised", "Views of the latest evaluation")
+    assert found.has("numpy", "MoCo", "ContrastiveCrop", "finished after 9 steps")
     assert not any(map(found.has, ("Semantic pairs", "Images that could not be read")))
     charts = {each["aria-label"] for each in found.tags("svg", role="img")}
     assert charts > {"Loss", "kNN accuracy", "IoU with true boxes", "Learning rate"}
@@ -101,30 +97,14 @@ def test_a_stopped_run_says_so_and_goes_on_to_the_page_of_one_never_stopped(undi
     assert events == ["start", "end"] * 2
 
 
-@pytest.mark.slow
-def test_of_a_killed_run_the_command_shows_what_is_there(scenes, tmp_path):
-    file = small_config(tmp_path, scenes, run={"epochs": 500, "log_every": 1})
-    (process,) = start(1, tmp_path, cli.main, lambda rank: [["pretrain", str(file)]])
-    boxes = tmp_path / "run" / "history" / "boxes.jsonl"
-    while process.is_alive() and not (boxes.exists() and boxes.read_text().count("\n") > 1):
-        time.sleep(0.05)
-    process.kill()
-    assert finish([process]) == [-9], (tmp_path / "0.log").read_text()
-    assert not (tmp_path / "run" / PAGE).exists()  # no evaluation, and no end
-    found = remade(tmp_path / "run")
-    assert found.has("no end noted: still going, or killed", "no evaluations (run.evaluate_every is 0)")
-    assert len(found.pictures()) == 12
-
-
 def test_a_failed_run_names_the_failure(scenes, tmp_path):
     too_fast = {"optim": {"name": "sgd", "lr": 1e30, "lr_scaling": False, "batch": 16}}
     no_encoder = {"guide": {"name": "semantic_pairs", "encoder": "nowhere"}, "views": PARTNERS}
     for changes, error in ((too_fast, FloatingPointError), (no_encoder, FileNotFoundError)):
         with pytest.raises(error) as failed:
             pretrain(config_file.load(small_config(tmp_path / error.__name__, scenes, **changes)))
-        assert Page(tmp_path / error.__name__ / "run" / PAGE).has(
-            f"failed: {error.__name__}: {failed.value}"[:60]
-        )
+        found = Page(tmp_path / error.__name__ / "run" / PAGE)
+        assert found.has(f"failed: {error.__name__}: {failed.value}"[:60])
 
 
 def test_a_run_begun_anew_keeps_nothing_of_one_that_died_before_its_first_checkpoint(scenes, tmp_path):
@@ -167,8 +147,9 @@ def test_what_is_damaged_or_hostile_costs_its_own_part_only(run):
     (run / "evaluations.jsonl").write_text(json.dumps({"evaluation": "knn", "step": 9, "x": HOSTILE}))
     found = remade(run)
     assert found.has(
-        "could not be read: 60", "and 10 more in quarantine", "Evaluations", "of_another_version"
-    )
+        "could not be read: 60", "and 10 more in quarantine", "Evaluations", "of_another_version",
+        "no end noted: still going, or killed",
+    )  # fmt: skip
     assert found.text.count(f"cut off {HOSTILE}") == 50
     assert len(found.pictures()) == 12
     assert found.text.count("A part is missing here") == 2  # the boxes of the evaluation, and its views

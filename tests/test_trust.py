@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import noise_images
+from mutations import Trap
 from PIL import Image
 from tars import pack_folder
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.system.arrays import load_arrays, pack_names, save_arrays
 from trainers.config.file import ConfigError, load, parse
-
-
-class Trap:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (self.folder,)
 
 
 @pytest.fixture
