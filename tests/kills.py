@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from by_hand import start
 from runs import scenes_in, write_config
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from trainers import cli
 from trainers.engine import checkpoint
@@ -62,18 +63,18 @@ def survive(folder: Path, whole: float, draw: random.Random) -> int:
                 checkpoint.load(folder / "run")
 
 
-def differences(one: Any, other: Any, place: str = "") -> list[str]:
+def differences(one: Any, other: Any) -> list[str]:
     """Where two checkpoints differ; tensors are compared bit for bit."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [where for key in one for where in differences(one[key], other[key], f"{place}.{key}")]
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same = one.dtype == other.dtype and one.numpy().tobytes() == other.numpy().tobytes()
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [where for i, pair in pairs for where in differences(*pair, f"{place}[{i}]")]
-    else:
-        same = bool(one == other)
-    return [] if same else [place]
+
+    def leaves(state: Any) -> dict[str, Any]:
+        found, _ = tree_flatten_with_path(state)
+        return {
+            keystr(place): value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+            for place, value in found
+        }
+
+    mine, theirs = leaves(one), leaves(other)
+    return [place for place in mine.keys() | theirs if mine.get(place) != theirs.get(place)]
 
 
 def runs_that_survive(

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import yaml
 from conftest import noise_images
-from runs import lines_of, scenes_in
+from runs import lines_of, scenes_in, write_config
 from safetensors.torch import load_file, save_file
 
 from trainers import cli
@@ -18,7 +17,6 @@ from trainers.evaluate import knn
 from trainers.saved_run import ColourHistogram, encoder_of, load_run
 
 TREE = {
-    "run": {"epochs": 1, "evaluate_every": 0, "log_every": 1, "device": "cpu", "threads": 1},
     "views": {"size": 16, "blur": 0, "name": "dino", "locals": 1, "local_size": 8},
     "model": {"backbone": "resnet10"},
     "method": {"name": "dino", "hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 16, "momentum": 0.5},
@@ -31,14 +29,9 @@ QUICK = ["probe.epochs=2", "probe.batch=16", "finetune.epochs=2", "finetune.labe
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps of DINO, for this process alone: evaluations write into its folder."""
     folder = tmp_path_factory.mktemp("run")
-    tree = {**TREE, "data": scenes_in(folder), "run": {**TREE["run"], "out": str(folder / "run")}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-    assert cli.main(["pretrain", str(folder / "config.yaml")]) == 0
+    file = write_config(folder, scenes_in(folder), **TREE, guide={"name": "none"}, run={"epochs": 1})
+    assert cli.main(["pretrain", str(file)]) == 0
     return folder / "run"
-
-
-def noted(run: Path) -> list[dict]:
-    return lines_of(run, "evaluations.jsonl")
 
 
 def test_knn_of_several_k_and_of_the_baselines(run, capsys):
@@ -48,7 +41,7 @@ def test_knn_of_several_k_and_of_the_baselines(run, capsys):
     told = capsys.readouterr().out
     assert "trained encoder, 3 steps: kNN (k 1, 48 neighbours, 16 queries): top-1" in told
     assert "colours encoder" in told
-    lines = noted(run)[-4:]
+    lines = lines_of(run, "evaluations.jsonl")[-4:]
     expected = [("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5)]
     assert [(line["encoder"], line["k"]) for line in lines] == expected
     assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in lines)
@@ -59,15 +52,15 @@ def test_a_classifier_by_one_command_which_is_resumed_or_named_anew_but_not_over
     words = [command, str(run), *QUICK]
     assert cli.main(words) == 0
     assert "(2 epochs): top-1" in capsys.readouterr().out
-    found = noted(run)[-1]
+    found = lines_of(run, "evaluations.jsonl")[-1]
     assert found["evaluation"] == found["name"] == command
     assert cli.main(words) == 2
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume"]) == 0
-    assert noted(run)[-1]["top1"] == found["top1"]
+    assert lines_of(run, "evaluations.jsonl")[-1]["top1"] == found["top1"]
     assert cli.main([*words, "--name", f"{command}-again", "--encoder", "untrained"]) == 0
-    assert noted(run)[-1]["name"] == f"{command}-again"
-    assert noted(run)[-1]["encoder"] == "untrained"
+    assert lines_of(run, "evaluations.jsonl")[-1]["name"] == f"{command}-again"
+    assert lines_of(run, "evaluations.jsonl")[-1]["encoder"] == "untrained"
 
 
 def test_the_encoder_is_exported_by_one_command(run, tmp_path):
@@ -125,7 +118,9 @@ def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run
     assert cli.main(["localise", str(run), "localise.layer=layer2", "localise.size=48"]) == 0
     told = capsys.readouterr().out
     assert "trained encoder, layer2 at 48 pixels, 48 images with true boxes" in told
-    lines = {line["boxes"]: line for line in noted(run) if line["evaluation"] == "localise"}
+    lines = {
+        line["boxes"]: line for line in lines_of(run, "evaluations.jsonl") if line["evaluation"] == "localise"
+    }
     kinds = ("activation", "principal", "gradient")
     assert set(lines) == {*kinds, *(f"{kind}, otsu" for kind in kinds), "centre", "whole", "random"}
     assert all(0 <= line["iou_best"] <= 1 for line in lines.values())

@@ -264,28 +264,24 @@ def test_a_layers_head_has_the_published_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"),
+    ("name", "channels", "sides"),
     [
-        ("resnet10", [(128, 8, 8), (256, 4, 4), (512, 2, 2)]),
-        ("convnext_tiny", [(192, 8, 8), (384, 4, 4), (768, 2, 2)]),
-        ("vit_tiny_patch16_224", [(192, 4, 4)] * 3),
-        ("resnet18d", [(128, 8, 8), (256, 4, 4), (512, 2, 2)]),
+        ("resnet10", [128, 256, 512], [8, 4, 2]),
+        ("convnext_tiny", [192, 384, 768], [8, 4, 2]),
+        ("vit_tiny_patch16_224", [192] * 3, [4] * 3),
     ],
 )
 def test_the_last_three_stages_of_every_kind_of_encoder_give_maps(
-    name: str, shapes: list[tuple[int, ...]]
+    name: str, channels: list[int], sides: list[int]
 ) -> None:
-    if name in ("vit_tiny_patch16_224", "resnet18d"):
-        pytest.importorskip("timm")
     net = build_backbone(name).eval()
     stages = Stages(net, net.stage_layers)
-    statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    assert stages.channels() == [shape[0] for shape in shapes]
-    torch.testing.assert_close(dict(net.named_buffers()), statistics)
+    assert stages.channels() == channels
     with torch.no_grad():
         pooled, maps = stages(torch.randn(2, 3, 64, 64))
     assert pooled.shape == (2, net.dim)
-    assert [tuple(found.shape[1:]) for found in maps] == shapes
+    shapes = [(2, count, side, side) for count, side in zip(channels, sides, strict=True)]
+    assert [tuple(found.shape) for found in maps] == shapes
 
 
 def test_encoders_without_known_stages_want_them_named() -> None:

@@ -82,10 +82,9 @@ def test_only_anchors_get_partners_and_who_has_none_in_the_band_stays_alone():
     assert orthogonal.cosine.isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_exact_duplicates_of_any_scale_fall_out_by_the_upper_bound_alone(dtype):
+def test_exact_duplicates_of_any_scale_fall_out_by_the_upper_bound_alone():
     features = features_of(40)
-    copied = torch.cat([features, 0.37 * features]).to(dtype)
+    copied = torch.cat([features, 0.37 * features]).half()
     rows = torch.arange(80)
     duplicate = (rows + 40) % 80
     free = find_partners(copied, band=(-1, 1), progress=False)
@@ -111,9 +110,6 @@ def test_a_row_of_zeros_has_no_partner_and_is_nobodys():
     found = find_partners(features, band=(-1, 0.1), progress=False)
     assert found.partner[3] == 3
     assert not (found.partner == 3)[[0, 1, 2, *range(4, 12)]].any()
-    exact = find_partners(features, band=(0.5, 1), kind="quantile", progress=False)
-    rest = find_partners(features[[0, 1, 2, *range(4, 12)]], band=(0.5, 1), kind="quantile", progress=False)
-    assert exact.band[0] == pytest.approx(rest.band[0])
 
 
 def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_seed_alone():

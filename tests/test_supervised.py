@@ -258,8 +258,7 @@ def test_a_batch_that_the_labelled_images_do_not_fill_is_reduced_and_its_rate_wi
 def test_images_without_a_label_take_no_part(tmp_path):
     bank, queries = colours(48, 1), colours(16, 2)
     labels, holes = bank.labels.copy(), queries.labels.copy()
-    labels[::3] = -1
-    holes[:5] = -1
+    labels[::3] = holes[:5] = -1
     with_holes = sets(with_labels(bank, labels), with_labels(queries, holes))
     without = sets(bank.subset(labels >= 0), queries.subset(holes >= 0))
     found = probe(probe_of(), encoder(), with_holes, tmp_path / "with")
@@ -327,13 +326,9 @@ def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path)
         assert one["curve"][-1]["top1"] == int((guesses == labels).sum()) / 513
 
 
-def labels_only(labels: list[int]) -> SampleIndex:
-    return SampleIndex.from_arrays(np.zeros((len(labels), 1, 1, 3), np.uint8), labels)
-
-
 def test_the_labelled_share_is_the_same_of_every_class_but_never_nothing_and_grows_by_adding():
     labels = np.random.default_rng(0).permutation([0] * 100 + [1] * 40 + [2] * 3 + [4] * 1 + [-1] * 50)
-    index = labels_only(labels.tolist())
+    index = SampleIndex.from_arrays(np.zeros((len(labels), 1, 1, 3), np.uint8), labels)
     rows = labelled_share(index, 0.1, seed=0)
     assert np.unique(index.labels[rows], return_counts=True)[1].tolist() == [10, 4, 1, 1]
     assert index.labels[rows].min() == 0
@@ -350,8 +345,7 @@ def test_listed_images_are_found_by_file_name_or_by_path_and_set_the_recipe(phot
     lines = [wanted[0].name, "", str(wanted[1].relative_to(photos.root)), wanted[2].name, wanted[0].name]
     file.write_text("\n".join(lines) + "\n")
     assert labelled_list(photos, file).tolist() == [3, 41, 70]
-    names = [f"class{number % 4}/{number}.png\n" for number in range(1, 96, 6)]
-    file.write_text("".join(names))
+    file.write_text("".join(f"class{number % 4}/{number}.png\n" for number in range(1, 96, 6)))
     settings = tuning_of(1, labels=str(file), weight_decay=None)
     tune(settings, encoder(), sets(photos, colours(32, 2)), tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run")["description"]

@@ -10,7 +10,7 @@ from runs import scenes_in, write_config
 from dali_views import ViewLoader, recipes
 from trainers.config import file as config_file
 from trainers.pretrain import pretrain
-from trainers.report import measures
+from trainers.report import report
 from trainers.report.history import lines_of
 
 
@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Time that passes when a test says so."""
     clock = SimpleNamespace(now=100.0)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr(measures, "time", clock)
+    monkeypatch.setattr(report, "time", clock)
     return clock
 
 
@@ -27,7 +27,7 @@ def test_rates_and_waiting_are_of_the_steps_since_the_last_reading_or_the_first_
     small_index, clock
 ):
     loader = ViewLoader(small_index, recipes.moco_v2(16), 8, device="cpu")
-    measured, whole = (measures.Throughput(loader, images=8) for _ in range(2))
+    measured, whole = (report.Throughput(loader, images=8) for _ in range(2))
     readings, waited = {}, {}
     for epoch in range(2):
         loader.set_epoch(epoch)
