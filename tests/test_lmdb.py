@@ -141,9 +141,9 @@ def test_the_first_folder_is_the_class_if_all_have_one(values, tmp_path):
 def test_values_that_are_no_encoded_images_are_left_out_with_what_they_are(values, tmp_path):
     good = values[b"ant/0000.jpg"]
     odd = {
-        b"pickle": (pickle.dumps((good, 3)), "a pickle, which is not loaded"),
+        b"pickle": (pickle.dumps((good, 3)), "not an image"),
         b"trap": (b"cos\nabort\n(tR.", "not an image"),
-        b"datum": (b"\x08\x03\x10\x20\x18\x20\x22\x80\x18" + bytes(3072), "Caffe Datum"),
+        b"datum": (b"\x08\x03\x10\x20\x18\x20\x22\x80\x18" + bytes(3072), "not an image"),
         b"pixels": (bytes(range(256)) * 12, "not an image"),
         b"cut": (good[:-300], "truncated"),
         b"empty": (b"", "empty"),
@@ -159,7 +159,7 @@ def test_values_that_are_no_encoded_images_are_left_out_with_what_they_are(value
     for key, (_, words) in odd.items():
         assert words in told.pop(key.decode())
     assert not told
-    reasons = r"no encoded image such as a JPEG, .* \(cut: truncated .*; datum: a Caffe"
+    reasons = r"no encoded image such as a JPEG, .* \(cut: truncated .*; datum: not an image"
     with pytest.raises(ValueError, match=reasons):
         from_lmdb(write(tmp_path / "b", wrong))
 

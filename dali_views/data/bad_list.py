@@ -13,11 +13,9 @@ from .remote import below
 def save(file: PathLike, reasons: Mapping[str, str]) -> None:
     """Write reasons by path, in one step."""
     with atomic_write(file) as draft:
-        draft.writelines(
-            # A line with # is a comment.
-            os.fsencode(f"{'./' if path[:1] == '#' else ''}{path}\t{' '.join(reason.split())}\n")
-            for path, reason in reasons.items()
-        )
+        for path, reason in reasons.items():
+            start = "./" if path[:1] == "#" else ""  # a line with # is a comment
+            draft.write(os.fsencode(f"{start}{path}\t{' '.join(reason.split())}\n"))
 
 
 def load(file: PathLike) -> dict[str, str]:

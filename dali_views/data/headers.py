@@ -58,7 +58,7 @@ R = TypeVar("R")
 
 
 class _Refused(Exception):
-    """Carries the reason for which a file is left out."""
+    """The reason why a file is left out."""
 
 
 def inspect_file(job: tuple[bytes, Record | None]) -> Record:
@@ -97,7 +97,12 @@ def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
 
 def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
     """(height, width) as stored, or `_Refused`."""
-    image = _open(file)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise _Refused("not an image, or cut off in its header") from None
+    except Image.DecompressionBombError:
+        raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
     kind, mode = str(image.format), image.mode
     if mode not in _MODES.get(kind, ()):
         raise _Refused(f"{kind} image of mode {mode}, which DALI cannot decode")
@@ -118,18 +123,9 @@ def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
         _check_netpbm(file)
     if kind == "WEBP" and _hides_exif(file):
         raise _Refused("WebP with EXIF behind a chunk of odd length, where DALI's parser fails")
-    if _end_looks_wrong(file, image, kind, size):
+    if _end_looks_wrong(file, kind, size):
         _decode(file, kind)
     return height, width
-
-
-def _open(file: IO[bytes]) -> Image.Image:
-    try:
-        return Image.open(file, formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise _Refused("not an image, or cut off in its header") from None
-    except Image.DecompressionBombError:
-        raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
 
 
 def _check_netpbm(file: IO[bytes]) -> None:
@@ -155,16 +151,10 @@ def _hides_exif(file: IO[bytes]) -> bool:
     return False
 
 
-def _end_looks_wrong(file: IO[bytes], image: Image.Image, kind: str, size: int) -> bool:
+def _end_looks_wrong(file: IO[bytes], kind: str, size: int) -> bool:
     """Whether the file may have been cut off, judged by its last bytes or by the lengths it states."""
-    if kind in ("BMP", "PPM"):
-        return True  # uncompressed: decoding them is reading them
-    if kind == "TIFF":
-        tags = image.tag_v2
-        starts, counts = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
-        if not starts or not counts:
-            return True
-        return any(start + count > size for start, count in zip(starts, counts, strict=False))
+    if kind in ("BMP", "PPM", "TIFF"):
+        return True  # mostly uncompressed: decoding them is reading them
     if kind == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 > size
@@ -181,9 +171,6 @@ def _decode(file: IO[bytes], kind: str) -> None:
     file.seek(0)
     with Image.open(file, formats=_FORMATS) as image:
         image.load()
-
-
-# -- many files -----------------------------------------------------------------------------------
 
 
 def look_through(

@@ -42,10 +42,8 @@ class Listing:
     labels: list[int]
     classes: list[str]
     left_out: list[LeftOut] = field(default_factory=list)
-    folders: dict[bytes, int] = field(default_factory=dict)
-    """mtime_ns of every folder that was read; adding, removing or renaming a file changes it."""
-    entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    """Bytes and version of the objects of a store."""
+    folders: dict[bytes, int] = field(default_factory=dict)  # mtime_ns of those that were read
+    entries: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # bytes and version of objects
 
 
 def scan_folder(root: PathLike, classes: Sequence[str] | None, **options: Unpack[Options]) -> FileScan:
@@ -88,8 +86,7 @@ def scan_listing(listing: Listing, place: ScanCache[FileScan], options: Options)
         holder="objects" if remote else "",
         places=np.column_stack([np.zeros(len(good), np.int64), table[:, [3, 2]]]) if remote else None,
     )
-    place.keep(scanned)
-    return scanned
+    return place.keep(scanned)
 
 
 def _scan_objects(listing: Listing, known: dict[bytes, Record], progress: bool) -> list[Record]:

@@ -20,7 +20,6 @@ from .scan import Cache, LeftOut, Scan, ScanCache, may_be_name, stamp_of
 from .source import needs, window
 
 _META_KEY = re.compile(rb"__\w+__")
-_FOREIGN = {b"\x80": "a pickle, which is not loaded", b"\x08": "a Caffe Datum"}  # by their first bytes
 
 
 def names_lmdb(path: PathLike) -> bool:
@@ -49,8 +48,7 @@ def scan_lmdb(path: PathLike, cache: Cache, progress: bool) -> Scan:
         scanned = "it is damaged, so that LMDB's library failed"
     if isinstance(scanned, str):
         raise ValueError(f"{file!r} cannot be read: {scanned}.")
-    place.keep(scanned)
-    return scanned
+    return place.keep(scanned)
 
 
 def name_of(key: bytes) -> bytes:
@@ -91,7 +89,6 @@ def _scan(job: tuple[str, bool]) -> Scan | str:
                 image = window(plain, offset, size)
                 height, width, refused = inspect(image, size)
                 if refused:
-                    refused = _FOREIGN.get(os.pread(plain.fileno(), min(1, size), offset), refused)
                     left_out.append(LeftOut(os.fsdecode(name), refused))
                 else:
                     found.append((name, (0, offset, size), (height, width)))

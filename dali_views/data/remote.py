@@ -127,7 +127,7 @@ class Bucket:
 
         try:
             return self._ask(every)
-        except SourceGoneError:
+        except GONE:
             raise
         except OSError as error:
             raise ValueError(f"{self.url}/{folder} cannot be listed: {error}; rename that object.") from error
@@ -194,10 +194,10 @@ class Bucket:
         if "416 Range" in cause:
             return OSError("it is shorter than it was when it was indexed")
         if re.search(r"code: (?!408|429)[34]|redirect|169\.254\.169\.254|metadata\.google", words):
-            words = f"{self.url} may not be read ({cause})"
-            return SourceGoneError(f"{words}; check its name, the credentials and AWS_REGION.")
-        words = f"{self.url} did not answer for {self._seconds:g} s ({cause})"
-        return SourceGoneError(f"{words}; check the network and the endpoint.")
+            told = f"may not be read ({cause}); check its name, the credentials and AWS_REGION."
+        else:
+            told = f"did not answer for {self._seconds:g} s ({cause}); check the network and the endpoint."
+        return SourceGoneError(f"{self.url} {told}")
 
 
 def bucket_of(url: PathLike) -> tuple[Bucket, str]:
@@ -212,8 +212,8 @@ def bucket_of(url: PathLike) -> tuple[Bucket, str]:
     _process = _process or os.getpid()
     if _process != os.getpid():
         # The threads of obstore stay with the parent; a request of the child would never return.
-        words = "cannot be read, because this process was forked from one that reads object stores"
-        raise SourceGoneError(f"{scheme}://{name} {words}; spawn it instead.")
+        words = "because this process was forked from one that reads object stores; spawn it instead."
+        raise SourceGoneError(f"{scheme}://{name} cannot be read, {words}")
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
     with _OPENING:
         bucket = _opened(f"{scheme}://{name}", settings)
@@ -231,17 +231,16 @@ def object_stamps(root: str, names: Sequence[str]) -> list[tuple[int, int]]:
     """(bytes, version) of objects below a URL, (-1, -1) of those that do not exist; raises as `Bucket`."""
     bucket, keys = keys_below(root, names)
     if len(names) > _SINGLY and not root.startswith("http"):  # a web server cannot list
-        there = {entry.name: (entry.size, entry.version) for entry in bucket.entries(bucket_of(root)[1])}
-        return [there.get(name, ABSENT) for name in names]
+        there = {name: stamp for name, *stamp in bucket.entries(bucket_of(root)[1])}
+        return [(size, version) for size, version in (there.get(name, ABSENT) for name in names)]
 
     def look(key: str) -> tuple[int, int]:
         try:
-            entry = bucket.stat(key)
+            return bucket.stat(key)[1:]
         except GONE:
             raise
         except OSError:
             return ABSENT
-        return entry.size, entry.version
 
     return list(_threads().map(look, keys))
 
@@ -264,9 +263,6 @@ def _version(meta: Mapping[str, Any]) -> int:
     # A weak ETag means the same content; a proxy may add or remove the mark.
     words = (meta.get("e_tag") or "").removeprefix("W/").strip('"') or str(meta.get("last_modified") or "")
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1 if words else 0
-
-
-# -- reading them ---------------------------------------------------------------------------------
 
 
 def open_object(
@@ -293,14 +289,10 @@ def open_object(
 class ObjectSource:
     """Whole objects, or ranges of objects (tar shards), as a `Source`. They must be as they were scanned."""
 
-    root: str
-    """URL that the names start from."""
-    names: NDArray[np.uint8] | Sequence[str]
-    """(N, L) of the objects themselves, NUL-padded, or of the S objects that hold the images."""
-    stamps: NDArray[np.int64] | None
-    """(S, 2) bytes and version of each object that holds images; None for whole objects."""
-    places: NDArray[np.int64]
-    """(N, 3) object, offset and bytes of each image; of whole objects 0, version and bytes."""
+    root: str  # URL that the names start from
+    names: NDArray[np.uint8] | Sequence[str]  # (N, L) of the images, or of the S objects that hold them
+    stamps: NDArray[np.int64] | None  # (S, 2) bytes and version of those; None for whole objects
+    places: NDArray[np.int64]  # (N, 3) object, offset and bytes; of whole objects 0, version and bytes
 
     def __len__(self) -> int:
         return len(self.places)
@@ -321,20 +313,17 @@ class ObjectSource:
         return found
 
 
-# -- obstore --------------------------------------------------------------------------------------
-
-
 def _open(url: str, seconds: float, retries: int) -> Any:
     """obstore's store of a bucket ("s3://bucket", "gs://bucket") or a server ("https://host")."""
     with needs("obstore"):
         from obstore.store import from_url
     silence = timedelta(seconds=min(_SILENCE, max(seconds / 4, 0.5)))  # so that there is a second attempt
-    client = {"connect_timeout": silence, "read_timeout": silence, "timeout": timedelta(seconds=_REQUEST)}
+    timeouts = {"connect_timeout": silence, "read_timeout": silence, "timeout": timedelta(seconds=_REQUEST)}
     backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)}
     retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=seconds), "backoff": backoff}
     more = _credentials(url) if url.startswith("s3:") else {}
     try:
-        return from_url(url, client_options={"allow_http": True, **client}, retry_config=retry, **more)
+        return from_url(url, client_options={"allow_http": True, **timeouts}, retry_config=retry, **more)
     except Exception as error:  # obstore's own about a setting, a file of credentials, a name
         words = str(error).strip().partition("\n")[0]
         raise ValueError(f"{url} cannot be opened ({words}); check the settings.") from error

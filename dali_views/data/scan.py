@@ -24,8 +24,8 @@ Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]
 """What holds the images, and so the meaning of their `places` (N, 3):
 
 - "": local files of their own, arrays, or a source of one's own; there are no places;
-- "ranges": pieces of container files, as tar shards are, maybe in a store: file, offset, bytes;
-- "groups": values of a column in Parquet or compressed Arrow files: file, group in it, row in that;
+- "ranges": pieces of files or objects, as of tar shards: file, offset, bytes;
+- "groups": values of a column in Parquet files: file, group in it, row in that;
 - "objects": whole objects in a store: 0, version, bytes.
 """
 
@@ -77,8 +77,7 @@ class Options(TypedDict, total=False):
 class LeftOut(NamedTuple):
     """A file that was listed but is not in the index."""
 
-    path: str
-    """Relative to the root of the index."""
+    path: str  # relative to the root of the index
     reason: str
 
 
@@ -121,10 +120,11 @@ class Scan:
     def holds(self) -> bool:
         """Whether all files that were scanned still look the same."""
         assert self.file_stamps is not None
-        stamps = [tuple(stamp) for stamp in self.file_stamps.tolist()]
         if is_remote(self.root):
-            return object_stamps(self.root, self.files) == stamps
-        return [stamp_of(os.path.join(self.root, name)) for name in self.files] == stamps
+            stamps = object_stamps(self.root, self.files)
+        else:
+            stamps = [stamp_of(os.path.join(self.root, name)) for name in self.files]
+        return stamps == [tuple(stamp) for stamp in self.file_stamps.tolist()]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,14 +134,10 @@ class FileScan(Scan):
     A stamp is (bytes, mtime_ns) of a file, (bytes, version) of an object, (-1, -1) where there is none.
     """
 
-    stamp_files: NDArray[np.int64]
-    """(N, 2) stamps of the images."""
-    stamp_left: NDArray[np.int64]
-    """(K, 2) stamps of the files that the scan refused, which are the first K of `left_out`."""
-    stamp_folders: NDArray[np.uint8]
-    """(F, L) folders that were read, relative to the root, NUL-padded."""
-    stamp_times: NDArray[np.int64]
-    """(F,) their mtime_ns; adding, removing or renaming a file changes it."""
+    stamp_files: NDArray[np.int64]  # (N, 2) of the images
+    stamp_left: NDArray[np.int64]  # (K, 2) of the files that were refused, the first K of `left_out`
+    stamp_folders: NDArray[np.uint8]  # (F, L) folders that were read, relative to the root, NUL-padded
+    stamp_times: NDArray[np.int64]  # (F,) their mtime_ns, which a file that comes or goes changes
 
     def records(self) -> dict[bytes, Record]:
         """The record of each file that was scanned, by name."""
@@ -173,9 +169,6 @@ def stamp_of(path: bytes | str) -> tuple[int, int]:
     except (OSError, ValueError):  # a NUL in a name that someone else put into the file
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-# -- files ----------------------------------------------------------------------------------------
 
 
 def write_index(path: PathLike, scan: Scan) -> None:
@@ -290,12 +283,12 @@ class ScanCache(Generic[T]):
             return  # absent, damaged or wrong: the scan is done again
         self.kept = kept if kept.root == root else None
 
-    def keep(self, scanned: T) -> None:
-        """Writes the scan; a place that cannot be written costs a warning."""
+    def keep(self, scanned: T) -> T:
+        """Writes the scan and returns it; a place that cannot be written costs a warning."""
         try:
             if self.file is not None:
                 write_index(self.file, scanned)
         except OSError as error:
-            warnings.warn(
-                f"The index is not kept: {str(self.file)!r} cannot be written ({error}).", stacklevel=5
-            )
+            words = f"The index is not kept: {str(self.file)!r} cannot be written ({error})."
+            warnings.warn(words, stacklevel=5)
+        return scanned

@@ -12,7 +12,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any, NamedTuple, cast
 
@@ -38,9 +37,6 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _LABEL_KEYS = ("label", "cls", "class_id")
 _SHARDS, _REQUESTS = 4, 16  # shards that threads scan at a time: more wait for the interpreter; in a store
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-
-
-# -- which files are meant ------------------------------------------------------------------------
 
 
 def is_list(path: PathLike) -> bool:
@@ -108,9 +104,6 @@ def _named(pattern: str) -> Iterator[str]:
             yield from sorted(glob.glob(name))
 
 
-# -- what they hold -------------------------------------------------------------------------------
-
-
 def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Options]) -> Scan:
     """The images in tar shards; if no shard has changed, none is opened."""
     paths = list_shards(pattern)
@@ -123,13 +116,10 @@ def scan_shards(pattern: PathLike | Sequence[PathLike], **options: Unpack[Option
     place = ScanCache(root, ["shards", shards], Scan, options)
     if place.kept is not None and place.kept.holds():
         return place.kept
-    size, workers, threads = size_of(paths), options.get("processes"), _SHARDS
-    if True in remote:
-        size, workers, threads = 0, 0, _REQUESTS
-    found = look_through(scan_shard, paths, size, workers, "shards", options.get("progress", True), threads)
-    scanned = merge(root, shards, found)
-    place.keep(scanned)
-    return scanned
+    processes, threads = (0, _REQUESTS) if True in remote else (options.get("processes"), _SHARDS)
+    progress, size = options.get("progress", True), size_of(paths)
+    found = look_through(scan_shard, paths, size, processes, "shards", progress, threads)
+    return place.keep(merge(root, shards, found))
 
 
 class Shard(NamedTuple):
@@ -142,15 +132,13 @@ class Shard(NamedTuple):
     left_out: list[tuple[str, str]]  # name of member, or "" for the shard, and reason
 
 
-@dataclass
 class _Found:
     """The contents of a shard so far. A key, the name up to the first dot, joins image and label file."""
 
-    images: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
-    """Key, offset, bytes, height and width by name."""
-    labels: dict[str, str] = field(default_factory=dict)
-    """By key."""
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.images: dict[str, tuple[str, int, int, int, int]] = {}  # key, offset, bytes, height, width
+        self.labels: dict[str, str] = {}  # by key
+        self.left_out: list[tuple[str, str]] = []
 
 
 def scan_shard(path: str) -> Shard:

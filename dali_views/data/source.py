@@ -39,7 +39,6 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """The number of images; it does not change."""
-        ...
 
     def read(self, rows: NDArray[np.int64]) -> Sequence[bytes | NDArray[np.uint8]]:
         """The encoded images of rows (n,), in any order and maybe with repetitions.
@@ -54,7 +53,6 @@ class Source(Protocol):
             SourceGoneError, ConnectionError: The whole source cannot be read; this ends the run.
             Exception: Any other. Then each row is requested alone; one that raises again is a bad image.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +60,7 @@ class Picked:
     """Some rows of a source, as a source."""
 
     whole: Source
-    rows: NDArray[np.int64]
-    """(n,) of the whole."""
+    rows: NDArray[np.int64]  # (n,) of the whole
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,9 +120,6 @@ def needs(package: str) -> Iterator[None]:
         raise ValueError(f"{words}, or the extra {extra!r} of dali-views.") from error
 
 
-# -- reading ahead --------------------------------------------------------------------------------
-
-
 class Reading(NamedTuple):
     """The images of one batch, which threads are reading: how many, and their future."""
 
@@ -160,9 +154,6 @@ class ReadAhead:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
-
-
-# -- pieces of files ------------------------------------------------------------------------------
 
 
 class Window(io.RawIOBase):
@@ -201,24 +192,17 @@ def window(file: Any, offset: int, size: int) -> io.BufferedReader:
 
 
 def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
-    """Opens a regular file; its descriptor, which the caller closes.
-
-    Raises:
-        OSError: There is none, or it does not have this stamp (bytes, mtime_ns).
-    """
+    """Opens a regular file of this stamp (bytes, mtime_ns), or an OSError; the caller closes it."""
     # A pipe of that name would keep an open that blocks waiting.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(handle)
-    words = "" if stat.S_ISREG(status.st_mode) else "not a regular file"
-    if stamp is not None and not words and (status.st_size, status.st_mtime_ns) != stamp:
-        words = (
-            f"{os.path.basename(path)} has changed since it was indexed (its size or its time); "
-            "index it again, or bring the old file back with its time"
-        )
-    if words:
-        os.close(handle)
-        raise OSError(words)
-    return handle
+    if stat.S_ISREG(status.st_mode) and stamp in (None, (status.st_size, status.st_mtime_ns)):
+        return handle
+    os.close(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    changed = f"{os.path.basename(path)} has changed since it was indexed (its size or its time)"
+    raise OSError(f"{changed}; index it again, or bring the old file back with its time")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,12 +210,9 @@ class RangeSource:
     """Pieces of larger files (tar shards, tables), as a `Source`. A file must be as it was when scanned."""
 
     root: str
-    files: Sequence[str]
-    """S names, relative to the root."""
-    stamps: NDArray[np.int64]
-    """(S, 2) bytes and mtime_ns of each file when it was scanned."""
-    places: NDArray[np.int64]
-    """(N, 3) file, offset and bytes of each image."""
+    files: Sequence[str]  # S names, relative to the root
+    stamps: NDArray[np.int64]  # (S, 2) bytes and mtime_ns of each file when it was scanned
+    places: NDArray[np.int64]  # (N, 3) file, offset and bytes of each image
 
     def __len__(self) -> int:
         return len(self.places)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +116,8 @@ def _damage() -> Iterator[None]:
         raise OSError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-# -- columns --------------------------------------------------------------------------------------
+# Path or b"", label, place (offset and bytes, or group and row in it), and what `inspect` returns.
+_Row: TypeAlias = tuple[bytes, str, tuple[int, int], tuple[int, int, str]]
 
 
 class _Columns(NamedTuple):
@@ -159,9 +160,6 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-# -- scan -----------------------------------------------------------------------------------------
-
-
 def scan_tables(
     pattern: PathLike | Sequence[PathLike], image: str | None, label: str | None, **options: Unpack[Options]
 ) -> Scan:
@@ -199,9 +197,7 @@ def _tables(pattern: PathLike | Sequence[PathLike]) -> list[str]:
         return list_shards(pattern, TABLE)
     names = sorted(name for name in os.listdir(pattern) if TABLE.search(name))
     if not names:
-        raise FileNotFoundError(
-            f"The folder {os.fspath(pattern)!r} holds no table; name tables or their folder."
-        )
+        raise FileNotFoundError(f"The folder {os.fspath(pattern)!r} holds no table; name tables.")
     # Beside a saved set, Hugging Face keeps what was computed from it.
     saved = [name for name in names if re.fullmatch(r"data-\d+-of-\d+\.arrow", name)]
     return [os.path.abspath(os.path.join(pattern, name)) for name in saved or names]
@@ -219,21 +215,17 @@ def _columns(paths: list[str], image: str | None, label: str | None) -> _Columns
             continue
         fits = [name for name, kind in kinds.items() if kind in _WORDS]
         if label is None and kinds and not fits:
-            warnings.warn(
-                f"No labels: the column {min(kinds)!r} holds {kinds[min(kinds)]}, neither whole numbers nor "
-                "words; name another as `label`.",
-                stacklevel=5,
-            )
+            told = f"No labels: the column {min(kinds)!r} holds {kinds[min(kinds)]}, not numbers or words"
+            warnings.warn(f"{told}; name another as `label`.", stacklevel=5)
         return _columns_of(table, image, label or next(iter(fits), None))
     raise ValueError(f"None of the {len(paths)} tables can be read ({paths[-1]}: {words}); check the path.")
 
 
 def _scan_table(job: tuple[str, _Columns]) -> Shard:
     """The images in one table; never raises for a bad one. What is whole in a damaged one counts."""
-    path, columns = job
-    rows: dict[int, tuple[bytes, str, tuple[int, int], tuple[int, int, str]]] = {}
-    lost: list[tuple[str, str]] = []
-    stamp, done = stamp_of(path), 0
+    (path, columns), done = job, 0
+    rows: dict[int, _Row] = {}
+    stamp, lost = stamp_of(path), list[tuple[str, str]]()
     try:
         with _open(path, stamp) as table:
             if _columns_of(table, columns.image, columns.label) != columns:
@@ -262,15 +254,10 @@ def _scan_table(job: tuple[str, _Columns]) -> Shard:
     return shard_of(stamp, good, bad + lost)
 
 
-def _rows(
-    table: _Table, group: int, columns: _Columns
-) -> Iterator[tuple[bytes, str, tuple[int, int], tuple[int, int, str]]]:
-    """Path or b"", label, place (offset and bytes, or group and row in it), and what `inspect` returns."""
+def _rows(table: _Table, group: int, columns: _Columns) -> Iterator[_Row]:
     part, whole = table.read(group, [one for one in columns[:3] if one]), table.whole
-    nothing = [None] * part.num_rows
-    paths = nothing if columns.path is None else _texts(part.column(columns.path))
-    labels = nothing if columns.label is None else _texts(part.column(columns.label))
     images = _views(part.column(columns.image))
+    paths, labels = _texts(part, columns.path), _texts(part, columns.label)
     for row, (image, path, label) in enumerate(zip(images, paths, labels, strict=True)):
         look, place = (0, 0, "no bytes, at most a path"), (group, row)
         if image is not None:
@@ -289,8 +276,11 @@ def _views(column: Any) -> Iterator[Any]:
             yield (content or pa.py_buffer(b"")).slice(start, end - start) if there else None
 
 
-def _texts(column: Any) -> list[bytes | None]:
-    """Text as bytes, because in a file it need not be UTF-8; numbers as text."""
+def _texts(part: Any, name: str | None) -> list[bytes | None]:
+    """Text of a column as bytes, because in a file it need not be UTF-8; numbers as text."""
+    if name is None:
+        return [None] * part.num_rows
+    column = part.column(name)
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     words = plain.cast(pa.string()) if pa.types.is_integer(plain.type) else plain
     return [*words.cast(pa.large_binary()).to_pylist()]
@@ -308,8 +298,6 @@ def _warn_if_slow(scan: Scan, size: int) -> None:
             stacklevel=4,
         )
 
-
-# -- reading --------------------------------------------------------------------------------------
 
 _CACHE = MemoryCache(KEPT_BYTES)
 os.register_at_fork(after_in_child=_CACHE.clear)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +24,9 @@ _FAR = 1e9  # pixels
 class RowBoxes(NamedTuple):
     """M ground-truth boxes of the rows of an index or a listing, in any order."""
 
-    rows: NDArray[np.int64]
-    """(M,) the row of each box."""
-    boxes: NDArray[np.float32]
-    """(M, 4) y0, x0, y1, x1 fractions."""
-    labels: NDArray[np.int32]
-    """(M,) the class of each box, -1 unknown."""
+    rows: NDArray[np.int64]  # (M,) the row of each box
+    boxes: NDArray[np.float32]  # (M, 4) y0, x0, y1, x1 fractions
+    labels: NDArray[np.int32]  # (M,) the class of each box, -1 unknown
 
     def in_order(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]:
         """`box_start` (count + 1,), boxes and labels in the order of their rows."""
@@ -141,9 +137,7 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
             continue
         head, *corners = line.strip().rsplit(None, 4)
         try:
-            x0, y0, x1, y1 = (float(c) for c in corners)
-            if not all(map(math.isfinite, (x0, y0, x1, y1))):
-                raise ValueError
+            x0, y0, x1, y1 = _numbers([corners], 4, least=-_FAR)[0].tolist()
         except ValueError:
             raise ValueError(
                 f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); correct it."
