@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -15,47 +12,9 @@ import numpy as np
 import pytest
 import torch
 from mutations import Trap
+from touches import killed_at_every_touch
 
 from trainers.engine.checkpoint import LAST, PREVIOUS, load, save
-
-# Before its n-th touch of the disk the child kills itself; n runs until a child gets through. The archive is
-# written in pieces, so that some of them are touches, too.
-STEPPER = """
-import io, os, signal, sys, torch
-from trainers.engine import checkpoint
-
-def deadly(call, left):
-    def wrapped(*args, **keys):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **keys)
-    return wrapped
-
-for n in range(1, 100):
-    folder = f"{sys.argv[1]}/{n}"
-    for step in range(2):
-        checkpoint.save(folder, {"step": step, "weights": torch.full((1000,), step)})
-    child = os.fork()
-    if child == 0:
-        left, whole = [n], torch.save
-        for name in ("fsync", "link", "unlink", "replace"):
-            setattr(os, name, deadly(getattr(os, name), left))
-        def save(state, file):
-            buffer = io.BytesIO()
-            whole(state, buffer)
-            write = deadly(file.write, left)
-            for start in range(0, buffer.tell(), 700):
-                write(buffer.getbuffer()[start : start + 700])
-                file.flush()
-        torch.save = save
-        checkpoint.save(folder, {"step": 2, "weights": torch.full((1000,), 2)})
-        os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    print(n, int(killed), flush=True)
-    if not killed:
-        break
-"""
 
 
 def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
@@ -183,14 +142,11 @@ def test_an_empty_folder_and_a_hopeless_one_are_told_apart(tmp_path: Path) -> No
 
 
 def test_a_kill_between_any_two_touches_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STEPPER, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    lines = done.stdout.split("\n")[:-1]
-    assert len(lines) >= 10, "pieces of the archive, four kinds of calls, and one child that lives"
-    assert [line.split()[1] for line in lines] == ["1"] * (len(lines) - 1) + ["0"]
-    for line in lines:
-        folder = tmp_path / line.split()[0]
+    keep = 'checkpoint.save(out, {{"step": {0}, "weights": torch.full((1000,), {0})}})'
+    before = f"import torch; from trainers.engine import checkpoint\n{keep.format(0)}\n{keep.format(1)}"
+    killed = killed_at_every_touch(before, keep.format(2), tmp_path)
+    assert len(killed) >= 5, "a draft is opened, synced and renamed, and the last one kept"
+    for folder in killed:
         state = load(folder)
         assert state["step"] in (1, 2)
         assert bool((state["weights"] == state["step"]).all())

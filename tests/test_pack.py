@@ -385,7 +385,11 @@ def test_killed_between_any_two_touches_of_the_disk_it_continues_to_the_same_fil
     whole = pack(source, tmp_path / "whole", 9, short_side=50)
     assert list(whole.left_out) == ["bee/0003.png"]
     call = "pack_shards(source, out, short_side=50, per_shard=9, workers=2, progress=False)"
-    killed = killed_at_every_touch(call, copied, tmp_path / "killed")
+    before = (
+        "from dali_views import SampleIndex; from dali_views.tools.pack import pack_shards\n"
+        f"source = SampleIndex.from_folder({str(copied)!r}, cache=False, progress=False)"
+    )
+    killed = killed_at_every_touch(before, call, tmp_path / "killed")
     assert len(killed) > 20
     counts = set()
     for folder in killed:

@@ -1,16 +1,16 @@
-"""Packing that kills itself at its n-th write to the disk, for every n until one run completes."""
+"""A call that is killed at its n-th touch of the disk, for every n until one call completes."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-# A touch is before a file is synced or renamed or a folder is made, and after a file is opened for writing.
+# A touch is before a file is synced, renamed, linked or removed, or a folder is made, and after one is opened
+# for writing.
 _CHILDREN = """
 import builtins, io, os, pathlib, signal, sys
-from dali_views import SampleIndex
-from dali_views.tools.pack import pack_shards
 
 left = [0]
 
@@ -33,13 +33,13 @@ def after(call):
         return opened
     return wrapped
 
-source = SampleIndex.from_folder(sys.argv[2], cache=False, progress=False)
 for n in range(1, 400):
     out = f"{sys.argv[3]}/{n}"
+    exec(sys.argv[1])
     child = os.fork()
     if child == 0:
         left[0] = n
-        for name in ("fsync", "replace", "mkdir"):
+        for name in ("fsync", "replace", "mkdir", "link", "unlink"):
             setattr(os, name, before(getattr(os, name)))
         for module in (builtins, io):
             module.open = after(module.open)
@@ -47,7 +47,7 @@ for n in range(1, 400):
         if accessor is not None:
             accessor.open = staticmethod(io.open)
             accessor.replace, accessor.mkdir = staticmethod(os.replace), staticmethod(os.mkdir)
-        exec(sys.argv[1])
+        exec(sys.argv[2])
         os._exit(0)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
     print(n, int(killed), flush=True)
@@ -56,8 +56,9 @@ for n in range(1, 400):
 """
 
 
-def killed_at_every_touch(call: str, source: Path, folder: Path) -> list[Path]:
-    """The folders that killed children of `call` leave; it packs the index `source` to `out` in `folder`."""
-    command = [sys.executable, "-c", _CHILDREN, call, str(source), str(folder)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-    return [folder / line.split()[0] for line in lines if line.endswith(" 1")]
+def killed_at_every_touch(before: str, call: str, folder: Path) -> list[Path]:
+    """The folders `out` in `folder` that killed children of `call` leave; `before` is run before each."""
+    command = [sys.executable, "-c", _CHILDREN, before, call, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return [folder / line.split()[0] for line in done.stdout.split("\n") if line.endswith(" 1")]
