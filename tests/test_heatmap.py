@@ -243,22 +243,6 @@ def test_a_gradient_map_of_half_precision_loses_nothing_and_does_not_depend_on_t
     torch.testing.assert_close(gradient_map(features, gradients * 1024), maps, atol=1e-6, rtol=0)
 
 
-def test_the_gradient_of_a_score_finds_the_object_that_the_activation_sum_misses() -> None:
-    head = nn.Linear(2, 1, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[1.0, -1.0]]))
-    features = torch.zeros(1, 2, 4, 4)
-    features[0, 0, 1, 1] = 1.0  # the object, seen by the channel that raises the score
-    features[0, 1, 3, 3] = 9.0  # something louder that lowers it
-    features.requires_grad_()
-    score = head(features.mean((2, 3))).sum()
-    (gradients,) = torch.autograd.grad(score, features)
-    maps = gradient_map(features, gradients)
-    assert not maps.requires_grad
-    assert maps.nonzero().tolist() == [[0, 1, 1]]
-    assert int(activation_map(features).argmax()) == 4 * 3 + 3
-
-
 # ---- of a model
 
 
@@ -281,14 +265,9 @@ def test_heatmaps_of_a_batch_leave_every_training_flag_and_statistic_alone(
     assert [module.training for module in resnet.modules()] == before
 
 
-def test_heatmaps_of_a_compiled_model_that_already_ran_are_those_of_the_model(images: Tensor) -> None:
-    net = small_net().eval()
-    model = cast(nn.Module, torch.compile(net, backend="eager"))
-    model(images)
-    torch.testing.assert_close(heatmaps(model, images, "2.0"), heatmaps(net, images, "2.0"))
-
-
-def test_heatmaps_and_taps_work_through_distributed_data_parallel(tmp_path: Path, images: Tensor) -> None:
+def test_heatmaps_see_through_distributed_data_parallel_and_a_compiled_model_that_already_ran(
+    tmp_path: Path, images: Tensor
+) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         net = small_net()
@@ -296,7 +275,10 @@ def test_heatmaps_and_taps_work_through_distributed_data_parallel(tmp_path: Path
         with FeatureTap(model, "2.0") as tap:
             model(images)
         assert tap.features.shape == (2, 8, 60, 60)
-        torch.testing.assert_close(heatmaps(model, images, "2.0"), heatmaps(net, images, "2.0"))
+        compiled = cast(nn.Module, torch.compile(net, backend="eager"))
+        compiled(images)  # finished graphs do not see the hooks of a tap
+        for wrapped in (model, compiled):
+            torch.testing.assert_close(heatmaps(wrapped, images, "2.0"), heatmaps(net, images, "2.0"))
         assert model.training
     finally:
         torch.distributed.destroy_process_group()
