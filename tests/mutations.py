@@ -26,7 +26,7 @@ from PIL import Image
 from tars import add
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.system.arrays import _checksum as checksum
+from dali_views.system.files import _checksum as checksum
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tars import pack_folder
 
 from dali_views import RegionTable, SampleIndex
-from dali_views.system.arrays import load_arrays, pack_names, save_arrays
+from dali_views.system.files import load_arrays, pack_names, save_arrays
 from trainers.config.file import ConfigError, load, parse
 
 

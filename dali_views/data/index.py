@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self, Unpack
 
-from ..system.arrays import pack_names, unpack_names
-from ..system.files import PathLike
+from ..system.files import PathLike, pack_names, unpack_names
 from . import bad_list
 from .cache import CachedSource
 from .headers import scan_source

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Unpack
 
-from ..system.arrays import pack_names
-from ..system.files import PathLike
+from ..system.files import PathLike, pack_names
 from .headers import Record, cores, inspect, inspect_file, look_through, require_some
 from .remote import (
     absolute,

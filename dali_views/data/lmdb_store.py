@@ -12,8 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..system.arrays import pack_names
-from ..system.files import PathLike
+from ..system.files import PathLike, pack_names
 from .headers import in_process, inspect, scan_bar
 from .remote import as_url, is_remote
 from .scan import Cache, LeftOut, Scan, ScanCache, may_be_name, stamp_of

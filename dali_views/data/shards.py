@@ -20,8 +20,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from ..system.arrays import pack_names
-from ..system.files import PathLike
+from ..system.files import PathLike, pack_names
 from .headers import inspect, look_through, size_of
 from .listing import EXTENSIONS, number_labels
 from .remote import absolute, as_url, below, bucket_of, content, is_remote, open_object

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Unpack
 
-from ..system.arrays import unpack_names
-from ..system.files import PathLike
+from ..system.files import PathLike, unpack_names
 from .listing import Listing, by_part, folder_of, list_folder, read_list, scan_listing, take
 from .remote import absolute
 from .scan import FileScan, Options, Scan, ScanCache

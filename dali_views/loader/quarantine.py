@@ -14,7 +14,7 @@ from ..data.remote import is_remote
 from ..data.source import GONE, reason
 from ..graph.decode import Alone
 from ..plan.draw import I64, Bool
-from ..system.arrays import unpack_names
+from ..system.files import unpack_names
 
 if TYPE_CHECKING:
     from ..data.index import SampleIndex

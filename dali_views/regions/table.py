@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.arrays import load_arrays, save_arrays
-from ..system.files import PathLike
+from ..system.files import PathLike, load_arrays, save_arrays
 from ..system.ranks import world
 from .queue import UpdateQueue
 from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns

@@ -1,15 +1,29 @@
-"""Files that are whole or not there: writing in one step."""
+"""Files that are whole or not there; arrays in a safetensors file, mapped into memory and never executed.
+
+And names as one array of bytes: 100 million of them as Python objects would not fit in memory.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import mmap
 import os
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
+Arrays = dict[str, NDArray[Any]]
+_TYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8", "BOOL": "?"}
 
 
 def cache_folder() -> Path:
@@ -43,3 +57,67 @@ def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any], *, shared: bool = False) -> None:
+    """Writes arrays of numbers (no float16) and JSON-able facts in one step; see `atomic_write`."""
+    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)  # a header of safetensors has at most 100 MB
+    tensors = {name: np.ascontiguousarray(array) for name, array in {**arrays, "facts": text}.items()}
+    with atomic_write(path, shared=shared) as file:
+        file.write(save(tensors, {"crc32": _checksum(tensors)}))
+
+
+@contextmanager
+def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+    """Gives arrays (read-only; processes share their memory) and facts to a block that makes `what` of them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or something else, or the block failed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no {what} at {path}; save one there first or correct the path.")
+    with open(path, "rb") as file:  # outside the try: a file one may not read is not a damaged file
+        try:
+            arrays = _mapped(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            yield arrays, json.loads(arrays.pop("facts").tobytes())
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a readable {what} but damaged or something else "
+                f"({' '.join(str(error).split())}); delete it or restore it from a copy."
+            ) from error
+
+
+def _mapped(path: PathLike, content: mmap.mmap) -> Arrays:
+    with safe_open(path, framework="np") as verified:  # which would copy the arrays
+        checksum = (verified.metadata() or {}).get("crc32")
+    start = 8 + int.from_bytes(content[:8], "little")
+    arrays: Arrays = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            kind, count = np.dtype(_TYPES[entry["dtype"]]), math.prod(entry["shape"])
+            offset = start + entry["data_offsets"][0] if count else 0
+            arrays[name] = np.frombuffer(content, kind, count, offset).reshape(entry["shape"])
+    if _checksum(arrays) != checksum:
+        raise ValueError("its checksum is wrong")
+    return arrays
+
+
+def _checksum(arrays: Arrays) -> str:
+    total = 0
+    for name, array in sorted(arrays.items()):
+        total = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), total)
+        total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
+    return f"{total:08x}"
+
+
+def pack_names(names: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.uint8]:
+    """(N, L) bytes of N names, padded with NULs to the longest."""
+    packed = np.array(names, dtype=np.bytes_)
+    return packed.view(np.uint8).reshape(len(names), packed.itemsize)
+
+
+def unpack_names(paths: NDArray[np.uint8]) -> list[bytes]:
+    """The N names that `pack_names` packed."""
+    names: list[bytes] = np.ascontiguousarray(paths).view(f"S{paths.shape[1]}").ravel().tolist()
+    return names

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dali_views import SampleIndex
-from dali_views.system.arrays import unpack_names
+from dali_views.system.files import unpack_names
 
 from .. import config as cfg
 from ..data import DataSets

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from ...data.headers import inspect
 from ...data.index import SampleIndex
 from ...data.listing import EXTENSIONS, number_labels
-from ...system.arrays import unpack_names
+from ...system.files import unpack_names
 
 _SHARD = re.compile(r".*?\.tar/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

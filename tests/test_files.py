@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dali_views.system.arrays import load_arrays, save_arrays
+from dali_views.system.files import load_arrays, save_arrays
 
 ARRAYS = {
     "empty": np.zeros((0, 4), np.float32),
@@ -69,7 +69,7 @@ def test_a_large_file_takes_no_memory_of_its_own(tmp_path):
     size = 48 << 20
     save_arrays(tmp_path / "a", {"x": np.ones(size, np.uint8)}, {})
     code = (
-        "import sys; from dali_views.system.arrays import load_arrays\n"
+        "import sys; from dali_views.system.files import load_arrays\n"
         "def own(): return next(line for line in open('/proc/self/smaps_rollup') if 'Anonymous' in line)\n"
         "before = own()\n"
         "with load_arrays(sys.argv[1], 'table') as (arrays, _): arrays['x'].sum(); print(before, own())"
