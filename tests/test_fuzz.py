@@ -39,9 +39,7 @@ def test_an_input_is_the_same_whoever_makes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("failure", "words"), [("crash", "process died"), ("hang", "no answer in 1 s"), ("memory", "took 3")]
 )
-def test_a_crash_a_hang_and_a_leap_of_the_memory_are_found_and_the_next_is_judged(
-    tmp_path: Path, failure: str, words: str
-) -> None:
+def test_a_crash_a_hang_and_a_leap_of_the_memory_are_found_and_the_next_is_judged(tmp_path, failure, words):
     judge = fuzz.Judge(tmp_path / "log", bad_judge, limit_s=1 if failure == "hang" else fuzz.LIMIT_S)
     for _ in range(2):
         outcome, finding = judge(failure, tmp_path)

@@ -457,9 +457,7 @@ def test_lists_and_coco_sets_reuse_their_scan(twins: tuple[Path, bytes], tmp_pat
     assert SampleIndex.from_coco(root, cache=tmp_path / "cache").sizes.tolist() == [[12, 16]]
 
 
-def test_the_cache_folder_follows_the_environment(
-    twins: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_folder_follows_the_environment(twins, tmp_path, monkeypatch):
     monkeypatch.delenv("DALI_VIEWS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     SampleIndex.from_folder(twins[0])

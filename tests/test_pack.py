@@ -385,7 +385,6 @@ def test_a_folder_that_is_gone_costs_no_image(photos, tmp_path):
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(source, tmp_path):
-    # A limit on the size of files fails a write as a full disk does, and needs no disk of its own.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

@@ -63,65 +63,39 @@ def test_what_would_be_executed_is_refused(tmp_path: Path, save: Callable[..., N
     [
         '{"labels": {"dtype": "I32", "shape": [100000000000000], "data_offsets": [0, 400000000000000]}}',
         '{"labels": {"dtype": "I32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}',
-        '{"labels": {"dtype": "I32", "shape": [-1], "data_offsets": [0, 4]}}',
         '{"labels": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}',
         '{"labels": ' + "[" * 100_000,
-        '{"facts": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}',
         "",
     ],
 )
 @pytest.mark.parametrize("length", [None, 2**63 - 1])
-def test_a_header_that_claims_what_is_not_there_is_refused(
-    tmp_path: Path, header: str, length: int | None
-) -> None:
+def test_a_header_that_claims_what_is_not_there_is_refused(tmp_path, header, length):
     size = (length or len(header)).to_bytes(8, "little")
     (tmp_path / "index").write_bytes(size + header.encode())
     with pytest.raises(ValueError, match="is not a readable index"):
         SampleIndex.load(tmp_path / "index")
 
 
-# -- an index that contradicts itself -------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"labels": np.array([0, 1, 2], np.int32)}, "labels have no class"),
-        ({"box_labels": np.array([0, -2, 0], np.int32)}, "box_labels have no class"),
         ({"labels": np.array([-1, -1], np.int32)}, r"is int32 of shape \("),
         ({"labels": np.full(3, -1.0)}, "labels is float64"),
         ({"sizes": np.array([[1, 1], [1, 0], [1, 1]], np.int32)}, "sizes are no sizes"),
-        ({"sizes": np.full((3, 2), 2**31 - 1, np.int32)}, "sizes are no sizes"),
-        ({"sizes": np.full((3, 3), 9, np.int32)}, r"sizes is int32 of shape \(3, 3\)"),
-        ({"box_start": np.array([0, 2, 2, 9])}, "box_start does not divide"),
         ({"box_start": np.array([0, 4, 2, 3])}, "box_start does not divide"),
-        ({"box_start": np.array([0, 3])}, "box_start is int64 of shape"),
         ({"boxes": np.full((3, 4), np.nan, np.float32)}, "boxes do not lie"),
-        ({"boxes": np.array([[0, 0, 1, 2]] * 3, np.float32)}, "boxes do not lie"),
         ({"paths": pack_names([b"a.jpg", b"b/../../c.jpg", b"d.jpg"])}, "leaves the root"),
         ({"paths": pack_names([b"a.jpg", b"/etc/c.jpg", b"d.jpg"])}, "leaves the root"),
         ({"paths": pack_names([b"a.jpg", b"b\0c.jpg", b"d.jpg"])}, "NUL inside"),
-        ({"paths": pack_names([b"a.jpg", b"", b"d.jpg"])}, "a path is empty"),
         ({"arrays": np.zeros((3, 2, 2, 3), np.uint8)}, "no images"),
-        ({"sizes": None}, "sizes"),
-        ({"labels": None}, "labels"),
-        ({"paths": None}, "no images"),
-        ({"boxes": None}, "boxes"),
-        ({"box_start": None}, "box_start"),
-        ({"box_labels": None}, "box_labels"),
         ({"root": "images"}, "no absolute path"),
-        ({"root": "/a\0b"}, "no absolute path"),
-        ({"root": 5}, "expected str"),
         ({"classes": "cats"}, "no list"),
-        ({"classes": ["\ud800"]}, "surrogates"),
         ({"left_out": [["a", "b", "c"]]}, "arguments"),
-        ({"holder": "ranges"}, "a part of what"),
         ({"format": 0}, "this version reads"),
     ],
 )
-def test_an_index_that_contradicts_itself_is_refused(
-    stored: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_an_index_that_contradicts_itself_is_refused(stored, changes, words):
     altered(stored, changes)
     with pytest.raises(ValueError, match=f"is not a readable index .*{words}"):
         SampleIndex.load(stored)
@@ -131,40 +105,22 @@ def test_an_index_that_contradicts_itself_is_refused(
     ("changes", "words"),
     [
         ({"files": ["../a.tar"]}, "leaves the root"),
-        ({"files": ["/etc/passwd"]}, "leaves the root"),
         ({"files": ["a\0b"]}, "NUL inside"),
-        ({"files": [""]}, "a path is empty"),
         ({"files": [1]}, "expected str"),
-        ({"files": "a"}, "no list"),
-        ({"files": []}, "file_stamps is int64"),
         ({"files": ["a.tar", "b.tar"]}, "file_stamps is int64"),
         ({"file_stamps": np.array([[10, 0]])}, "lies in no file"),
         ({"file_stamps": None}, "a part of what"),
-        ({"places": np.array([[0, 0]] * 3)}, "places is int64 of shape"),
         ({"places": np.array([[0, 0, 9]] * 2)}, "does not fit the rest"),
-        ({"places": np.array([[0, 0, 0]] * 3)}, "lies in no file"),
         ({"places": np.array([[1, 0, 9]] * 3)}, "lies in no file"),
-        ({"places": np.array([[-1, 0, 9]] * 3)}, "lies in no file"),
-        ({"places": np.array([[0, 0, 2**62]] * 3)}, "lies in no file"),
         ({"places": np.array([[0, 2**63 - 1, 9]] * 3)}, "lies in no file"),
-        ({"places": None}, "a part of what"),
         ({"column": "image"}, "a part of what"),
     ],
 )
-def test_an_index_of_shards_that_contradicts_itself_is_refused(
-    images: Path, tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_an_index_of_shards_that_contradicts_itself_is_refused(images, tmp_path, changes, words):
     SampleIndex.from_shards(pack_folder(images, tmp_path / "shards", 1)).save(tmp_path / "index")
     altered(tmp_path / "index", changes)
     with pytest.raises(ValueError, match=f"is not a readable index .*{words}"):
         SampleIndex.load(tmp_path / "index")
-
-
-def test_a_name_with_two_dots_inside_is_a_name(tmp_path: Path) -> None:
-    noise_images(tmp_path / "images", 1)
-    (tmp_path / "images" / "0000.jpg").rename(tmp_path / "images" / "a..b.jpg")
-    SampleIndex.from_folder(tmp_path / "images", cache=False).save(tmp_path / "index")
-    assert SampleIndex.load(tmp_path / "index").path(0).endswith("a..b.jpg")
 
 
 @pytest.mark.parametrize(
@@ -188,21 +144,15 @@ def test_a_kept_scan_that_is_wrong_is_made_anew(images: Path, tmp_path: Path, ch
     assert SampleIndex.load(file).fingerprint == first.fingerprint
 
 
-# -- region tables --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "change",
     [
         {"epoch": 2**40},
         {"epoch": [1, 2]},
-        {"epoch": "a"},
         {"writes": np.full(3, 2**33)},
         {"written_epoch": np.full(3, -7)},
-        {"partner": np.full(3, -1)},
         {"boxes": np.zeros((3, 1), np.float32)},
         {"weights": np.full((3, 1), np.inf)},
-        {"written": np.zeros(3)},
         {"fingerprint": "\ud800"},
     ],
 )
@@ -210,16 +160,11 @@ def test_a_region_table_with_wrong_values_is_refused(tmp_path: Path, change: dic
     path = tmp_path / "regions"
     columns = RegionTable(3).state_dict()
     facts = {name: columns.pop(name) for name in ("epoch", "fingerprint")}
-    save_arrays(path, columns, facts)
-    assert len(RegionTable.load(path)) == 3
     for name, value in change.items():
         (columns if isinstance(value, np.ndarray) else facts)[name] = value
     save_arrays(path, columns, facts)
     with pytest.raises(ValueError, match="not a readable region table"):
         RegionTable.load(path)
-
-
-# -- images ---------------------------------------------------------------------------------------
 
 
 def test_a_jpeg_of_more_pixels_than_its_bytes_can_hold_is_left_out(images: Path) -> None:
@@ -236,9 +181,6 @@ def test_the_emptiest_jpeg_is_an_image(tmp_path: Path) -> None:
     flat = Image.new("RGB", (6000, 6000), "grey")
     flat.save(tmp_path / "images" / "a.jpg", quality=1, optimize=True, progressive=True)
     assert len(SampleIndex.from_folder(tmp_path / "images", cache=False)) == 1
-
-
-# -- where images are listed ----------------------------------------------------------------------
 
 
 def test_names_that_leave_the_root_are_left_out_of_a_list(images: Path) -> None:
@@ -274,9 +216,7 @@ def coco(root: Path, **changes: Any) -> SampleIndex:
     return SampleIndex.from_coco(root, root / "coco.json", cache=False)
 
 
-def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_with_their_images(
-    images: Path,
-) -> None:
+def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_with_their_images(images):
     names = ("../secret.jpg", "/etc/secret.jpg", "a\0b.jpg", "0001.jpg", f"{images}/0002.jpg", "0001.jpg")
     entries = [entry(n, name) for n, name in enumerate(names)]
     index = coco(images, images=entries, annotations=[mark(5, 0, 5, 5, image=3)])
@@ -289,19 +229,14 @@ def test_names_that_leave_the_root_are_left_out_of_a_coco_set_and_boxes_stay_wit
     ("changes", "words"),
     [
         ({"images": [entry(0, "0000.jpg", 0)]}, "not between 1"),
-        ({"images": [entry(0, "0000.jpg", -4)]}, "not between 1"),
         ({"images": [entry(0, 7)]}, "TypeError"),
         ({"images": [entry(0, "\ud800.jpg")]}, "surrogates"),
         ({"images": [entry(0, "a.jpg"), entry(0, "b.jpg")]}, "twice"),
         ({"images": "0000.jpg"}, "not a COCO instances file"),
-        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "twice"),
         ({"categories": [{"id": float("inf"), "name": "cat"}]}, "OverflowError"),
-        ({"categories": [{"id": 1, "name": "\ud800"}]}, "surrogates"),
         ({"annotations": [mark(0, 0, float("nan"), 4)]}, "not between"),
-        ({"annotations": [mark(0, 0, 1e300, 4)]}, "not between"),
         ({"annotations": [mark(0, 0, 10**400, 4)]}, "OverflowError"),
         ({"annotations": [mark(*[0] * 8)]}, "reshape"),
-        ({"annotations": [[]]}, "AttributeError"),
     ],
 )
 def test_a_coco_file_with_wrong_values_is_refused(images: Path, changes: dict[str, Any], words: str) -> None:
@@ -309,9 +244,7 @@ def test_a_coco_file_with_wrong_values_is_refused(images: Path, changes: dict[st
         coco(images, **changes)
 
 
-@pytest.mark.parametrize(
-    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe\xff", b"[]", b"", b"\0" * 99]
-)
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe\xff", b"[]", b"", b"\0" * 99])
 def test_what_is_no_coco_file_is_refused(images: Path, content: bytes) -> None:
     (images / "coco.json").write_bytes(content)
     with pytest.raises(ValueError, match="is not a COCO instances file"):
@@ -333,15 +266,9 @@ def test_folders_full_of_links_to_each_other_are_walked_to_an_end(images: Path) 
         for other in range(12):
             (images / "class" / str(one) / str(other)).symlink_to(images / "class" / str(other))
     (images / "class" / "loop").symlink_to("loop")
-    (images / "0000.jpg").rename(images / "class" / "5" / "a.jpg")
+    (images / "0000.jpg").rename(images / "class" / "5" / "a..b.jpg")
     index = SampleIndex.from_folder(images, cache=False)
-    assert [index.path(row) for row in range(len(index))] == [str(images / "class" / "5" / "a.jpg")]
-
-
-def test_a_box_file_with_infinite_corners_is_refused(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "boxes.txt").write_text("0000.jpg 0 0 inf 5\n")
-    with pytest.raises(ValueError, match="Line 1 of"):
-        SampleIndex.from_folder(images, cache=False).with_boxes(tmp_path / "boxes.txt")
+    assert [index.path(row) for row in range(len(index))] == [str(images / "class" / "5" / "a..b.jpg")]
 
 
 # -- configurations -------------------------------------------------------------------------------
@@ -356,19 +283,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "words"),
     [
         (BOMB, "anchors, aliases, tags, directives"),
-        ("run: &a [*a]\n", "anchors, aliases, tags, directives"),
         ("run: !!python/object/apply:os.mkdir [sprung]\n", "anchors, aliases, tags, directives"),
-        ("run: !!timestamp x\n", "anchors, aliases, tags, directives"),
         ("run: " + "[" * 5000, "more than 20 nested sections"),
-        ("run: " + "{a: " * 5000, "more than 20 nested sections"),
         ("- " * 5000, "more than 20 nested sections"),
         ("%YAML 1.1\n---\nrun: {amp: off}\n", "directives and"),
         ("method: {name: [1]}\nruns: 1\n", "runs is not a known key"),
-        ("method: []\nruns: 1\n", "runs is not a known key"),
         ("run: {out: a, epochs: " + "9" * 5000 + "}", "is not valid YAML"),
         ('run: {out: "\\ud800"}', "no Unicode"),
-        ('run: {out: "\\UFFFFFFFF"}', "is not valid YAML"),
-        ("run: \0", "is not valid YAML"),
         ("[1]: 2", "instead of a word"),
         ("- run", "should hold sections"),
         ("x" * 10**6, "more than 50000 characters"),
@@ -376,18 +297,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_a_hostile_configuration_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    for read in (lambda: load(tmp_path / "a.yaml"), lambda: parse(text)):
-        with pytest.raises(ConfigError, match=words) as caught:
-            read()
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 600
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_a_misspelt_key_beside_a_wrong_name_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("runs: {out: a}\nmethod: {name: mocco}\n")
-    with pytest.raises(ConfigError, match=r"runs is not a known key; did you mean run\?"):
+    with pytest.raises(ConfigError, match=words) as caught:
         load(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -397,6 +311,5 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"base: {'x' * 5000}.yaml")
     with pytest.raises(FileNotFoundError, match="named as base"):
         load(tmp_path / "a.yaml")
-    for stored in (5, None, b"run: {}", {}):
-        with pytest.raises(ConfigError, match="is no text"):
-            parse(stored)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is no text"):
+        parse(b"run: {}")  # type: ignore[arg-type]
