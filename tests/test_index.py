@@ -7,17 +7,16 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import noise_images
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from dali_views import bad_list
 from dali_views.data.index import SampleIndex
 from dali_views.data.scan import LeftOut
+from dali_views.graph.decode import decoder
 
 
 def _image(path: Path, height: int = 12, width: int = 16, mode: str = "RGB", **options: object) -> Path:
@@ -53,13 +52,12 @@ def test_class_folders_are_numbered_in_order_and_hold_what_lies_below_them(tree:
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a.bmp", "c.webp", "d.tif", "e.ppm"):
-        _image(tmp_path / name)
+    _image(tmp_path / "b.jpg")
+    _image(tmp_path / "a.bmp")
     (tmp_path / "empty").mkdir()
     index = SampleIndex.from_folder(tmp_path, cache=False)
-    assert _names(index) == ["a.bmp", "b.jpg", "c.webp", "d.tif", "e.ppm"]
-    assert index.classes == []
-    assert (index.labels == -1).all()
+    assert _names(index) == ["a.bmp", "b.jpg"]
+    assert (index.labels.tolist(), index.classes) == ([-1, -1], [])
 
 
 def test_images_beside_class_folders_are_reported_and_linked_folders_are_followed_once(tree: Path) -> None:
@@ -85,9 +83,6 @@ def test_missing_and_empty_folders_are_named_in_the_error(tmp_path: Path) -> Non
         SampleIndex.from_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no image"):
         SampleIndex.from_folder(tmp_path, cache=False)
-    (tmp_path / "x.jpg").write_text("hello")
-    with pytest.raises(ValueError, match=r"x\.jpg: not an image"):
-        SampleIndex.from_folder(tmp_path, cache=False)
 
 
 def test_worker_processes_and_threads_agree(tree: Path) -> None:
@@ -98,39 +93,27 @@ def test_worker_processes_and_threads_agree(tree: Path) -> None:
     assert there.left_out == here.left_out == [LeftOut("a/bad.jpg", "empty file")]
 
 
-# -- which files are refused ----------------------------------------------------------------------
-
-
 def _zoo(root: Path) -> dict[str, str]:
     """Writes good and bad files; returns a word of the expected reason by name, "" for good ones."""
     jpeg = _image(root / "plain.jpg", 24, 32).read_bytes()
     png = _image(root / "plain.png", 24, 32).read_bytes()
     exif = Image.Exif()
     exif[0x0112] = 6
-    for name in (
-        "x.bmp",
-        "x.webp",
-        "x.tif",
-        "x.ppm",
-        "L.jpg",
-        "CMYK.jpg",
-        *(f"{m}.png" for m in ("1", "L", "LA", "P", "RGBA")),
-    ):
-        _image(root / name, mode="RGB" if name[0] == "x" else name.partition(".")[0])
+    for mode in ("L.jpg", "CMYK.jpg", "1.png", "L.png", "LA.png", "P.png", "RGBA.png"):
+        _image(root / mode, mode=mode.partition(".")[0])
+    for name in ("x.bmp", "x.webp", "x.tif", "x.ppm"):
+        _image(root / name)
     Image.fromarray(np.full((9, 7), 40_000, np.uint16)).save(root / "grey16.png")
-    _image(root / "progressive.jpg", progressive=True)
-    _image(root / "turned.jpg", exif=exif)
+    _image(root / "progressive.jpg", progressive=True, exif=exif)
     _image(root / "turned.tif", tiffinfo={274: 6})
     (root / "png named.jpg").write_bytes(png)
     (root / "junk after.jpg").write_bytes(jpeg + b"junk" * 1000)
     (root / "junk for the end.jpg").write_bytes(jpeg[:-2] + b"junk" * 1000)
     out = dict.fromkeys(os.listdir(root), "")
-    wide = Image.new("RGB", (23, 20))
-    for number in range(40):  # of several lengths
+    for number in range(4):
         exif[0x010E] = "x" * number
-        wide.putpixel((number % 23, 3), (number, 7 * number % 256, 99))
-        wide.save(root / f"exif {number}.webp", lossless=True, exif=exif)
-        odd = int.from_bytes((root / f"exif {number}.webp").read_bytes()[34:38], "little") % 2
+        _image(root / f"exif {number}.webp", 20, 23, lossless=True, exif=exif)
+        odd = (root / f"exif {number}.webp").read_bytes()[34] % 2
         out[f"exif {number}.webp"] = "behind a chunk of odd length" if odd else ""
     for name in ("x.bmp", "x.webp", "x.tif", "x.ppm"):
         whole = (root / name).read_bytes()
@@ -149,6 +132,7 @@ def _zoo(root: Path) -> dict[str, str]:
         ("no end.png", png[:-12], "truncated"),
         ("gif.jpg", gif.getvalue(), "GIF"),
         ("text.ppm", b"P3 2 1 255 1 2 3 4 5 6 ", "text"),
+        ("huge.ppm", b"P6 18000 10000 255\n", "limit"),
         ("dim.ppm", b"P6 2 1 100\n123456", "maximum 100"),
         ("cmyk unmarked.jpg", cmyk[:marker] + cmyk[marker + 16 :], "Adobe"),
     ):
@@ -176,38 +160,27 @@ def test_the_summary_tells_sizes_and_the_first_twenty_left_out(tmp_path: Path) -
     for number in range(23):
         (tmp_path / f"empty {number:02d}.jpg").write_bytes(b"")
     lines = SampleIndex.from_folder(tmp_path, cache=False).summary().splitlines()
-    assert lines[0] == f"3 images in 0 classes ({tmp_path}), 3 without a label"
-    assert lines[1] == "height x width: median 20 x 30, largest 90 x 30"
-    assert lines[2] == "23 files left out:"
-    assert lines[3] == "  empty 00.jpg: empty file"
+    assert lines[:3] == [
+        f"3 images in 0 classes ({tmp_path}), 3 without a label",
+        "height x width: median 20 x 30, largest 90 x 30",
+        "23 files left out:",
+    ]
     assert lines[22:] == ["  empty 19.jpg: empty file", "  and 3 more"]
 
 
 def test_the_summary_tells_when_a_folder_too_high_was_named(tmp_path: Path) -> None:
     for part in ("train2017", "val2017"):
-        noise_images(tmp_path / "set" / part, 2)
+        _image(tmp_path / part / "a.jpg")
     told = "named like parts of a data set (train2017, val2017)"
-    assert told in SampleIndex.from_folder(tmp_path / "set", cache=False).summary()
-    noise_images(tmp_path / "set" / "trainers", 2)  # a class as any other
-    assert "parts" not in SampleIndex.from_folder(tmp_path / "set", cache=False).summary()
+    assert told in SampleIndex.from_folder(tmp_path, cache=False).summary()
+    _image(tmp_path / "trainers" / "a.jpg")  # a class as any other
+    assert "parts" not in SampleIndex.from_folder(tmp_path, cache=False).summary()
 
 
 def test_dali_decodes_what_is_kept_to_the_stored_size_and_fails_on_the_truncated(tmp_path: Path) -> None:
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import Pipeline
-
     def decode(path: str) -> NDArray[np.uint8]:
-        pipe: Any = Pipeline(1, num_threads=1, device_id=None)  # type: ignore[no-untyped-call]
-        operators: Any = fn
-        kinds: Any = types
-        with pipe:
-            files = operators.io.file.read(np.frombuffer(os.fsencode(path), np.uint8))
-            image = operators.decoders.image(
-                files, device="cpu", output_type=kinds.RGB, adjust_orientation=False
-            )
-            pipe.set_outputs(image)
-        pipe.build()
-        return np.asarray(pipe.run()[0].at(0))
+        data = np.fromfile(path, np.uint8)
+        return np.asarray(decoder(1, 1, "cpu", None, "bytes").run(images=[data])[0].at(0))
 
     _zoo(tmp_path)
     index = SampleIndex.from_folder(tmp_path, cache=False)
@@ -222,19 +195,6 @@ def test_dali_decodes_what_is_kept_to_the_stored_size_and_fails_on_the_truncated
         if "truncated" in reason:
             with pytest.raises(RuntimeError):
                 decode(str(tmp_path / path))
-
-
-def test_more_pixels_than_the_limit_are_refused_unread(tmp_path: Path) -> None:
-    _image(tmp_path / "ok.ppm")
-    (tmp_path / "huge.ppm").write_bytes(b"P6 20000 20000 255\n")
-    (tmp_path / "large.ppm").write_bytes(b"P6 18000 10000 255\n")
-    index = SampleIndex.from_folder(tmp_path, cache=False)
-    assert _names(index) == ["ok.ppm"]
-    assert "limit" in dict(index.left_out)["huge.ppm"]
-    assert "limit" in dict(index.left_out)["large.ppm"]
-
-
-# -- lists, COCO, arrays --------------------------------------------------------------------------
 
 
 def test_a_list_gives_paths_with_spaces_and_labels_by_word(tree: Path) -> None:
@@ -282,9 +242,8 @@ def _coco(tmp_path: Path) -> tuple[Path, Path]:
         "categories": [{"id": 90, "name": "brush"}, {"id": 3, "name": "car"}],
         "annotations": marks,
     }
-    file = tmp_path / "instances.json"
-    file.write_text(json.dumps(data))
-    return tmp_path / "images", file
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    return tmp_path / "images", tmp_path / "instances.json"
 
 
 def test_coco_boxes_are_fractions_and_the_largest_gives_the_label(tmp_path: Path) -> None:
@@ -299,14 +258,6 @@ def test_coco_boxes_are_fractions_and_the_largest_gives_the_label(tmp_path: Path
     assert index.left_out == [LeftOut("0 gone.jpg", "no such file")]
 
 
-def test_coco_images_alone_are_unlabelled_and_other_json_is_refused(tmp_path: Path) -> None:
-    images, file = _coco(tmp_path)
-    assert SampleIndex.from_coco(images, cache=False).labels.tolist() == [-1, -1, -1]
-    file.write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="COCO"):
-        SampleIndex.from_coco(images, file, cache=False)
-
-
 def test_arrays_are_not_copied_and_bad_ones_are_refused() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
     index = SampleIndex.from_arrays(pixels, [0, 1, 1, -1, 2])
@@ -319,12 +270,13 @@ def test_arrays_are_not_copied_and_bad_ones_are_refused() -> None:
     assert SampleIndex.from_arrays(changed).fingerprint != index.fingerprint
     with pytest.raises(TypeError, match="float"):
         SampleIndex.from_arrays(pixels / 255)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shape"):
-        SampleIndex.from_arrays(pixels.transpose(0, 3, 1, 2))
-    with pytest.raises(ValueError, match="shape"):
-        SampleIndex.from_arrays(pixels, [0, 1])
-    with pytest.raises(ValueError, match="between"):
-        SampleIndex.from_arrays(pixels, [0, 1, 2, 3, 4], classes=["a"])
+    for words, wrong in (
+        ("shape", {"images": pixels.transpose(0, 3, 1, 2)}),
+        ("shape", {"labels": [0, 1]}),
+        ("between", {"labels": [0, 1, 2, 3, 4], "classes": ["a"]}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            SampleIndex.from_arrays(**{"images": pixels, **wrong})
 
 
 def test_boxes_attach_by_path_or_by_unique_name(tree: Path) -> None:
@@ -368,9 +320,6 @@ def test_a_subset_keeps_rows_together_with_their_boxes(tmp_path: Path) -> None:
         index.subset([])
 
 
-# -- fingerprint, storage, cache ------------------------------------------------------------------
-
-
 def test_the_fingerprint_depends_on_paths_and_sizes_but_not_on_the_root(tree: Path, tmp_path: Path) -> None:
     first = SampleIndex.from_folder(tree, cache=False).fingerprint
     shutil.copytree(tree, tmp_path / "copy")
@@ -397,87 +346,56 @@ def test_save_and_load_give_the_same_index(tmp_path: Path) -> None:
         SampleIndex.load(tmp_path / "none")
 
 
-def _swap(path: Path, content: bytes) -> None:
-    """Other bytes, same length, same mtime: a change that a stored scan cannot see."""
-    status = path.stat()
-    assert len(content) == status.st_size
-    path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+def test_only_new_and_changed_files_are_read_again(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    status = _image(root / "a.bmp", 12, 16).stat()
+    (root / "broken.jpg").write_text("hello")
+    (root / "list.txt").write_text("a.bmp 0\n")
 
-
-@pytest.fixture
-def twins(tmp_path: Path) -> tuple[Path, bytes]:
-    """A folder with a 12 x 16 image, and the bytes of a 16 x 12 one of equal length."""
-    path = _image(tmp_path / "twins" / "a.bmp", 12, 16)
-    other = _image(tmp_path / "other.bmp", 16, 12)
-    (path.parent / "broken.jpg").write_text("hello")
-    return path.parent, other.read_bytes()
-
-
-def test_only_new_and_changed_files_are_read_again(twins: tuple[Path, bytes], tmp_path: Path) -> None:
-    root, other = twins
-
-    def scan() -> SampleIndex:
-        return SampleIndex.from_folder(root, cache=tmp_path / "cache")
+    def scan(cache: bool | Path = tmp_path / "cache") -> SampleIndex:
+        listed = SampleIndex.from_list(root / "list.txt", cache=cache)
+        index = SampleIndex.from_folder(root, cache=cache)
+        assert listed.sizes.tolist() == index.sizes[:1].tolist()
+        return index
 
     first = scan()
-    _swap(root / "a.bmp", other)
+    # Other bytes of the same length and time: a change that a stored scan cannot see.
+    _image(root / "a.bmp", 16, 12)
+    os.utime(root / "a.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
     second = scan()
     assert second.sizes.tolist() == first.sizes.tolist() == [[12, 16]]
     assert second.left_out == first.left_out
     assert [reason for _, reason in second.left_out] == ["not an image, or cut off in its header"]
-    assert SampleIndex.from_folder(root, cache=False).sizes.tolist() == [[16, 12]]
+    assert scan(False).sizes.tolist() == [[16, 12]]
     _image(root / "b.jpg", 30, 30)
     os.utime(root, ns=(1, 1))  # never the same tick as the scan
     assert scan().sizes.tolist() == [[12, 16], [30, 30]]
     (root / "b.jpg").unlink()
     assert len(scan()) == 1
-    (root / "a.bmp").write_bytes(other)
     os.utime(root / "a.bmp", ns=(5, 5))
     assert scan().sizes.tolist() == [[16, 12]]
     _image(root / "broken.jpg", 7, 8)
     assert (scan().sizes.tolist(), scan().left_out) == ([[16, 12], [7, 8]], [])
 
 
-def test_a_file_refused_for_its_place_is_taken_when_the_layout_changes(tree: Path, tmp_path: Path) -> None:
-    _image(tree / "stray.jpg")
-    assert len(SampleIndex.from_folder(tree, cache=tmp_path / "cache")) == 4
-    for name in ("a", "a-b", "b"):
-        shutil.rmtree(tree / name)
-    assert _names(SampleIndex.from_folder(tree, cache=tmp_path / "cache")) == ["stray.jpg"]
+def test_the_cache_folder_follows_the_environment(tree, tmp_path, monkeypatch):
+    for name, folder in (("DALI_VIEWS_CACHE", "own"), ("XDG_CACHE_HOME", "xdg/dali_views")):
+        monkeypatch.delenv("DALI_VIEWS_CACHE", raising=False)
+        monkeypatch.setenv(name, str(tmp_path / folder.partition("/")[0]))
+        SampleIndex.from_folder(tree)
+        assert len(list((tmp_path / folder).glob("*.safetensors"))) == 1
 
 
-def test_lists_and_coco_sets_reuse_their_scan(twins: tuple[Path, bytes], tmp_path: Path) -> None:
-    root, other = twins
-    (root / "list.txt").write_text("a.bmp 0\n")
-    SampleIndex.from_list(root / "list.txt", cache=tmp_path / "cache")
-    SampleIndex.from_coco(root, cache=tmp_path / "cache")
-    _swap(root / "a.bmp", other)
-    assert SampleIndex.from_list(root / "list.txt", cache=tmp_path / "cache").sizes.tolist() == [[12, 16]]
-    assert SampleIndex.from_coco(root, cache=tmp_path / "cache").sizes.tolist() == [[12, 16]]
-
-
-def test_the_cache_folder_follows_the_environment(twins, tmp_path, monkeypatch):
-    monkeypatch.delenv("DALI_VIEWS_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    SampleIndex.from_folder(twins[0])
-    assert len(list((tmp_path / "xdg" / "dali_views").glob("*.safetensors"))) == 1
-    monkeypatch.setenv("DALI_VIEWS_CACHE", str(tmp_path / "own"))
-    SampleIndex.from_folder(twins[0])
-    assert len(list((tmp_path / "own").glob("*.safetensors"))) == 1
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning(twins: tuple[Path, bytes], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_a_warning(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="not kept"):
-        index = SampleIndex.from_folder(twins[0], cache=tmp_path / "file" / "cache")
-    assert len(index) == 1
+        index = SampleIndex.from_folder(tree, cache=tmp_path / "file" / "cache")
+    assert len(index) == 4
 
 
-def test_a_list_of_bad_files_has_also_those_whose_names_look_like_comments(tmp_path):
-    noise_images(tmp_path / "photos", 3)
-    (tmp_path / "photos" / "0001.jpg").rename(tmp_path / "photos" / "#1.jpg")
-    index = SampleIndex.from_folder(tmp_path / "photos", cache=False, progress=False)
+def test_a_list_of_bad_files_has_also_those_whose_names_look_like_comments(tmp_path: Path) -> None:
+    for name in ("#1.jpg", "2.jpg"):
+        _image(tmp_path / name)
     bad_list.save(tmp_path / "bad.txt", {"#1.jpg": "ugly"})
-    rest = index.without(tmp_path / "bad.txt")
-    assert [Path(rest.path(row)).name for row in range(len(rest))] == ["0000.jpg", "0002.jpg"]
+    index = SampleIndex.from_folder(tmp_path, cache=False)
+    assert _names(index.without(tmp_path / "bad.txt")) == ["2.jpg"]

@@ -160,6 +160,8 @@ def test_a_region_table_with_wrong_values_is_refused(tmp_path: Path, change: dic
     path = tmp_path / "regions"
     columns = RegionTable(3).state_dict()
     facts = {name: columns.pop(name) for name in ("epoch", "fingerprint")}
+    save_arrays(path, columns, facts)
+    assert len(RegionTable.load(path)) == 3
     for name, value in change.items():
         (columns if isinstance(value, np.ndarray) else facts)[name] = value
     save_arrays(path, columns, facts)
