@@ -19,10 +19,10 @@ import lmdb
 import matplotlib
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.numpy
 import torch
 from PIL import Image
+from tables import structs, write
 from tars import add
 
 from dali_views import RegionTable, SampleIndex
@@ -30,7 +30,14 @@ from dali_views.system.files import _checksum as checksum
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
-IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
+IMAGES = ("jpeg", "png", "raster")
+ENDINGS = {
+    "jpeg": ".jpg",
+    "png": ".png",
+    "raster": ".bmp .webp .tif .ppm",
+    "shard": ".tar",
+    "table": ".parquet",
+}
 KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard", "table", "lmdb")
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
@@ -65,42 +72,31 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
     shards = [_shard(images, kind) for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
     (folder / "a.tar").write_bytes(shards[0])
     SampleIndex.from_shards(folder / "a.tar", cache=False, progress=False).save(folder / "shards")
-    tables = [RegionTable(3), RegionTable(3, regions=2, fingerprint=index.fingerprint)]
-    for number, table in enumerate(tables):
-        table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
-        table.save(folder / f"regions{number}")
+    table = RegionTable(3, fingerprint=index.fingerprint)
+    table.update([1], boxes=[[0.1, 0.2, 0.6, 0.9]], partner=[2])
+    table.save(folder / "regions")
     config = "run: {out: runs/a}\ndata: {kind: folder, path: images}\noptim: {lr: 0.1, batch: 8}\n"
     net = torch.nn.Linear(20, 30)
-    state = {"step": 3, "config": config, "method": net.state_dict(), "regions": tables[0].state_dict()}
+    state = {"step": 3, "config": config, "method": net.state_dict(), "regions": table.state_dict()}
     checkpoint.save(folder, state)
     (folder / "a.yaml").write_text(config)
-    coco = {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 96, "height": 72} for n in range(3)],
-        "categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}],
-        "annotations": [{"image_id": 1, "category_id": 7, "bbox": [1.5, 2, 30, 40], "iscrowd": 0, "id": 1}],
-    }
+    entries = [{"id": n, "file_name": f"{n}.jpg", "width": 96, "height": 72} for n in range(3)]
+    marks = [{"image_id": 1, "category_id": 7, "bbox": [1.5, 2, 30, 40], "iscrowd": 0, "id": 1}]
+    kinds = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]
+    coco = {"images": entries, "categories": kinds, "annotations": marks}
     return {
-        "jpeg": [
-            _encoded(large[0], "JPEG"),
-            _encoded(small[0], "JPEG", quality=90),
-            _encoded(small[1], "JPEG", progressive=True),
-            _encoded(small[1].convert("L"), "JPEG"),
-            _encoded(small[2].convert("CMYK"), "JPEG"),
-            _encoded(small[2], "JPEG", subsampling=0, restart_marker_blocks=2),
-        ],
-        "png": [_encoded(small[0].convert(mode), "PNG") for mode in ("RGB", "L", "P", "RGBA", "1", "I;16")]
-        + [_encoded(large[1].resize((250, 200)), "PNG")],
+        "jpeg": [_encoded(image, "JPEG") for image in (large[0], small[2].convert("CMYK"))]
+        + [_encoded(small[1], "JPEG", progressive=True, restart_marker_blocks=2)],
+        "png": [_encoded(small[0].convert(mode), "PNG") for mode in ("RGB", "L", "P", "RGBA", "1", "I;16")],
         "raster": [_encoded(small[0], kind) for kind in ("BMP", "WEBP", "TIFF", "PPM")]
         + [_encoded(small[1], "TIFF", compression=how) for how in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")]
         + [_encoded(small[1], "WEBP", lossless=True), _encoded(small[1].convert("P"), "BMP")],
         "list": [b"0.jpg 0\n1.jpg 1\n2.jpg 5\n", b"# words\n0.jpg\tcat\n./1.jpg\tdog\n2.jpg\n"],
-        "coco": [json.dumps(coco).encode(), json.dumps(coco | {"annotations": []}, indent=1).encode()],
+        "coco": [json.dumps(coco).encode()],
         "index": [
-            (folder / "boxed").read_bytes(),
-            (folder / "shards").read_bytes(),
-            *(f.read_bytes() for f in (folder / "cache").iterdir()),
+            f.read_bytes() for f in (folder / "boxed", folder / "shards", *(folder / "cache").iterdir())
         ],
-        "regions": [(folder / f"regions{number}").read_bytes() for number in range(2)],
+        "regions": [(folder / "regions").read_bytes()],
         "checkpoint": [(folder / checkpoint.LAST).read_bytes()],
         "table": _tables(folder, [(images / f"{number}.jpg").read_bytes() for number in range(3)] * 4),
         "lmdb": [_environment(folder, images)],
@@ -122,29 +118,18 @@ def _shard(images: Path, kind: int) -> bytes:
 
 def _tables(folder: Path, images: list[bytes]) -> list[bytes]:
     """Parquet and Arrow, plain and compressed."""
-    structs = pa.array([{"bytes": image, "path": f"{n}.jpg"} for n, image in enumerate(images)])
-    table = pa.table({"image": structs, "label": pa.array(["a", "b", None] * 4).dictionary_encode()})
-    file = folder / "table"
-    made = []
-    for compression in ("none", "snappy", "zstd"):
-        pq.write_table(table, file, row_group_size=5, compression=compression)
-        made.append(file.read_bytes())
-    for new, compression in ((pa.ipc.new_file, None), (pa.ipc.new_stream, None), (pa.ipc.new_file, "zstd")):
-        with new(file, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
-            writer.write_table(table, 5)
-        made.append(file.read_bytes())
-    return made
+    labels = pa.array(["a", "b", None] * 4).dictionary_encode()
+    table = pa.table({"image": structs(images), "label": labels})
+    ways = ("parquet none", "parquet zstd", "file", "stream", "file zstd")
+    return [write(folder / "table", table, how, 5).read_bytes() for how in ways]
 
 
 def _environment(folder: Path, images: Path) -> bytes:
     """Values in pages of their own, and small ones beside their keys."""
-    with (
-        lmdb.open(str(folder / "lmdb"), map_size=1 << 24) as environment,
-        environment.begin(write=True) as to,
-    ):
+    with lmdb.open(str(folder / "lmdb"), map_size=1 << 24) as to, to.begin(write=True) as written:
         for number in range(60):
-            to.put(b"class/%d.jpg" % number, (images / f"{number % 3}.jpg").read_bytes())
-            to.put(b"__text%d__" % number, b"no image" * 20)
+            written.put(b"class/%d.jpg" % number, (images / f"{number % 3}.jpg").read_bytes())
+            written.put(b"__text%d__" % number, b"no image" * 20)
     return (folder / "lmdb" / "data.mdb").read_bytes()
 
 
@@ -160,19 +145,10 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def damaged(kind: str, valid: list[bytes], draw: random.Random) -> bytes:
     """One of the valid files of a kind, damaged in one or two ways."""
     data = draw.choice(valid)
-    if kind in ("index", "regions"):
-        ways = [*_BYTES, _tensors, _tensors, _tensors]
-    elif kind == "checkpoint":
-        ways = [*_BYTES, _members, _members, _members]
-    else:
-        ways = [*_BYTES, _WAYS.get(kind, _text)] * 2
     for _ in range(draw.choice((1, 1, 2))):
-        way = draw.choice(ways)
-        data = (
-            _splice(data, draw.choice(valid), draw)
-            if way is _cut and draw.random() < 0.3
-            else way(data, draw)
-        )
+        # Random bytes rarely pass a checksum, so half of the damage knows the format.
+        way = draw.choice((_flip, _flip, _cut, _insert, *[_WAYS.get(kind, _text)] * 4))
+        data = way(data, draw)
     return data
 
 
@@ -195,10 +171,6 @@ def _insert(data: bytes, draw: random.Random) -> bytes:
     return data[:start] + junk + data[start:]
 
 
-def _splice(data: bytes, other: bytes, draw: random.Random) -> bytes:
-    return data[: draw.randrange(len(data) + 1)] + other[draw.randrange(len(other) + 1) :]
-
-
 def _number(data: bytes, draw: random.Random) -> bytes:
     """Another number at any place of a binary file."""
     size = draw.choice((1, 2, 4))
@@ -210,20 +182,17 @@ def _number(data: bytes, draw: random.Random) -> bytes:
 def _text(data: bytes, draw: random.Random) -> bytes:
     """A number of a text replaced, a word put in, or a line twice or away."""
     text = data.decode(errors="surrogateescape")
+    start = end = draw.randrange(len(text) + 1)
     numbers = list(re.finditer(r"-?\d+(\.\d+)?", text))
     way = draw.randrange(4)
     if way < 2 and numbers:
-        place = draw.choice(numbers)
-        text = text[: place.start()] + draw.choice(_VALUES) + text[place.end() :]
+        (start, end), new = draw.choice(numbers).span(), draw.choice(_VALUES)
     elif way == 2:
-        start = draw.randrange(len(text) + 1)
-        text = text[:start] + draw.choice(_TEXTS) + text[start:]
+        new = draw.choice(_TEXTS)
     else:
-        lines = text.splitlines(keepends=True) or [text]
-        line = draw.randrange(len(lines))
-        lines[line] *= draw.choice((0, 2, 500))
-        text = "".join(lines)
-    return text.encode(errors="surrogatepass")
+        start, end = text.rfind("\n", 0, start) + 1, text.find("\n", start) + 1
+        new = text[start:end] * draw.choice((0, 2, 500))
+    return (text[:start] + new + text[end:]).encode(errors="surrogatepass")
 
 
 def _jpeg_header(data: bytes, draw: random.Random) -> bytes:
@@ -237,20 +206,17 @@ def _jpeg_header(data: bytes, draw: random.Random) -> bytes:
 
 def _png_chunk(data: bytes, draw: random.Random) -> bytes:
     """Other sides in the header, or any change of a chunk, with a checksum that is right."""
-    chunks, place = [], 8
-    while place + 12 <= len(data):
-        size = int.from_bytes(data[place : place + 4], "big")
-        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
-        place += 12 + size
-    which = draw.randrange(len(chunks)) if chunks and draw.random() < 0.5 else 0
-    out = data[:8]
-    for number, (name, body) in enumerate(chunks):
-        if number == which and name == b"IHDR" and draw.random() < 0.7:
-            body = struct.pack(">II", *(draw.choice(_SIDES) for _ in range(2))) + body[8:]
-        elif number == which:
-            body = draw.choice((_flip, _cut, _number))(body, draw)
-        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-    return out
+    place = 8
+    while draw.random() < 0.4 and place + 12 <= len(data):  # mostly the first chunk, the header
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+    name, body = data[place + 4 : place + 8], data[place + 8 : end]
+    if name == b"IHDR" and draw.random() < 0.7:
+        body = struct.pack(">II", *(draw.choice(_SIDES) for _ in range(2))) + body[8:]
+    else:
+        body = draw.choice((_flip, _cut, _number))(body, draw)
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data[:place] + chunk + data[end + 4 :]
 
 
 def _tar_header(data: bytes, draw: random.Random) -> bytes:
@@ -272,23 +238,19 @@ def _tar_header(data: bytes, draw: random.Random) -> bytes:
 
 
 def _members(data: bytes, draw: random.Random) -> bytes:
-    """One member of an archive changed, and stored again with a checksum that is right."""
+    """One member of an archive changed or dropped, and stored again with a checksum that is right."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
     except Exception:  # damaged before
         return data
     # The pickle describes the content of all others.
-    names = [name for name in members if name.endswith("data.pkl")] * len(members) + list(members)
-    name = draw.choice(names)
+    name = draw.choice([one for one in members if one.endswith("data.pkl")] * len(members) + list(members))
+    members[name] = draw.choice((_flip, _flip, _cut, _insert, _number))(members[name], draw)
     if draw.random() < 0.1:
         del members[name]
-    elif draw.random() < 0.1:
-        members[draw.choice(names)] = members[name]
-    else:
-        members[name] = draw.choice((_flip, _flip, _cut, _insert, _number))(members[name], draw)
-    out, how = io.BytesIO(), draw.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])
-    with zipfile.ZipFile(out, "w", how) as file:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", draw.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])) as file:
         for name, content in members.items():
             file.writestr(name, content)
     return out.getvalue()
@@ -299,10 +261,7 @@ def _tensors(data: bytes, draw: random.Random) -> bytes:
     try:
         tensors = safetensors.numpy.load(data)
         name = draw.choice([*tensors, *["facts"] * len(tensors)])
-        if draw.random() < 0.2:
-            name, other = draw.choice([*tensors]), tensors.pop(name)
-            tensors[name] = other
-        elif name == "facts":
+        if name == "facts":
             tensors[name] = np.frombuffer(_text(tensors[name].tobytes(), draw), np.uint8)
         else:
             tensors[name] = np.ascontiguousarray(draw.choice(_ARRAYS)(tensors[name], draw))
@@ -312,13 +271,11 @@ def _tensors(data: bytes, draw: random.Random) -> bytes:
 
 
 def _value(array: Any, draw: random.Random) -> Any:
-    if not array.size:
-        return np.zeros((3, 3), np.uint8)
     array = np.array(array)
     extreme = [np.nan, np.inf, -1, 2, 0, 1e30] if array.dtype.kind == "f" else [0, 1, 46, 47, 127]
     if array.dtype.kind == "i":
         extreme += [-1, -2, int(np.iinfo(array.dtype).max), int(np.iinfo(array.dtype).min)]
-    array.flat[draw.randrange(array.size)] = draw.choice(extreme)
+    array.flat[draw.randrange(array.size)] = draw.choice(extreme)  # of an empty one: ValueError
     return array
 
 
@@ -326,15 +283,13 @@ _ARRAYS: list[Callable[[Any, random.Random], Any]] = [
     _value,
     _value,
     lambda array, draw: array.astype(draw.choice((">i4", "<f8", "u1", "?", "c8", "i8", "i4", "f4"))),
-    lambda array, draw: array[..., None],
-    lambda array, draw: array.ravel()[:0],
-    lambda array, draw: np.concatenate([np.atleast_1d(array)] * 2),
-    lambda array, draw: array.reshape(-1),
+    lambda array, _: array[..., None],
+    lambda array, _: array.ravel()[:0],
+    lambda array, _: np.concatenate([np.atleast_1d(array)] * 2),
 ]
 
-_BYTES: list[Callable[[bytes, random.Random], bytes]] = [_flip, _flip, _cut, _insert]
-
 _WAYS = {
-    **{"jpeg": _jpeg_header, "png": _png_chunk, "shard": _tar_header},
+    **{"jpeg": _jpeg_header, "png": _png_chunk, "shard": _tar_header, "checkpoint": _members},
+    **dict.fromkeys(("index", "regions"), _tensors),
     **dict.fromkeys(("raster", "table", "lmdb"), _number),
 }

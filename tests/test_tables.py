@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fuzz
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import two_classes
 from tables import named, structs, write
+from test_fuzz import run
 from test_shards import rows_of
 
 from dali_views import SampleIndex, View, ViewLoader, bad_list
@@ -309,10 +309,10 @@ def test_a_damaged_row_group_costs_its_rows(table, images, tmp_path, compression
 
 @pytest.mark.slow
 def test_no_damage_crashes_hangs_or_takes_the_memory(tmp_path):
-    result = fuzz.run(500, seed=3, kinds=("table", "lmdb"), keep=tmp_path / "found")
-    assert result.findings == []
-    assert {how for of, how in result.outcomes if of == "table"} == {"loaded", "left out", "refused"}
-    assert {how for of, how in result.outcomes if of == "lmdb"} >= {"loaded", "refused"}
+    outcomes, findings = run(500, seed=3, kinds=("table", "lmdb"), folder=tmp_path)
+    assert findings == []
+    assert {how for of, how in outcomes if of == "table"} == {"loaded", "left out", "refused"}
+    assert {how for of, how in outcomes if of == "lmdb"} >= {"loaded", "refused"}
 
 
 @pytest.mark.parametrize("how", ["parquet", "file"])
