@@ -30,14 +30,8 @@ from dali_views.system.files import _checksum as checksum
 from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
-IMAGES = ("jpeg", "png", "raster")
-ENDINGS = {
-    "jpeg": ".jpg",
-    "png": ".png",
-    "raster": ".bmp .webp .tif .ppm",
-    "shard": ".tar",
-    "table": ".parquet",
-}
+IMAGES = {"jpeg": ".jpg", "png": ".png", "raster": ".bmp .webp .tif .ppm"}
+ENDINGS = IMAGES | {"shard": ".tar", "table": ".parquet"}
 KINDS = (*IMAGES, "list", "coco", "index", "regions", "checkpoint", "yaml", "shard", "table", "lmdb")
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "-0.0", "1e-320", "65536", "9" * 20, "9" * 5000)
