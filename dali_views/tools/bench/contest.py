@@ -15,11 +15,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...data.index import SampleIndex
 from ...data.remote import is_remote
 from ...plan.views import View
+
+if TYPE_CHECKING:
+    from ...data.index import SampleIndex
 
 WARM_UP = 4  # batches: as many as a DataLoader's two workers hold ready
 IMAGES, OF_TIME = "images/s", "of time"
