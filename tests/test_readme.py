@@ -11,8 +11,6 @@ import pytest
 import torchvision
 from conftest import noise_images
 
-from trainers.compare_table import difference, mean_and_deviation
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -70,30 +68,3 @@ def test_the_results_page_quotes_the_committed_numbers() -> None:
     told = [[cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if "|" in line]
     quoted = [cells for cells in told if cells[0].replace(".", "").isdigit() and cells[0] != "10.0"]
     assert quoted == committed
-
-
-@pytest.mark.parametrize(("method", "column"), [("simclr", 0), ("moco", 2)])
-def test_the_table_of_guides_is_the_committed_runs(method: str, column: int) -> None:
-    with (ROOT / f"tests/bench/results/cpu_guides_{method}_tiny-imagenet-50.csv").open() as file:
-        runs = list(csv.DictReader(file))
-    scores: dict[str, dict[int, float]] = {}
-    for run in runs:
-        assert not run["failure"]
-        scores.setdefault(run["config"], {})[int(run["seed"])] = float(run["knn_top1"])
-    expected = {}
-    for name, values in scores.items():
-        mean, deviation = mean_and_deviation(values.values())
-        gap, error = difference(values, scores["random"]) or (0.0, 0.0)
-        apart = "" if name in ("random", "untrained") else f"{100 * gap:+.2f} ± {100 * (error or 0):.2f}"
-        expected[name] = [f"{100 * mean:.2f} ± {100 * (deviation or 0):.2f}", apart]
-    names = {
-        "untrained": "untrained", "none: random crops": "random", "`true_boxes` (control)": "true_boxes",
-        "`contrastive_crop`": "ccrop", "`online_crop`": "online", "`simccrop`": "simccrop",
-        "`saliency`": "saliency", "`semantic_pairs`": "pairs", "pairs by label (control)": "pairs_label",
-        "pairs at random (control)": "pairs_random",
-    }  # fmt: skip
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("## Guides: three seeds")[1]
-    lines = page.split("## Which")[0].splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    told = {names[row[0]]: row[1 + column : 3 + column] for row in rows if row and row[0] in names}
-    assert {name: cells for name, cells in told.items() if cells[0]} == expected

@@ -1,7 +1,6 @@
-"""What an index, the order of an epoch and a region table cost by the number of samples.
+"""What an index and a region table cost by the number of samples.
 
 python tests/bench/scale.py index OUT.csv      made-up members of shards, one JPEG for all rows, two ranks
-python tests/bench/scale.py order OUT.csv      computed, and as a stored permutation
 python tests/bench/scale.py regions OUT.csv    with one rank and with two
 """
 
@@ -25,14 +24,12 @@ from PIL import Image
 from torch.multiprocessing.spawn import start_processes
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
-from dali_views.plan import order
 from dali_views.regions.rows import COLUMNS, FROZEN
 from dali_views.system.machine import machine
 
 BATCH, BATCHES = 256, 400
 IMAGENET, PER_SHARD = 1_281_167, 10_000
 INDEXES = [50_000, IMAGENET, 10**8]  # the last takes 7 GB of disk for a while
-ORDERS = [(how, n) for n in (40, 50_000, IMAGENET, 10**8, 10**9) for how in ("computed", "stored")]
 TABLES = [(1, IMAGENET, 3), (2, IMAGENET, 3), (1, 10**8, 1)]  # ranks, rows, rounds
 Figures = dict[str, float]
 
@@ -48,22 +45,6 @@ def seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def measure_order(rank: int, how: str, length: int, folder: str) -> None:
-    order.rows(np.arange(BATCH), 1000, 0, 0)  # the first call of anything is slow
-    np.random.default_rng(0).permutation(1000)
-    batches = [np.arange(first, first + BATCH) % length for first in range(0, BATCHES * BATCH, BATCH)]
-    before, began = memory()["private"], time.perf_counter()
-    stored = np.random.default_rng(0).permutation(length) if how == "stored" else None
-
-    def rows(positions: order.Rows) -> order.Rows:
-        return order.rows(positions, length, 0, 0) if stored is None else stored[positions]
-
-    rows(batches[0][:1])
-    found = {"ms_to_begin": 1e3 * (time.perf_counter() - began)}
-    found["ms_per_256_rows"] = 1e3 * statistics.median(seconds(lambda b=b: rows(b)) for b in batches)
-    torch.save(found | {"own_mb": memory()["private"] - before}, f"{folder}/{rank}")
 
 
 def measure_table(rank: int, ranks: int, length: int, folder: str) -> None:
@@ -174,11 +155,6 @@ if __name__ == "__main__":
                 (size,) = run(save_index, 1, rows, file)
                 found = [size | one for _ in range(3) for one in run(measure_index, 2, file)]
             lines.append(({"rows": rows}, found))
-    elif sys.argv[1] == "order":
-        for how, length in ORDERS:
-            if how == "computed" or length <= 10**8:
-                facts = {"order": how, "samples": length, "rounds": 3}
-                lines.append((facts, [run(measure_order, 1, how, length)[0] for _ in range(3)]))
     else:
         for ranks, length, rounds in TABLES:
             facts = {"table": "private", "ranks": ranks, "rows": length, "regions": 1, "rounds": rounds}
