@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +51,10 @@ def table() -> Counted:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """Six images of one size."""
-    return noise_images(tmp_path_factory.mktemp("photos"), 6, sizes=(40, 41))
+    folder = noise_images(tmp_path_factory.mktemp("photos"), 6, sizes=(40, 41))
+    return [file.read_bytes() for file in sorted(folder.iterdir())]
 
 
 def taken(folder: Path) -> int:
@@ -84,25 +84,21 @@ def test_an_image_is_read_once_by_all_who_come_and_another_key_is_another_set(ta
 
 
 def test_what_is_kept_stays_and_what_has_no_room_is_passed_on(table, tmp_path):
-    room = 200_000
-    source = CachedSource(table, tmp_path / "some", room, "key")
-    for start in range(0, 50, 5):
-        assert read(source, range(start, start + 5)) == table.images[start : start + 5]
-        assert taken(tmp_path) <= room
-    table.asked.clear()
-    assert read(CachedSource(table, tmp_path / "some", room, "key"), range(50)) == table.images
-    kept = 50 - len(table.asked)
-    assert kept >= 5
-    assert set(table.asked) == set(range(kept, 50))  # who came first has stayed
-    for none in (0, 1, 5000):
-        source = CachedSource(table, tmp_path / "none", none, "key")
-        assert read(source, range(50)) == read(source, range(50)) == table.images
-        assert taken(tmp_path / "none") <= none
+    for room, least in ((200_000, 5), (5000, 0), (0, 0)):
+        source = CachedSource(table, tmp_path / str(room), room, "key")
+        for start in range(0, 50, 5):
+            assert read(source, range(start, start + 5)) == table.images[start : start + 5]
+            assert taken(tmp_path / str(room)) <= room
+        table.asked.clear()
+        assert read(CachedSource(table, tmp_path / str(room), room, "key"), range(50)) == table.images
+        kept = 50 - len(table.asked)
+        assert kept >= least
+        assert set(table.asked) == set(range(kept, 50))  # who came first has stayed
 
 
 def test_sets_that_nobody_uses_make_room_the_oldest_first(table, tmp_path):
-    (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "mine.jpg").write_bytes(b"x")
+    (tmp_path / "photographs.images").mkdir()
+    (tmp_path / "photographs.images" / "mine.jpg").write_bytes(b"x")
     room = 3_400_000  # of three sets of a megabyte
     images = [bytes([row]) * 20_000 for row in range(50)]
     held = CachedSource(Counted(images), tmp_path, room, "held")
@@ -112,25 +108,20 @@ def test_sets_that_nobody_uses_make_room_the_oldest_first(table, tmp_path):
         os.utime(tmp_path / f"{key}-50.images", (1e9 + age, 1e9 + age))
     os.utime(tmp_path / "held-50.images", (1, 1))
     read(CachedSource(Counted(images), tmp_path, room, "next"), range(50))
-    assert {one.name for one in tmp_path.glob("*.images")} - {"images.lock"} == {
-        "held-50.images",
-        "new-50.images",
-        "next-50.images",
-    }
+    assert {one.name[:4] for one in tmp_path.glob("*-50.images")} == {"held", "new-", "next"}
     assert read(held, range(50)) == images
     assert taken(tmp_path) <= room
-    assert (tmp_path / "photographs" / "mine.jpg").read_bytes() == b"x"
+    assert (tmp_path / "photographs.images" / "mine.jpg").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("file", ["images.data", "images.table"])
-@pytest.mark.parametrize("damage", ["cut", "zeros", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "noise"])
 def test_what_is_damaged_is_read_anew_and_kept_again(table, tmp_path, file, damage):
     read(CachedSource(table, tmp_path, ROOM, "key"), range(50))
     path = tmp_path / "key-50.images" / file
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     half = len(content) // 2
-    spoilt = {"cut": b"", "zeros": bytes(len(content) - half), "noise": os.urandom(len(content) - half)}
-    path.write_bytes(bytes(content[:half]) + spoilt[damage])
+    path.write_bytes(content[:half] + (os.urandom(len(content) - half) if damage == "noise" else b""))
     table.asked.clear()
     assert read(CachedSource(table, tmp_path, ROOM, "key"), range(50)) == table.images
     assert 15 < len(table.asked) < 50
@@ -152,17 +143,6 @@ def test_a_set_of_a_hundred_million_rows_takes_what_it_holds(tmp_path):
     for _ in range(2):
         assert read(source, rows) == [b"image %d" % row for row in rows]
     assert taken(tmp_path) < 100_000
-
-
-def test_threads_share_a_set(table, tmp_path):
-    sources = [CachedSource(table, tmp_path, ROOM, "key") for _ in range(2)]
-
-    def shuffled(number: int) -> bool:
-        rows = np.random.default_rng(number).permutation(50).tolist()
-        return [read(sources[number % 2], [row])[0] for row in rows] == [table.images[row] for row in rows]
-
-    with ThreadPoolExecutor(6) as threads:
-        assert all(threads.map(shuffled, range(6)))
 
 
 def test_processes_share_a_set_and_may_be_killed_at_any_moment(tmp_path):
@@ -194,7 +174,6 @@ while True:
 
 def test_a_copy_in_another_process_has_files_of_its_own(tmp_path):
     source = CachedSource(Made(), tmp_path / "cache", ROOM, "key")
-    read(source, [0])
     (tmp_path / "source.pickle").write_bytes(pickle.dumps(source))
     code = """
 import os, pickle
@@ -241,23 +220,18 @@ def test_folders_that_cannot_be_made_are_refused(table, tmp_path):
         )
 
 
-# -- whose images they are ------------------------------------------------------------------------
-
-
-def test_two_columns_of_a_table_do_not_share_what_is_kept(photos, tmp_path):
-    pictures = [file.read_bytes() for file in sorted(photos.iterdir())]
+def test_two_columns_of_a_table_do_not_share_what_is_kept(pictures, tmp_path):
     pair = {"left": pictures, "right": pictures[::-1]}  # of one size, as a camera with two lenses takes them
     table = pa.table({column: pa.array(images, pa.binary()) for column, images in pair.items()})
-    write(tmp_path / "pairs.parquet", table, "parquet")
+    file = write(tmp_path / "pairs.parquet", table, "parquet")
     for column, images in pair.items():
-        index = SampleIndex.from_table(tmp_path / "pairs.parquet", column, cache=False, progress=False)
+        index = SampleIndex.from_table(file, column, cache=False, progress=False)
         kept = index.cached(tmp_path / "kept", 1)
         for _ in range(2):
             assert [kept.encoded(row) for row in range(len(images))] == images
 
 
-def test_what_a_source_of_one_s_own_holds_must_be_told(photos, tmp_path):
-    pictures = [file.read_bytes() for file in sorted(photos.iterdir())]
+def test_what_a_source_of_one_s_own_holds_must_be_told(pictures, tmp_path):
     indexes = [SampleIndex.from_source(Counted(some), progress=False) for some in (pictures, pictures[::-1])]
     assert indexes[0].fingerprint == indexes[1].fingerprint
     with pytest.raises(ValueError, match=r"cached\(\.\.\., content=\)"):
