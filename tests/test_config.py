@@ -54,13 +54,11 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.learning_rat=1", "optim.learning_rat is not a known key"),
         ("lr=1", "did you mean optim.lr"),
         ("optim.learning_rate=1", "did you mean optim.lr?"),
         ("data.num_workers=8", "did you mean run.threads?"),
         ("method.temprature=1", "did you mean method.temperature"),
         ("optm.lr=1", "did you mean optim"),
-        ("method.name=mocco", "'byol', 'simsiam', 'dino', 'scfs', not 'mocco'"),
         ("run.epochs=ten", "run.epochs should be a valid integer, not 'ten'"),
         ("run.epochs=1.0", "run.epochs should be a valid integer, not 1.0"),
         ("run.compile=1", "run.compile should be a valid boolean, not 1"),
@@ -69,7 +67,6 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("optim.lr=-1", "optim.lr should be greater than 0, not -1"),
         ("run.device=cuda", "run.device should be 'auto', 'gpu' or 'cpu', not 'cuda'"),
         ("run=3", "run should be a section with keys, not 3"),
-        ("data.kind=null", "data.kind should be 'folder'"),
         ("views.scale=[0.2,2]", "views.scale should be two shares"),
         ("views.scale=[0.2]", "views.scale.1 is missing"),
         ("method={name: simsiam, hidden_dim: 0}", "method.hidden_dim should be greater than or equal to 1"),

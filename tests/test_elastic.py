@@ -70,21 +70,17 @@ def test_the_number_of_processes_may_change_between_resumes_and_a_kill_ends_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("at", "reason"), [("3:1:SIGKILL", "Signal 9 (SIGKILL) received"), ("never", "No space left on device")]
-)
-def test_torchrun_reports_the_reason_and_ends_the_others(scenes, tmp_path, at, reason):
+def test_torchrun_reports_the_reason_and_ends_the_others(scenes, tmp_path):
     file = write_config(tmp_path, scenes, **APART)
-    if at == "never":
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / f".{checkpoint.LAST}.tmp").symlink_to("/dev/full")
-    words = ["--nproc-per-node", "2", recorded.__file__, str(tmp_path), at, "pretrain", str(file)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{checkpoint.LAST}.tmp").symlink_to("/dev/full")
+    words = ["--nproc-per-node", "2", recorded.__file__, str(tmp_path), "never", "pretrain", str(file)]
     with launch([*TORCHRUN, *words]) as process:
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     report = output.partition("Root Cause")[2]
-    assert f"local_rank: {1 if 'KILL' in at else 0}" in report
-    assert reason in report
+    assert "local_rank: 0" in report
+    assert "No space left on device" in report
 
 
 def pretrain_under_an_agent(*arguments: Any) -> int:

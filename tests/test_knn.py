@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from trainers.evaluate.knn import extract, knn_accuracy
-
-
-@dataclass
-class Batch:
-    views: list[Tensor]
-    label: Tensor
-    index: Tensor
 
 
 def plain_knn(bank: Tensor, labels: Tensor, tests: Tensor, answers: Tensor, k: int, t: float) -> list[float]:
@@ -68,10 +61,10 @@ def test_missing_labels_are_refused() -> None:
             knn_accuracy(features, bank, features, tests)
 
 
-def batches(rows: list[list[int]]) -> list[Batch]:
+def batches(rows: list[list[int]]) -> list[SimpleNamespace]:
     return [
-        Batch([torch.tensor(r).float()[:, None] * torch.ones(3)], torch.tensor(r) % 4, torch.tensor(r))
-        for r in rows
+        SimpleNamespace(views=[row.float()[:, None] * torch.ones(3)], label=row % 4, index=row)
+        for row in map(torch.tensor, rows)
     ]
 
 

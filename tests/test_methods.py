@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from trainers import config as cfg
 from trainers.encoders.backbones import build_backbone
-from trainers.engine.optim import Clock, cosine, linear
+from trainers.engine.optim import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.dino import across_views
 from trainers.methods.networks import Centre, ema_update, momentum_copy, projector, simsiam_projector
@@ -95,15 +95,6 @@ def test_projectors_have_the_published_shapes() -> None:
         assert found == layers
     assert not list(head[-1].parameters())
     assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
-
-
-def test_schedules_start_and_end_where_they_should() -> None:
-    assert [cosine(share, 0.996, 1.0) for share in (0, 0.5, 1)] == pytest.approx([0.996, 0.998, 1.0])
-    rising = [linear(epoch, 4, 0.04, 0.07) for epoch in range(6)]
-    assert rising == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
-    assert linear(0, 0, 0.04, 0.07) == linear(0, 1, 0.04, 0.07) == 0.07
-    clock = Clock(step=25, steps_per_epoch=10, epochs=5)
-    assert (clock.total, clock.epoch, clock.share) == (50, 2, 0.5)
 
 
 def test_a_momentum_copy_keeps_its_own_running_statistics() -> None:

@@ -28,10 +28,9 @@ def test_the_queue_overwrites_its_oldest_keys_for_any_batch_size() -> None:
     method = moco()
     oldest = method.queue.clone()
     expected = oldest.clone()
-    counter, place = 0, 0
+    place = 0
     for rows in (4, 4, 4, 10, 3, 23):
-        keys = torch.arange(counter, counter + rows).float()[:, None].expand(rows, 4)
-        counter += rows
+        keys = torch.randn(rows, 4)
         for key in keys:
             expected[place] = key
             place = (place + 1) % 10

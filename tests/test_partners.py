@@ -16,7 +16,6 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from trainers.guides import partners
 from trainers.guides.partners import find_partners, label_partners, precision, random_partners
 
 BANDS: list[tuple[Any, tuple[float, float]]] = [
@@ -154,13 +153,6 @@ def test_what_cannot_be_searched_is_refused(changes, message):
     arguments = {"features": features_of(30), "band": (0.1, 0.9), "progress": False, **changes}
     with pytest.raises(ValueError, match=message):
         find_partners(arguments.pop("features"), **arguments)
-
-
-def test_a_tile_of_the_default_size_fits_its_budget_and_a_small_one_is_still_a_tile():
-    for budget, dim in ((2**30, 2048), (10**5, 64)):
-        side = partners._tile(budget, dim)
-        assert 7 * side**2 + 16 * side * dim <= budget < 7 * (side + 1) ** 2 + 16 * (side + 1) * dim
-    assert partners._tile(1, 6) == 1
 
 
 def searches() -> dict[str, Any]:

@@ -166,10 +166,10 @@ def _classify(args: argparse.Namespace) -> Answer:
     evaluate, title = (linear_probe, "linear probe") if probe else (finetune, "fine-tuning")
     result = evaluate(run.config, run.setting, run.encoder(), run.data, run.folder / name, args.resume)
     scores = {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
-    facts = {"name": name, "epochs": result.epochs, **scores}
+    facts = {"name": name, "epochs": len(result.curve), **scores}
     run.record(facts)
     text = (
-        f"{run.title}: {title} ({result.epochs} epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
+        f"{run.title}: {title} ({facts['epochs']} epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
         f"(best epoch on the test images: {result.best_epoch}, {result.best_top1:.2%})"
     )
     return Answer({"encoder": args.encoder, "step": run.saved["step"], **facts}, text)

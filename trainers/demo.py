@@ -11,15 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dali_views import RegionTable
 from dali_views.tools import scenes
 from dali_views.tools.command_line import Answer
 
 from . import config as cfg
 from .config import file as config_file
-from .data import open_data, training_loader
-from .engine import checkpoint
-from .engine.setting import join
+from .data import open_data
 from .evaluate.box_scores import reference
 from .pretrain import pretrain
 from .report import CONFIG as CONFIG_OF_RUN
@@ -81,7 +78,7 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> None:
             )
         # The untrained network is the same in both arms.
         rows["untrained"], *_, last = result.scores.values()
-        rows[f"{name} crops"] = {**last, "loader": _loader_rate(config)}
+        rows[f"{name} crops"] = last
     data = open_data(config.data, config.run.seed)
     references = {} if data.queries is None else reference(data.queries)
     boxes = {f"{n} box": {"iou": f["iou_best"], "corloc": f["corloc"]} for n, f in references.items()}
@@ -102,16 +99,3 @@ def _holds_a_run(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _loader_rate(config: cfg.Config) -> float:
-    """Images per second of a run's loader alone, with the boxes of the end of the run."""
-    data = open_data(config.data, config.run.seed)
-    regions = RegionTable(len(data.train), config.regions)
-    regions.load_state_dict(checkpoint.load(config.run.out)["regions"])
-    loader = training_loader(join(config), config.views, data.train, regions)
-    for epoch in range(2):  # the first one builds the graph
-        loader.set_epoch(epoch)
-        for _ in loader:
-            pass
-    return loader.stats.images_per_second

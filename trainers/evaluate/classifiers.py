@@ -170,14 +170,10 @@ def labelled_list(index: SampleIndex, file: str | Path) -> NDArray[np.int64]:
     for row, path in enumerate(unpack_names(index.paths)):
         for name in {path, path.rpartition(b"/")[2]} & wanted:
             found[name].append(row)
-    for problem, names in (
-        ("are not among the labelled images", [name for name, rows in found.items() if not rows]),
-        (
-            "occur in several folders; write folder/name",
-            [name for name, rows in found.items() if len(rows) > 1],
-        ),
-    ):
-        if names:
-            first = os.fsdecode(names[0])
-            raise ValueError(f"{len(names)} of {len(wanted)} names in {file} {problem}, the first is {first}")
-    return np.sort(np.unique([rows[0] for rows in found.values()])).astype(np.int64)
+    absent = [name for name, rows in found.items() if not rows]
+    twice = [name for name, rows in found.items() if len(rows) > 1]
+    if names := absent or twice:
+        told = "are not labelled images" if absent else "occur in several folders; write folder/name"
+        first = os.fsdecode(names[0])
+        raise ValueError(f"{len(names)} of {len(wanted)} names in {file} {told}, the first is {first}")
+    return np.unique([rows[0] for rows in found.values()]).astype(np.int64)

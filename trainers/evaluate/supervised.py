@@ -40,11 +40,6 @@ class Result:
     """Of every epoch: loss (mean over its training steps), and top1 and top5 of the test images after it."""
 
     @property
-    def epochs(self) -> int:
-        """How many epochs were trained."""
-        return len(self.curve)
-
-    @property
     def top1(self) -> float:
         """After the last epoch: the number to report."""
         return self.curve[-1]["top1"]

@@ -27,8 +27,6 @@ __all__ = ["EncoderMaps", "Located", "as_grid", "check_layers"]
 
 
 class Located(NamedTuple):
-    """A batch of localised images."""
-
     rows: Tensor  # (B,) of the index
     maps: Tensor  # (B, h, w) heatmaps in [0, 1] on the whole image
 

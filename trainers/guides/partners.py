@@ -65,7 +65,9 @@ def find_partners(
     """
     n, device = len(features), features.device
     wanted = torch.arange(n, device=device) if anchors is None else anchors.to(device)
-    chunk = min(n, chunk or _tile(_BUDGET, features.shape[1]))
+    wide = 16 * features.shape[1]
+    # The largest C with 7 C^2 + 16 C D bytes: float32 cosines and three masks, features in and out.
+    chunk = min(n, chunk or max(1, int((math.sqrt(wide**2 + 28 * _BUDGET) - wide) / 14)))
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, chunk)):
         raise ValueError("some features are not finite; look for the images or the layer that they come from")
     low, high = _absolute(features, band, kind, pairs, seed, max(1, chunk // 2))
@@ -105,11 +107,6 @@ def _unit(features: Tensor) -> Tensor:
     rows = features.float()
     unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
     return unit
-
-
-def _tile(budget: int, dim: int) -> int:
-    """The largest C with 7 C^2 + 16 C D <= budget: float32 cosines and three masks, features in and out."""
-    return max(1, int((math.sqrt((16 * dim) ** 2 + 28 * budget) - 16 * dim) / 14))
 
 
 def _absolute(
@@ -164,8 +161,7 @@ def label_partners(
         anchors: (A,) rows that get a partner, independent of the other anchors; default all.
 
     Returns:
-        (N,) int64 on the CPU, a pure function of the arguments; the row itself if its label is unknown or
-        unique.
+        (N,) int64 on the CPU; the row itself if its label is unknown or unique.
     """
     label = torch.as_tensor(labels).cpu().numpy()
     _, group, sizes = np.unique(label, return_inverse=True, return_counts=True)
@@ -186,12 +182,10 @@ def precision(
 ) -> dict[str, Any]:
     """How many partners are of the same class: to judge a search, never to train.
 
-    Pairs are images with another image as their partner, where both labels are known.
+    Pairs are images with another image as their partner, where both labels are known (not -1).
 
     Args:
-        partner: (N,), as `find_partners` returns it.
-        labels: (N,), -1 where unknown.
-        cosine: (N,) similarity of the pairs.
+        partner, labels, cosine: (N,), as `find_partners` returns them.
         bands: number of equal parts into which the pairs are sorted by similarity.
 
     Returns:

@@ -126,8 +126,7 @@ def draw(
 ) -> dict[str, Any] | None:
     """A chart in pixels, for the template; None if there is nothing to draw.
 
-    `names` are texts of the legend, beside last values, by key of metrics.jsonl; `share`: values are shown in
-    per cent; `zero`: curves that are zero throughout are drawn.
+    `names` are the legend's texts by key of metrics.jsonl; `share`: in per cent; `zero`: zero curves, too.
     """
     shown = {
         key: curves[key] for key in names if key in curves and (zero or np.nanmax(np.abs(curves[key][1])))

@@ -56,7 +56,7 @@ class Report:
     ) -> None:  # fmt: skip
         self.run, self.index, self.loader, self.main = run, data.train, loader, ranks.is_main()
         self.throughput, self.collapse = Throughput(loader, batch), Collapse()
-        self._latest: torch.Tensor | None = None  # loss
+        self._latest: Tensor | None = None  # loss
         if not self.main:
             return
         self.folder = Path(run.out)
@@ -76,7 +76,7 @@ class Report:
             tqdm.write(told)
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
-    def step(self, step: int, epoch: int, loss: torch.Tensor, lr: float, embedding: torch.Tensor) -> None:
+    def step(self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor) -> None:
         """Record step number `step` (from 1). Every `run.log_every` steps, wait for the loss of all ranks and
         measure `embedding` (B, D), which the loss compared."""
         self._latest = loss.detach()
@@ -223,7 +223,6 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 class Throughput:
     """Speed of training alone: what lies between `pause` and the next step is left out.
 
-    The loader's own statistics restart at every epoch and do not know when a GPU has finished a step.
     `images` counts those of one step, on all ranks.
     """
 
@@ -234,7 +233,7 @@ class Throughput:
         self.latest: dict[str, float] = {}  # result of `read`
 
     def pause(self) -> None:
-        """Something other than training begins: an evaluation, a pass of the guide."""
+        """An evaluation or a pass of the guide begins."""
         self._since = None
 
     def step(self, step: int) -> None:
