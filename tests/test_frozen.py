@@ -43,13 +43,9 @@ def config_of(folder: Path, size: int = 32, **views: Any) -> cfg.Config:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_scenes(tmp_path_factory.mktemp("scenes"), 24, size=48)
-
-
-@pytest.fixture(scope="module")
-def index(scenes: tuple[Path, Path]) -> SampleIndex:
-    return SampleIndex.from_coco(*scenes, cache=False, progress=False)
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    images, instances = make_scenes(tmp_path_factory.mktemp("scenes"), 24, size=48)
+    return SampleIndex.from_coco(images, instances, cache=False, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +83,9 @@ def test_features_come_in_parts_and_are_the_same(encoder, tmp_path, monkeypatch)
     assert torch.equal(embed(join(config), config.views, encoder, index), whole)
 
 
-def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(scenes, encoder, tmp_path):
-    images = Path(shutil.copytree(scenes[0], tmp_path / "images"))
-    index = SampleIndex.from_folder(images, cache=False, progress=False)
+def test_an_image_that_cannot_be_read_has_a_row_of_zeros_and_no_partner(index, encoder, tmp_path):
+    shutil.copytree(index.root, tmp_path / "images")
+    index = SampleIndex.from_folder(tmp_path / "images", cache=False, progress=False)
     Path(index.path(5)).unlink()
     config = config_of(tmp_path)
     with pytest.warns(UserWarning, match="000005"):
