@@ -13,7 +13,6 @@ from scipy import stats
 from dali_views.plan import order
 
 LEAST = 1e-3  # of a p-value; seeds are fixed, so that a test which holds once holds always
-SHORT = [7, 12]
 
 
 def whole(length: int, seed: int = 0, epoch: int = 0) -> order.Rows:
@@ -71,7 +70,7 @@ def test_all_permutations_of_a_few_samples_are_equally_frequent(length):
     assert stats.chisquare([*found, *[0] * missing]).pvalue > LEAST
 
 
-@pytest.mark.parametrize("length", SHORT)
+@pytest.mark.parametrize("length", [7, 12])
 def test_every_sample_is_equally_frequent_at_every_position(length):
     orders = many(length)
     table = np.stack([np.bincount(column, minlength=length) for column in orders.T])
@@ -79,15 +78,6 @@ def test_every_sample_is_equally_frequent_at_every_position(length):
     # Lines and columns of the table have fixed sums.
     square = ((table - expected) ** 2 / expected).sum() * (length - 1) / length
     assert stats.chi2.sf(square, (length - 1) ** 2) > LEAST
-
-
-@pytest.mark.parametrize("length", SHORT)
-def test_which_sample_comes_next_tells_nothing(length):
-    orders = many(length)
-    for position in (0, length // 2, length - 2):  # pairs of one order are not independent of each other
-        pairs = np.bincount(orders[:, position] * length + orders[:, position + 1], minlength=length**2)
-        follows = pairs.reshape(length, length)[~np.eye(length, dtype=bool)]
-        assert stats.chisquare(follows).pvalue > LEAST
 
 
 @pytest.mark.parametrize("length", [9, 25])

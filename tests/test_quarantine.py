@@ -180,27 +180,6 @@ def test_two_ranks_stay_in_step_and_share_what_they_find(many, tmp_path):
     assert [names(each["all"]) for each in found] == [bad, bad]
 
 
-@pytest.mark.slow
-def test_training_on_two_processes_lists_what_either_finds_and_trains_on_all_else(tmp_path):
-    folder, bad = noise_images(tmp_path / "images", 200), {"0033.jpg", "0077.jpg", "0155.jpg"}
-    for name in bad:
-        damage_a_png(folder / name)
-    rows = {int(name[:4]) for name in bad}
-    file = write_config(
-        tmp_path, {"kind": "folder", "path": str(folder)}, run={"epochs": 2, "checkpoint_every": 0},
-        guide={"name": "none"}, views={"size": 8}, optim={"name": "sgd", "lr": 0.1, "batch": 40},
-    )  # fmt: skip
-    arguments = (tmp_path, "never", "pretrain", str(file))
-    processes = start(2, tmp_path, recorded.main, lambda rank: arguments)
-    assert finish(processes) == [0, 0], (tmp_path / "0.log").read_text()
-    assert names(bad_list.load(tmp_path / "run" / "quarantine.txt")) == bad
-    assert checkpoint.load(tmp_path / "run")["loader"]["unreadable"].keys() == rows
-    lines = [json.loads(line) for line in recorded.batches(tmp_path)]
-    for epoch in range(2):
-        seen = {row for step, row, *_ in lines if (step - 1) // 5 == epoch}
-        assert seen == set(range(200)) - rows
-
-
 def test_an_image_that_cannot_be_read_costs_that_image_and_is_named_once_for_all_loaders(tmp_path, device):
     index = bad_folder(tmp_path)
     loader = ViewLoader(index, VIEWS, 5, device=device)
@@ -285,20 +264,26 @@ def test_a_file_that_was_fixed_is_used_again_after_a_resume_or_when_its_entry_is
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_samples_that_it_began_with_although_files_vanish_and_come(tmp_path):
-    folder = noise_images(tmp_path / "images", 64)
+def test_a_run_goes_on_with_its_samples_on_two_processes_although_files_break_vanish_and_come(tmp_path):
+    folder, bad = noise_images(tmp_path / "images", 200), {"0000.jpg", "0033.jpg", "0155.jpg"}
     file = write_config(
         tmp_path, {"kind": "folder", "path": str(folder)}, run={"epochs": 2, "evaluate_every": 1},
-        guide={"name": "none"}, views={"size": 8},
+        guide={"name": "none"}, views={"size": 8}, optim={"name": "sgd", "lr": 0.1, "batch": 40},
     )  # fmt: skip
     assert pretrain(config_file.load(file, ["run.max_steps=2"])).step == 2
-    content = (folder / "0000.jpg").read_bytes()
-    for name in ("0000.jpg", "0033.jpg"):  # the first is among those whose picture is taken
-        (folder / name).unlink()
-    (folder / "new.jpg").write_bytes(content)
-    assert pretrain(config_file.load(file), resume=True).finished
-    assert names(bad_list.load(tmp_path / "run" / "quarantine.txt")) == {"0000.jpg", "0033.jpg"}
-    assert len(checkpoint.load(tmp_path / "run")["regions"]["partner"]) == 64
+    shutil.copy(folder / "0001.jpg", folder / "new.jpg")
+    (folder / "0000.jpg").unlink()  # is among those whose picture is taken
+    for name in ("0033.jpg", "0155.jpg"):
+        damage_a_png(folder / name)
+    arguments = (tmp_path, "never", "pretrain", str(file), "--resume")
+    processes = start(2, tmp_path, recorded.main, lambda rank: arguments)
+    assert finish(processes) == [0, 0], (tmp_path / "0.log").read_text()
+    assert names(bad_list.load(tmp_path / "run" / "quarantine.txt")) == bad
+    state = checkpoint.load(tmp_path / "run")
+    assert state["loader"]["unreadable"].keys() == {0, 33, 155}
+    assert len(state["regions"]["partner"]) == 200
+    lines = [json.loads(line) for line in recorded.batches(tmp_path)]
+    assert {row for step, row, *_ in lines if step > 5} == set(range(200)) - {0, 33, 155}
 
 
 def test_where_the_object_is_in_an_image_that_cannot_be_read_is_not_known(tmp_path):
