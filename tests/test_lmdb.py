@@ -7,8 +7,6 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,12 +184,3 @@ def test_the_command_line_and_a_run_take_an_environment(values, tmp_path, capsys
         sets = data.open_data(cfg.Data(kind="lmdb", path=path, val_share=0.2))
         assert (len(sets.train), sets.train.classes) == (32, ["ant", "bee"])
         assert sets.queries is not None
-
-
-def test_without_lmdb_one_sentence_names_the_extra(values, tmp_path):
-    path = str(write(tmp_path / "a", values))
-    code = "import sys; sys.modules['lmdb'] = None; import dali_views; dali_views.SampleIndex.from_lmdb"
-    words = [sys.executable, "-c", f"{code}({path!r})"]
-    told = subprocess.run(words, capture_output=True, text=True).stderr.splitlines()[-1]
-    assert told.startswith("ValueError: These images are read with lmdb, which is not installed; pip install")
-    assert "the extra 'tables'" in told

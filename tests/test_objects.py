@@ -209,15 +209,6 @@ def test_many_objects_of_a_list_are_looked_up_by_listing(bucket, train, names, t
     assert COUNT > PAGE  # of more than one page
 
 
-def test_failures_that_pass_cost_nothing(bucket, train, local):
-    bucket.proxy.faults = ["503", "", "cut", "429", "reset"] * 2
-    index = from_folder(train)
-    bucket.proxy.faults = ["", "503", "cut", "reset", "500"] * 3
-    assert epoch(index) == epoch(local)
-    assert not bucket.proxy.faults
-    assert not index.quarantine
-
-
 def test_an_object_that_is_gone_or_another_costs_that_image(bucket, train, classes):
     index = from_folder(train)
     bucket.delete("train/ant/0005.jpg")
