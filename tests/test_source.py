@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import gc
 import threading
-import warnings
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import noise_images
-from test_loader import FULL, VIEWS, digest
+from test_loader import FULL, VIEWS, digest, rows_of
 
-from dali_views import BadImageError, RegionTable, SampleIndex, Source, SourceGoneError, View, ViewLoader
+from dali_views import BadImageError, SampleIndex, Source, SourceGoneError, View, ViewLoader
 from dali_views.data.source import AHEAD
 from dali_views.tools.check import check
 
 NAME = "dali_views read"
+pytestmark = pytest.mark.filterwarnings("ignore:Left out while running")
 
 
 class Table:
@@ -44,51 +41,26 @@ class Table:
         return [self.images[row] for row in rows.tolist()]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return noise_images(tmp_path_factory.mktemp("folder"), 40)
-
-
 @pytest.fixture
-def table(folder: Path) -> Table:
-    return Table([file.read_bytes() for file in sorted(folder.iterdir())])
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterable[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Left out while running")
-        yield
+def table(small_index: SampleIndex) -> Table:
+    return Table([small_index.encoded(row) for row in range(40)])
 
 
 def index_of(source: Source, **options: object) -> SampleIndex:
     return SampleIndex.from_source(source, progress=False, **options)  # type: ignore[arg-type]
 
 
-def rows_of(loader: ViewLoader) -> list[int]:
-    return [row for batch in loader for row in batch.index.tolist()]
-
-
 @pytest.mark.parametrize("arrays", [False, True])
-def test_a_source_gives_the_batches_of_its_files_also_when_resumed(folder, table, device, arrays):
-    files = SampleIndex.from_folder(folder, cache=False, progress=False)
-    files = replace(files, labels=np.arange(40, dtype=np.int32))
+def test_a_source_gives_the_batches_of_its_files_also_when_resumed(small_index, table, device, arrays):
+    files = replace(small_index, labels=np.arange(40, dtype=np.int32))
     source = index_of(Table(table.images, arrays), labels=np.arange(40))
     assert np.array_equal(source.sizes, files.sizes)
-    views = [FULL, View(size=16, source="partner")]
-    loaders = []
-    for index in (files, source):
-        regions = RegionTable(40)
-        regions.update(np.arange(40), partner=np.arange(40)[::-1])
-        loaders.append(ViewLoader(index, views, 8, device=device, regions=regions))
-    for loader in loaders:
-        loader.set_epoch(1)
+    loaders = [ViewLoader(index, [FULL], 8, device=device) for index in (files, source)]
     expected = [digest(batch) for batch in loaders[0]]
     assert [digest(batch) for batch in loaders[1]] == expected
-    for batch in loaders[1]:
-        assert digest(batch) == expected[0]
-        break
-    resumed = ViewLoader(source, views, 8, device=device, regions=loaders[1].regions)
+    loaders[1].set_epoch(0)
+    assert digest(next(iter(loaders[1]))) == expected[0]
+    resumed = ViewLoader(source, [FULL], 8, device=device)
     resumed.load_state_dict(loaders[1].state_dict())
     assert [digest(batch) for batch in resumed] == expected[1:]
 
@@ -113,23 +85,21 @@ def test_neither_an_abandoned_loop_nor_a_whole_one_leaves_batches_or_threads(tab
     def readers() -> list[threading.Thread]:
         return [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(NAME)]
 
-    def all_end(threads: list[threading.Thread]) -> bool:
-        for thread in threads:
+    def all_end() -> bool:
+        for thread in readers():
             thread.join(60)
-        return not any(thread.is_alive() for thread in threads)
+        return not readers()
 
     loader = ViewLoader(index_of(table), [View(size=8)], 4, device="cpu", shuffle=False)
     for _ in range(3):
         next(iter(loader))
         assert readers()
     assert rows_of(loader) == list(range(40))
-    assert all_end(readers())
+    assert all_end()
     next(iter(loader))
-    abandoned = readers()
-    assert abandoned
     del loader
     gc.collect()
-    assert all_end(abandoned)
+    assert all_end()
 
 
 def test_rows_that_raise_are_bad_images_for_the_reason_told(table):
@@ -147,7 +117,7 @@ def test_rows_that_raise_are_bad_images_for_the_reason_told(table):
         rows_of(ViewLoader(index, VIEWS, 8, device="cpu", on_bad_image="raise"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0", b"no image", b"\xff\xd8\xff"])
+@pytest.mark.parametrize("damage", [b"", b"\xff\xd8\xff"])
 def test_bytes_that_are_no_image_cost_that_image(table, damage):
     index = index_of(table)
     table.images[11] = damage
@@ -159,11 +129,9 @@ def test_bytes_that_are_no_image_cost_that_image(table, damage):
 def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(table, error):
     index = index_of(table)
     loader = ViewLoader(index, VIEWS, 8, device="cpu")
-    batches = iter(loader)
-    next(batches)
     table.errors = dict.fromkeys(range(40), error)
     with pytest.raises(BadImageError, match=f"source of the images is gone .{error}"):
-        list(batches)
+        rows_of(loader)
     assert not index.quarantine
     with pytest.raises(type(error)):
         index_of(table)
@@ -172,12 +140,11 @@ def test_a_source_that_is_gone_ends_the_run_and_blames_no_image(table, error):
 
 
 def test_a_failure_that_has_passed_costs_nothing(table):
-    index = index_of(table)
-
     class Once(dict):
         def __contains__(self, row: object) -> bool:
             return super().__contains__(row) and table.asked[row] == 1
 
+    index = index_of(table)
     table.asked.clear()
     table.errors = Once({5: OSError("try again"), 30: OSError("try again")})
     assert sorted(rows_of(ViewLoader(index, VIEWS, 8, device="cpu"))) == list(range(40))
@@ -198,23 +165,20 @@ def test_what_cannot_be_used_is_left_out_from_the_start(table):
     assert index.subset([7, 1]).subset([0]).encoded(0) == table.images[9]
 
 
-def test_sizes_that_are_told_save_the_reading(table):
+def test_sizes_that_are_given_save_the_reading(table):
     sizes = index_of(table).sizes
     table.asked.clear()
     index = index_of(table, sizes=sizes.tolist())
     assert not table.asked
-    assert sorted(rows_of(ViewLoader(index, VIEWS, 8, device="cpu"))) == list(range(40))
+    assert np.array_equal(index.sizes, sizes)
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"sizes": np.ones((39, 2), int)}, "sizes must be"),
-        ({"sizes": np.zeros((40, 2), int)}, "sizes must be"),
         ({"sizes": np.full((40, 2), 60_000)}, "pixels in all"),
-        ({"sizes": np.full((40, 2), 2**40)}, "pixels in all"),
         ({"names": ["a"] * 40}, "40 different texts"),
-        ({"names": ["a"]}, "40 different texts"),
         ({"labels": np.zeros(39, int)}, "shape"),
         ({"labels": np.full(40, 3), "classes": ["a"]}, "labels must lie"),
     ],
@@ -224,14 +188,11 @@ def test_what_does_not_fit_the_source_is_refused(table, options, word):
         index_of(table, **options)
 
 
-def test_an_empty_source_and_one_of_other_things_are_refused(table):
+def test_an_empty_source_one_of_other_things_and_a_saved_one_are_refused(table, tmp_path):
     with pytest.raises(ValueError, match="None of the 0 images"):
         index_of(Table([]))
+    with pytest.raises(TypeError, match="cannot be saved"):
+        index_of(table).save(tmp_path / "index.safetensors")
     table.images = ["text"] * 40  # type: ignore[list-item]
     with pytest.raises(ValueError, match="str, not bytes or a 1-D array"):
         index_of(table)
-
-
-def test_an_index_of_a_source_cannot_be_saved(table, tmp_path):
-    with pytest.raises(TypeError, match="cannot be saved"):
-        index_of(table).save(tmp_path / "index.safetensors")
