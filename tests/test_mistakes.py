@@ -22,11 +22,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     noise_images(folder / "photos", 6)
     (folder / "empty").mkdir()
-    (folder / "texts").mkdir()
-    (folder / "texts" / "a.jpg").write_text("no image")
     (folder / "words.json").write_text("[1, 2]")
     (folder / "bad.parquet").write_bytes(b"PAR1 and no table")
-    (folder / "bad.tar").write_bytes(b"no tar" * 200)
     (folder / "weights.pt").write_bytes(b"no weights")
     other = SampleIndex.from_folder(noise_images(folder / "other", 6, seed=3), cache=False, progress=False)
     RegionTable(6, fingerprint=other.fingerprint).save(folder / "other.npz")
@@ -49,31 +46,23 @@ LOADER = [
     (["show", "photos", "--weights", "nope.pt", *CPU], "--weights and --layer are of --model"),
     (["pack", "photos", "packed", "--quality", "5"], "give --short-side, too"),
     (["bench", "photos", "--source", "other", "--parts", "loaders", *CPU], "name it in --parts"),
-    (["index", "nowhere"], "'nowhere' does not exist|nowhere"),
+    (["index", "nowhere"], "nowhere"),
     (["index", "empty"], "holds no image"),
-    (["index", "texts"], "a.jpg: not an image"),
     (["index", "photos", "other"], "Only of tar shards and of tables"),
     (["index", "photos", "--sise", "3"], "--sise"),
     (["index", "bad.parquet"], "bad.parquet"),
-    (["index", "bad.tar"], "bad.tar: no tar"),
     (["index", "x-{0..9}.tar"], "There is no shard"),
     (["index", "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar"], "more than 1048576"),
     (["index", "photos", "--root", "photos"], "--root is for a list, and 'photos' is taken for a folder"),
-    (["index", "photos", "--label", "kind"], "--label is for tables"),
-    (["index", "photos", "--coco", "nothing.json"], "nothing.json"),
     (["index", "photos", "--coco", "words.json"], "not a COCO instances file"),
-    (["index", "photos", "--leave-out", "nothing.txt"], "nothing.txt"),
     (["check", "photos", "--batch-size", "0", *CPU], "--batch-size: 0 is less than 1"),
     (["check", "photos", "--workers", "two", *CPU], "'two' is no whole number"),
-    (["show", "photos", "--count", "0", *CPU], "--count"),
-    (["show", "photos", "--size", "-3", *CPU], "--size"),
     (["show", "photos", "--recipe", "mocov2", *CPU], "did you mean moco_v2?"),
     (["show", "photos", "--crop", "contrast", *CPU], "did you mean contrastive?"),
     (["show", "photos", "--recipe", "evaluation", "--crop", "random", *CPU], "evaluation takes no --crop"),
     (["show", "photos", "--alpha", "0.5", *CPU], "--alpha is the law of --crop contrastive"),
     (["show", "photos", "--seed", "99999999999999999999", *CPU], "--seed"),
     (["show", "photos", "--regions", "short.npz", *CPU], "has 3 rows, and there are"),
-    (["show", "photos", "--regions", "nothing.npz", *CPU], "nothing.npz"),
     (["show", "photos", "--regions", "other.npz", *CPU], "another data set"),
     (["show", "photos", "--regions", "state.pt", *CPU], "not a readable region table"),
     (["show", "photos", "--model", "resnet19", *CPU], "resnet19"),
@@ -81,46 +70,31 @@ LOADER = [
     (["show", "photos", "--model", "resnet18", "--layer", "layer9", *CPU], "layer9"),
     (["show", "photos", "--out", "views.nothing", *CPU], "nothing"),
     (["bench", "photos", "--parts", "loader", *CPU], "did you mean loaders?"),
-    (["bench", "photos", "--rounds", "0", *CPU], "--rounds"),
     (["bench", "photos", "--parts", "memory", "--batches", "1", *CPU], "--batches: 1 is less than 2"),
     (["bench", "photos", "--seconds", "0", *CPU], "--seconds"),
-    (["bench", "photos", "--source", "nowhere", *CPU], "nowhere"),
     (["pack", "photos", "photos"], "would lie in its source"),
-    (["pack", "photos", "other"], "holds other things"),
     (["pack", "photos", "new", "--quality", "101"], "quality"),
-    (["pack", "photos", "new", "--folder"], "--folder"),
 ]
-GUIDED = ["views.crop=contrastive"]
-CCROP = [*GUIDED, "guide.name=contrastive_crop"]
+CCROP = ["views.crop=contrastive", "guide.name=contrastive_crop"]
 TRAINER = [
     ([], "COMMAND"),
     (["pretain", "config.yaml"], "did you mean pretrain?"),
     (["pretrain", "nothing.yaml"], "nothing.yaml"),
     (["pretrain", "bad.yaml"], "bad.yaml"),
     (["pretrain", "config.yaml", "optim.learning_rat=1"], "optim.learning_rat"),
-    (["pretrain", "config.yaml", "optim.momentun=1"], "momentum"),
     (["pretrain", "config.yaml", "optim.lr=fast"], "optim.lr"),
     (["pretrain", "config.yaml", "data.path=nowhere"], "nowhere"),
-    (["pretrain", "config.yaml", "data.kind=tar"], "data.kind"),
     (["pretrain", "config.yaml", "optim.batch=100"], "fill one global batch of 100"),
     (["pretrain", "config.yaml", "model.backbone=resnet19"], "resnet19"),
     (["pretrain", "config.yaml", "method.name=simcrl"], "simcrl"),
-    (["pretrain", "config.yaml", "views.name=mocov2"], "mocov2"),
     (["pretrain", "config.yaml", "guide.name=saliancy"], "saliancy"),
     (["pretrain", "config.yaml", *CCROP, "guide.layer=fc"], "guide.layer: features have shape (1, 512)"),
-    (
-        ["pretrain", "config.yaml", *CCROP, "model.backbone=test_vit", "guide.size=90"],
-        "VisionTransformer does not take images of 90 pixels",
-    ),
+    (["pretrain", "config.yaml", *CCROP, "model.backbone=test_vit", "guide.size=90"], "does not take images"),
     (["pretrain", "config.yaml", "localise.layer=layr3"], "localise.layer: ResNet has no layer 'layr3'"),
     (["pretrain", "config.yaml", *CCROP, "guide.layer=layr3"], "are layer3"),
-    (["pretrain", "config.yaml", *GUIDED, "guide.name=saliency", "guide.layer=layr3"], "are layer3"),
-    (["pretrain", "config.yaml", *GUIDED, "guide.name=online_crop", "guide.layer=layr3"], "are layer3"),
-    (["knn", "nowhere"], "nowhere"),
     (["knn", "norun"], "norun"),
     (["linear", "weights.pt"], "weights.pt"),
     (["export", "norun", "out.safetensors", "--format", "torchvison"], "did you mean torchvision?"),
-    (["export", "norun", "out.safetensors"], "norun"),
     (["compare", "config.yaml", "--seeds", "0", "--out", "compared"], "seeds"),
     (["compare", "config.yaml"], "--out"),
     (["demo"], "out"),
@@ -134,9 +108,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of error; warnings may stand before it."""
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err + captured.out
-    (line,) = (
-        line for line in captured.err.splitlines() if not line.startswith("warning: ") and line.strip()
-    )
+    (line,) = (one for one in captured.err.splitlines() if one.strip() and not one.startswith("warning: "))
     assert line.startswith("error: ")
     assert 10 < len(line) < 400
     return line
@@ -146,8 +118,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_mistake_with_the_loader_is_one_sentence(words, names, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     assert loader_cli.main(words) == 2
-    line = told(capsys)
-    assert any(name in line for name in names.split("|"))
+    assert names in told(capsys)
 
 
 @pytest.mark.parametrize(("words", "names"), TRAINER)
@@ -192,9 +163,8 @@ def test_machines_get_one_line_of_json_for_an_answer_and_for_a_mistake(place, mo
     assert loader_cli.main(["index", "photos", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
     assert loader_cli.main(["check", "photos", "--json", "--out", "none.txt", *CPU]) == 0
-    assert json.loads(capsys.readouterr().out) == {
-        "decoded": 6, "undecodable": {}, "bad": {}, "out": "none.txt",
-    }  # fmt: skip
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"decoded": 6, "undecodable": {}, "bad": {}, "out": "none.txt"}
     assert loader_cli.main(["index", "nowhere", "--json"]) == 2
     assert "nowhere" in json.loads(capsys.readouterr().out)["error"]
     assert trainer_cli.main(["knn", "norun", "--json"]) == 2
