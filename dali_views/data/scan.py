@@ -15,7 +15,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypedDict, Type
 import numpy as np
 from numpy.typing import NDArray
 
-from ..system.files import Arrays, PathLike, cache_folder, load_arrays, pack_names, save_arrays, unpack_names
+from ..system.files import Arrays, PathLike, load_arrays, pack_names, save_arrays, unpack_names
+from ..system.machine import cache_folder
 from .headers import MAX_PIXELS, Record
 from .remote import is_remote, object_stamps
 

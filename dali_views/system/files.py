@@ -26,12 +26,6 @@ Arrays = dict[str, NDArray[Any]]
 _TYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8", "BOOL": "?"}
 
 
-def cache_folder() -> Path:
-    """Where scans are kept: $DALI_VIEWS_CACHE, else dali_views in $XDG_CACHE_HOME, else in ~/.cache."""
-    own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
-
-
 @contextmanager
 def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]:
     """Opens a draft beside `path` that takes its place when the block has ended without an error.

@@ -1,4 +1,7 @@
-"""The machine: what it is called in tables of figures, whether its GPU is full, and marks for profilers."""
+"""The machine: where scans are kept, its name in tables of figures, a full GPU, and marks for profilers.
+
+Only the standard library is imported, so that `dali-views doctor` reports where NumPy is broken.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ _PACKAGES = {"DALI": "nvidia-dali-cuda120"} | {
 # DALI and PyTorch raise plain RuntimeErrors when memory is full. The last phrase is from DALI's memory pools:
 # "Can't allocate 123 bytes on device 0."
 _FULL = ("out of memory", "CUDA allocation failed", "cudaErrorMemoryAllocation", "bytes on device")
+
+
+def cache_folder() -> Path:
+    """Where scans are kept: $DALI_VIEWS_CACHE, else dali_views in $XDG_CACHE_HOME, else in ~/.cache."""
+    own, shared = os.environ.get("DALI_VIEWS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
 
 
 def is_full(error: Exception) -> bool:

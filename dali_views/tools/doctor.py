@@ -26,8 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ..system.files import cache_folder
-from ..system.machine import installed
+from ..system.machine import cache_folder, installed
 from .command_line import Answer
 
 EXAMPLES = """
