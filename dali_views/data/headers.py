@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from ..system.files import pack_names
 from .source import GONE, Source, read_each, reason
 
 MAX_PIXELS = 178_956_970
@@ -64,7 +65,7 @@ class _Refused(Exception):
 def inspect_file(job: tuple[bytes, Record | None]) -> Record:
     """The record of a file (path, record of an earlier scan), which stays if size and mtime are the same."""
     path, known = job
-    stamp = (-1, -1)
+    stamp = -1, -1
     try:
         status = os.stat(path)
         stamp = status.st_size, status.st_mtime_ns
@@ -208,8 +209,7 @@ def _in_thread(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
 def in_process(look: Callable[[J], R], jobs: Sequence[J]) -> list[R]:
     """What `look` returns for each job, in a process of its own; a RuntimeError if this dies."""
     # multiprocessing's fork is not safe after threads or CUDA have started, its spawn runs the user's script
-    # again, and joblib imports modules from the current folder, which may be the data set. Here the path is
-    # set before anything is imported.
+    # again, and joblib imports modules from the current folder, which may be the data set.
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, input=pickle.dumps((look, jobs)), stdout=subprocess.PIPE, check=False)
@@ -258,12 +258,16 @@ def require_some(good: Sequence[int], left_out: Sequence[tuple[str, str]], what:
 
 
 def scan_source(
-    source: Source, sizes: ArrayLike | None, names: Sequence[str], progress: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[str, str]]]:
-    """The usable images of a source of one's own: rows (n,), sizes (n, 2); name and reason of the others."""
+    source: Source, sizes: ArrayLike | None, names: Sequence[str] | None, progress: bool
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32], list[tuple[str, str]]]:
+    """The usable images of a source of one's own: rows (n,), names (n, L), sizes (n, 2); and the others."""
     count = len(source)
+    named = [f"row {row}" for row in range(count)] if names is None else list(names)
+    if len(named) != count or len(set(named)) != count or any(not one or "\0" in one for one in named):
+        raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
+    packed = pack_names([os.fsencode(name) for name in named])
     if sizes is not None and count:
-        return np.arange(count), _checked_sizes(sizes, count), []
+        return np.arange(count), packed, _checked_sizes(sizes, count), []
 
     def look(start: int) -> list[tuple[int, int, str]]:
         found = read_each(source, np.arange(start, min(start + _IMAGES, count)))
@@ -271,10 +275,11 @@ def scan_source(
 
     blocks = look_through(look, range(0, count, _IMAGES), 0, 0, f"x {_IMAGES} images", progress, _THREADS)
     found = [one for block in blocks for one in block]
-    left_out = [(name, refused) for name, (_, _, refused) in zip(names, found, strict=True) if refused]
+    left_out = [(name, refused) for name, (_, _, refused) in zip(named, found, strict=True) if refused]
     good = [i for i in range(count) if not found[i][2]]
     require_some(good, left_out, "images of the source")
-    return np.array(good, np.int64), np.array([found[i][:2] for i in good], np.int32), left_out
+    rows = np.array(good, np.int64)
+    return rows, packed[rows], np.array([found[i][:2] for i in good], np.int32), left_out
 
 
 def _checked_sizes(sizes: ArrayLike, count: int) -> NDArray[np.int32]:

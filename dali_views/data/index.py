@@ -46,8 +46,8 @@ class SampleIndex(Scan):
     Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
     ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
     set) and a bar of `progress`. The constructors raise FileNotFoundError for a name that does not exist,
-    ValueError if no image is usable or labels, classes or columns do not fit, SourceGoneError for a store
-    that is gone, denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS (default 60).
+    ValueError if no image is usable or labels, classes or columns do not fit, and SourceGoneError for a store
+    that denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS (default 60).
     """
 
     arrays: NDArray[np.uint8] | None = None
@@ -83,8 +83,6 @@ class SampleIndex(Scan):
 
     def __repr__(self) -> str:
         return f"SampleIndex({len(self)} images, {len(self.classes)} classes, root={self.root!r})"
-
-    # -- constructors -----------------------------------------------------------------------------
 
     @classmethod
     def _of(cls, scan: Scan) -> Self:
@@ -163,14 +161,11 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
 
-        A row is named table/path if the tables give a path to each image, else table/row 17.
-
-        Args:
-            pattern: As in `from_shards` (.parquet, .pq, .arrow, .feather), or a folder of such files. All
-                tables must have the columns of the first.
-            image: Column of binary, or of structs with the binary field `bytes`; by default the only one.
-            label: Column with whole numbers, -1 or null unknown, or words. By default the first of label,
-                labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
+        `pattern` is as in `from_shards` (.parquet, .pq, .arrow, .feather), or a folder of such files, all
+        with the columns of the first. A row is named table/path if the tables give a path to each image, else
+        table/row 17. `image` is a column of binary, or of structs with the binary field `bytes`; by default
+        the only one. `label` is a column of whole numbers (-1 or null: unknown) or words, by default the
+        first of label, labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
         """
         with needs("pyarrow"):
             from .tables import scan_tables
@@ -201,16 +196,10 @@ class SampleIndex(Scan):
         `labels` and `classes` are as in `from_arrays`. Without `sizes`, (N, 2) stored heights and widths,
         every image is read once. `names` (default "row 7") are for messages, bad lists and the fingerprint.
         """
-        count = len(source)
-        given, kinds = check_labels(labels, count, classes)
-        named = [f"row {row}" for row in range(count)] if names is None else list(names)
-        if len(named) != count or len(set(named)) != count or any(not one or "\0" in one for one in named):
-            raise ValueError(f"names must be {count} different texts without NULs, one for each image.")
-        rows, shapes, left_out = scan_source(source, sizes, named, progress)
-        paths, gone = pack_names([os.fsencode(named[row]) for row in rows]), [LeftOut(*o) for o in left_out]
-        return cls("", paths, shapes, given[rows], kinds, gone, source=picked(source, rows))
-
-    # -- reading it -------------------------------------------------------------------------------
+        given, kinds = check_labels(labels, len(source), classes)
+        rows, paths, shapes, bad = scan_source(source, sizes, names, progress)
+        left_out = [LeftOut(*one) for one in bad]
+        return cls("", paths, shapes, given[rows], kinds, left_out, source=picked(source, rows))
 
     def path(self, i: int) -> str:
         """Full path of row `i`; for arrays a name that messages can show."""
@@ -249,25 +238,23 @@ class SampleIndex(Scan):
 
     def summary(self) -> str:
         """A few lines for people: how many images, which sizes, what was left out and why."""
-        middle = np.median(self.sizes, axis=0)
+        high, wide = np.median(self.sizes, axis=0)
         largest = self.sizes[np.argmax(np.prod(self.sizes, 1, np.int64))]
         kinds = f"{len(self.classes)} class{'es' * (len(self.classes) != 1)} ({self.root or self.form})"
         lines = [
             f"{len(self)} images in {kinds}, {int((self.labels < 0).sum())} without a label",
-            f"height x width: median {middle[0]:.0f} x {middle[1]:.0f}, largest {largest[0]} x {largest[1]}",
+            f"height x width: median {high:.0f} x {wide:.0f}, largest {largest[0]} x {largest[1]}",
         ]
         if self.classes and all(_PART.fullmatch(name) for name in self.classes):
             parts = ", ".join(self.classes)
             lines.append(f"named like parts of a data set ({parts}); to use one of them, name its folder")
         if len(self.boxes):
-            boxed = int(np.count_nonzero(np.diff(self.box_start)))
+            boxed = np.count_nonzero(np.diff(self.box_start))
             lines.append(f"{len(self.boxes)} ground-truth boxes on {boxed} images")
         lines += [f"{len(self.left_out)} files left out:"] if self.left_out else []
         lines += [f"  {path}: {reason}" for path, reason in self.left_out[:20]]
         lines += [f"  and {len(self.left_out) - 20} more"] if len(self.left_out) > 20 else []
         return "\n".join(lines)
-
-    # -- making others of it ----------------------------------------------------------------------
 
     def subset(self, rows: ArrayLike) -> Self:
         """The index of some rows, in the order given (or of a mask of N truth values); classes stay.
@@ -348,8 +335,6 @@ class SampleIndex(Scan):
             digest.update(np.ascontiguousarray(array).data)
         kept = CachedSource(self.source, folder, int(gigabytes * 1e9), digest.hexdigest()[:32])
         return replace(self, source=kept)
-
-    # -- storing it -------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
         """Writes the index to one file (safetensors), in one step; a TypeError for a source of one's own."""

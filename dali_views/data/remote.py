@@ -1,8 +1,8 @@
 """Object stores (s3://, gs://, http://): their URLs, listings and objects, or parts of objects.
 
-obstore reads them. It repeats by itself what may pass (5xx, 429, 408, a connection that breaks or is silent)
-for $DALI_VIEWS_RETRY_SECONDS. What it lacks is here: a listing resumes where its body broke off, an object
-must have the version that was indexed, and errors say whether one object is bad or the whole store is away.
+obstore repeats what may pass (5xx, 429, 408, a connection that breaks or is silent). What it lacks is here: a
+listing resumes where its body broke off, an object must have the version that was indexed, and errors say
+whether one object is bad or the whole store is away.
 """
 
 from __future__ import annotations

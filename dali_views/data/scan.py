@@ -184,8 +184,7 @@ def write_index(path: PathLike, scan: Scan) -> None:
 def read_index(path: PathLike, kind: type[T]) -> T:
     """Makes a `kind` of the fields that it has and the file stores; errors as of `load_arrays`."""
     with load_arrays(path, "index") as (arrays, facts):
-        if facts.get("format") != FORMAT:
-            raise ValueError(f"format {facts.get('format')}, this version reads {FORMAT}")
+        _require(facts.get("format") == FORMAT, f"format {facts.get('format')}, this version reads {FORMAT}")
         _check(arrays, facts)
         left_out = [LeftOut(*pair) for pair in facts["left_out"]]
         stored = {"paths": None, **facts, **arrays, "left_out": left_out}

@@ -121,9 +121,9 @@ def needs(package: str) -> Iterator[None]:
 
 
 class Reading(NamedTuple):
-    """The images of one batch, which threads are reading: how many, and their future."""
+    """The images of one batch, which threads are reading in parts."""
 
-    parts: list[tuple[int, Future[list[NDArray[np.uint8]]]]]
+    parts: list[tuple[int, Future[list[NDArray[np.uint8]]]]]  # how many, and their future
 
     def wait(self) -> list[NDArray[np.uint8]]:
         """B times the encoded bytes (1-D), in order; one zero byte where reading failed.

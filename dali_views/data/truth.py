@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Unpack
 
 from ..system.files import PathLike, unpack_names
-from .listing import Listing, by_part, folder_of, list_folder, read_list, scan_listing, take
+from .listing import Listing, by_part, folder_of, read_list, scan_folder, scan_listing, take
 from .remote import absolute
 from .scan import FileScan, Options, Scan, ScanCache
 
@@ -38,9 +40,13 @@ def scan_coco(
     images: PathLike, instances: PathLike | None, **options: Unpack[Options]
 ) -> tuple[Scan, RowBoxes]:
     """The images of a COCO set, and the boxes of its instances file; see `SampleIndex.from_coco`."""
-    listing, boxes = _list_coco(images, instances)
-    key = ["coco", None if instances is None else absolute(instances)]
-    scanned = scan_listing(listing, ScanCache(listing.root, key, FileScan, options), options)
+    if instances is None:
+        scanned = scan_folder(images, None, **options)
+        none = RowBoxes(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+        return replace(scanned, labels=np.full_like(scanned.labels, -1), classes=[]), none
+    listing, boxes = _list_coco(images, os.fspath(instances))
+    place = ScanCache(listing.root, ["coco", absolute(instances)], FileScan, options)
+    scanned = scan_listing(listing, place, options)
     assert scanned.paths is not None
     row_of = {name: row for row, name in enumerate(unpack_names(scanned.paths))}
     rows = np.array([row_of.get(listing.names[i], -1) for i in boxes.rows], np.int64)
@@ -48,13 +54,8 @@ def scan_coco(
     return scanned, RowBoxes(rows[usable], boxes.boxes[usable], boxes.labels[usable])
 
 
-def _list_coco(images: PathLike, instances: PathLike | None) -> tuple[Listing, RowBoxes]:
-    if instances is None:
-        listing = list_folder(images)
-        listing.labels, listing.classes = [-1] * len(listing.names), []
-        none = np.zeros(0, np.int64)
-        return listing, RowBoxes(none, np.zeros((0, 4), np.float32), none.astype(np.int32))
-    file, listing, seen = os.fspath(instances), Listing(folder_of(images), [], [], []), set[str]()
+def _list_coco(images: PathLike, file: str) -> tuple[Listing, RowBoxes]:
+    listing, seen = Listing(folder_of(images), [], [], []), set[str]()
     text = read_list(file, "COCO file")
     try:
         data: dict[str, Any] = json.loads(text)
@@ -147,13 +148,10 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
 
 def _find_rows(paths: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
     """Row of each name: a relative path, or a file name that occurs once. Unknown names are absent."""
-    wanted = {os.fsencode(name): name for name in names}
-    exact: dict[str, int] = {}
-    short: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        if path in wanted:
-            exact[wanted[path]] = row
-        base = wanted.get(os.path.basename(path))
-        if base is not None:
-            short[base] = -1 if base in short else row
-    return {**{name: row for name, row in short.items() if row >= 0}, **exact}
+    names_of = [os.path.basename(path) for path in paths]
+    row_of = {name: row for row, name in enumerate(names_of)}
+    for name, count in Counter(names_of).items():
+        if count > 1:
+            del row_of[name]
+    row_of |= {path: row for row, path in enumerate(paths)}
+    return {name: row_of[key] for name in names if (key := os.fsencode(name)) in row_of}
