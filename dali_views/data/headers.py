@@ -64,27 +64,23 @@ class _Refused(Exception):
 
 def inspect_file(job: tuple[bytes, Record | None]) -> Record:
     """The record of a file (path, record of an earlier scan), which stays if size and mtime are the same."""
-    path, known = job
-    stamp = -1, -1
+    (path, known), stamp, found = job, (-1, -1), (0, 0, "not a regular file")
     try:
         status = os.stat(path)
         stamp = status.st_size, status.st_mtime_ns
         if known is not None and known[2:4] == stamp:
             return known
-        if not stat.S_ISREG(status.st_mode):
-            return 0, 0, *stamp, "not a regular file"
-        with open(path, "rb") as file:
-            height, width, refused = inspect(file, status.st_size)
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                found = inspect(file, status.st_size)
     except OSError as error:
-        return 0, 0, *stamp, reason(error)
-    return height, width, *stamp, refused
+        found = 0, 0, reason(error)
+    return *found[:2], *stamp, found[2]
 
 
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
     """(height, width, reason) of an image of `size` bytes in a seekable file; `GONE` is raised."""
     try:
-        if size == 0:
-            raise _Refused("empty file")
         return *_inspect(file, size), ""
     except _Refused as refusal:
         return 0, 0, str(refusal)
@@ -101,7 +97,7 @@ def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
     try:
         image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise _Refused("not an image, or cut off in its header") from None
+        raise _Refused("not an image, or cut off in its header" if size else "empty file") from None
     except Image.DecompressionBombError:
         raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
     kind, mode = str(image.format), image.mode

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,11 +37,9 @@ _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4}
 class SampleIndex(Scan):
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
-    Every file that was listed is either a row or in `left_out` with a reason. All rectangles are
-    (y0, x0, y1, x1) fractions of the stored image. Do not change the arrays; `subset` returns a new index.
-
-    Folders, lists, COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar. A
-    store is listed each time, and only changed objects are read again.
+    Every file that was listed is either a row or in `left_out` with a reason. Rectangles are (y0, x0, y1, x1)
+    fractions of the stored image. Do not change the arrays; `subset` returns a new index. Folders, lists,
+    COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar.
 
     Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
     ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
@@ -63,8 +61,7 @@ class SampleIndex(Scan):
     fingerprint: str = ""
     """Hex SHA-256 over relative paths and sizes (arrays: shape and pixels), but not the root."""
     quarantine: dict[str, str] = field(default_factory=dict, metadata={"stored": False})
-    """Reason by full path of images that turned out to be unreadable. Loaders fill it; an index and its
-    subsets share it."""
+    """Reason by full path of images that loaders could not read; an index and its subsets share it."""
 
     def __post_init__(self) -> None:
         if self.holder and self.source is None:
@@ -94,9 +91,8 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes a folder of class folders, or a flat folder of images.
 
-        A class is a folder in `root` with images in or below it, numbered by name; without such folders all
-        labels are -1. Rows are sorted by path, folder by folder; hidden folders are skipped. With `classes`
-        only these folders count, numbered in the order given (ImageNet-100; another split).
+        A class is a folder in `root` with images in or below it, numbered by name (without any, labels are
+        -1), or with `classes` in the order given. Rows are sorted by path; hidden folders are skipped.
         """
         return cls._of(scan_folder(root, classes, **options))
 
@@ -116,9 +112,8 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes COCO images, with the boxes of an instances file (JSON) as ground truth.
 
-        The label of an image is the class of its largest box (the first of equals), -1 without boxes.
-        Categories are numbered by id. Crowd boxes are left out; boxes are clipped to the image. Without
-        `instances` every image in the folder counts, unlabelled.
+        The label of an image is the class of its largest box (the first of equals), -1 without boxes. Crowd
+        boxes are left out. Without `instances` every image in the folder counts, unlabelled.
         """
         scanned, boxes = scan_coco(images, instances, **options)
         return cls._of(scanned)._with_row_boxes(boxes)
@@ -191,10 +186,10 @@ class SampleIndex(Scan):
         names: Sequence[str] | None = None,
         progress: bool = True,
     ) -> Self:
-        """Indexes the images of a source of one's own, which gives their encoded bytes; see `source.Source`.
+        """Indexes the images of a source of one's own; see `Source`, and `from_arrays` for the labels.
 
-        `labels` and `classes` are as in `from_arrays`. Without `sizes`, (N, 2) stored heights and widths,
-        every image is read once. `names` (default "row 7") are for messages, bad lists and the fingerprint.
+        Without `sizes`, (N, 2) stored heights and widths, every image is read once. `names` (default "row 7")
+        are for messages, bad lists and the fingerprint.
         """
         given, kinds = check_labels(labels, len(source), classes)
         rows, paths, shapes, bad = scan_source(source, sizes, names, progress)
@@ -209,7 +204,7 @@ class SampleIndex(Scan):
 
     @property
     def form(self) -> Form:
-        """What the graph receives: names of files, encoded bytes or pixels."""
+        """What the graph receives."""
         return "pixels" if self.arrays is not None else "bytes" if self.source is not None else "names"
 
     def inputs(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
@@ -298,11 +293,8 @@ class SampleIndex(Scan):
             gone = [LeftOut(name, reasons[name]) for name in names if name in reasons]
             return replace(self.subset(keep), left_out=self.left_out + gone)
         if reasons and not reasons.keys() & {path for path, _ in self.left_out}:
-            warnings.warn(
-                f"None of the files that {os.fspath(bad)!r} names is below {self.root!r}; "
-                "its paths are relative to that folder, or absolute.",
-                stacklevel=2,
-            )
+            told = f"None of the files that {os.fspath(bad)!r} names is below {self.root!r}"
+            warnings.warn(f"{told}; its paths are relative to that folder, or absolute.", stacklevel=2)
         return self
 
     def with_boxes(self, boxes: Mapping[str, ArrayLike] | PathLike) -> Self:
@@ -356,5 +348,4 @@ def _open_source(scan: Scan) -> Source:
         with needs("pyarrow"):
             from .tables import GroupSource
         read = partial(GroupSource, column=scan.column)
-    source: Source = read(scan.root, names, scan.file_stamps, scan.places)
-    return source
+    return cast(Source, read(scan.root, names, scan.file_stamps, scan.places))
