@@ -32,8 +32,8 @@ from trainers.config import file as config_file
 from trainers.engine import checkpoint
 
 LIMIT_S = 60
+# Rise of the resident memory. An image of as many pixels as the scan accepts has 540 MB in each copy.
 LIMIT_MB = {"image": 2500, "other": 300}
-"""Rise of the resident memory. An image of as many pixels as the scan accepts has 540 MB in each copy."""
 QUIET = {"cache": False, "progress": False}
 
 
@@ -153,7 +153,6 @@ class Judge:
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, kind: str, file: Path) -> tuple[str, str]:
-        """(outcome, what was found) of a file."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, get_context("forkserver"), silence, (self._log,))
         try:
@@ -165,7 +164,6 @@ class Judge:
         return outcome, found
 
     def stop(self) -> None:
-        """Ends the process."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -204,7 +202,6 @@ def run(
 
 
 def bad_judge(failure: str, file: Path) -> str:
-    """Fails in the way that is named."""
     if failure == "crash":
         os.abort()
     if failure == "hang":

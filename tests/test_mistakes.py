@@ -68,10 +68,8 @@ LOADER = [
     (["show", "photos", "--model", "resnet19", *CPU], "resnet19"),
     (["show", "photos", "--model", "resnet18", "--weights", "weights.pt", *CPU], "no state dict of resnet18"),
     (["show", "photos", "--model", "resnet18", "--layer", "layer9", *CPU], "layer9"),
-    (["show", "photos", "--out", "views.nothing", *CPU], "nothing"),
     (["bench", "photos", "--parts", "loader", *CPU], "did you mean loaders?"),
     (["bench", "photos", "--parts", "memory", "--batches", "1", *CPU], "--batches: 1 is less than 2"),
-    (["bench", "photos", "--seconds", "0", *CPU], "--seconds"),
     (["pack", "photos", "photos"], "would lie in its source"),
     (["pack", "photos", "new", "--quality", "101"], "quality"),
 ]
@@ -97,7 +95,6 @@ TRAINER = [
     (["export", "norun", "out.safetensors", "--format", "torchvison"], "did you mean torchvision?"),
     (["compare", "config.yaml", "--seeds", "0", "--out", "compared"], "seeds"),
     (["compare", "config.yaml"], "--out"),
-    (["demo"], "out"),
     (["demo", "scenes", "run.epocs=2"], "run.epochs"),
     (["demo", "scenes", "data.path=photos"], "data.path"),
 ]
