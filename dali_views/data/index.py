@@ -26,7 +26,7 @@ from .lmdb_store import scan_lmdb
 from .remote import ObjectSource, as_url, is_remote
 from .scan import Cache, LeftOut, Options, Scan, read_index, write_index
 from .shards import scan_shards
-from .source import Form, RangeSource, Source, needs, picked, read_rows
+from .source import Form, Picked, RangeSource, Source, needs, read_rows
 from .truth import RowBoxes, match_boxes, scan_coco
 
 # A folder too high, which would otherwise pass for a data set of such classes.
@@ -43,9 +43,8 @@ class SampleIndex(Scan):
 
     Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
     ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
-    set) and a bar of `progress`. The constructors raise FileNotFoundError for a name that does not exist,
-    ValueError if no image is usable or labels, classes or columns do not fit, and SourceGoneError for a store
-    that denies access or does not answer for $DALI_VIEWS_RETRY_SECONDS (default 60).
+    set) and a bar of `progress`. Constructors raise FileNotFoundError for an absent name, ValueError if no
+    image is usable or labels, classes or columns do not fit, SourceGoneError for a store that is away.
     """
 
     arrays: NDArray[np.uint8] | None = None
@@ -101,8 +100,8 @@ class SampleIndex(Scan):
         """Indexes the images that a text file names: a path and optionally a label per line.
 
         A tab separates the two; without one, the last word is the label unless the line ends like an image or
-        is a file. Labels are numbers, else words numbered in sorted order. Blank lines and lines with # are
-        skipped. Relative paths start from `root` (default: the list's folder); files outside are left out.
+        is a file. Labels are numbers, else words numbered in sorted order. Lines with # are skipped. Paths
+        start from `root` (default: the list's folder); files outside are left out.
         """
         return cls._of(scan_list(file, root, **options))
 
@@ -157,10 +156,10 @@ class SampleIndex(Scan):
         """Indexes the images in Parquet and Arrow tables, as Hugging Face's datasets have them.
 
         `pattern` is as in `from_shards` (.parquet, .pq, .arrow, .feather), or a folder of such files, all
-        with the columns of the first. A row is named table/path if the tables give a path to each image, else
-        table/row 17. `image` is a column of binary, or of structs with the binary field `bytes`; by default
-        the only one. `label` is a column of whole numbers (-1 or null: unknown) or words, by default the
-        first of label, labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
+        with the columns of the first. A row is named table/path if each image has a path, else table/row 17.
+        `image` is a column of binary, or of structs with the binary field `bytes`; by default the only one.
+        `label` is a column of whole numbers (-1 or null: unknown) or words, by default the first of label,
+        labels, cls, class and fine_label. Names of numbers (ClassLabel) become the classes.
         """
         with needs("pyarrow"):
             from .tables import scan_tables
@@ -188,13 +187,12 @@ class SampleIndex(Scan):
     ) -> Self:
         """Indexes the images of a source of one's own; see `Source`, and `from_arrays` for the labels.
 
-        Without `sizes`, (N, 2) stored heights and widths, every image is read once. `names` (default "row 7")
-        are for messages, bad lists and the fingerprint.
+        Without `sizes`, (N, 2) heights and widths, every image is read once. `names` are for messages.
         """
         given, kinds = check_labels(labels, len(source), classes)
         rows, paths, shapes, bad = scan_source(source, sizes, names, progress)
         left_out = [LeftOut(*one) for one in bad]
-        return cls("", paths, shapes, given[rows], kinds, left_out, source=picked(source, rows))
+        return cls("", paths, shapes, given[rows], kinds, left_out, source=Picked(source, rows))
 
     def path(self, i: int) -> str:
         """Full path of row `i`; for arrays a name that messages can show."""
@@ -222,9 +220,9 @@ class SampleIndex(Scan):
         """The encoded image of row `i`, wherever it lies; an OSError, or what its source raises."""
         if self.arrays is not None:
             raise TypeError("The images of an index of arrays are decoded; read index.arrays instead.")
-        if self.source is None:
-            return Path(self.path(i)).read_bytes()
-        return read_rows(self.source, np.array([i]))[0].tobytes()
+        if self.source is not None:
+            return read_rows(self.source, np.array([i]))[0].tobytes()
+        return Path(self.path(i)).read_bytes()
 
     def truth(self, i: int) -> NDArray[np.float32]:
         """(n, 4) ground-truth boxes of row `i`; n may be 0."""
@@ -243,8 +241,7 @@ class SampleIndex(Scan):
         if self.classes and all(_PART.fullmatch(name) for name in self.classes):
             parts = ", ".join(self.classes)
             lines.append(f"named like parts of a data set ({parts}); to use one of them, name its folder")
-        if len(self.boxes):
-            boxed = np.count_nonzero(np.diff(self.box_start))
+        if boxed := np.count_nonzero(np.diff(self.box_start)):
             lines.append(f"{len(self.boxes)} ground-truth boxes on {boxed} images")
         lines += [f"{len(self.left_out)} files left out:"] if self.left_out else []
         lines += [f"  {path}: {reason}" for path, reason in self.left_out[:20]]
@@ -270,7 +267,7 @@ class SampleIndex(Scan):
             labels=self.labels[chosen],
             arrays=None if self.arrays is None else self.arrays[chosen],
             places=None if self.places is None else self.places[chosen],
-            source=None if self.source is None else picked(self.source, chosen),
+            source=None if self.source is None else Picked(self.source, chosen),
             box_start=np.concatenate([[0], ends]).astype(np.int64),
             boxes=self.boxes[inside],
             box_labels=self.box_labels[inside],
@@ -307,14 +304,16 @@ class SampleIndex(Scan):
         return self._with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))
 
     def _with_row_boxes(self, truth: RowBoxes) -> Self:
-        start, boxes, labels = truth.in_order(len(self))
-        return replace(self, box_start=start, boxes=boxes, box_labels=labels)
+        order = np.argsort(truth.rows, kind="stable")
+        ends = np.cumsum(np.bincount(truth.rows, minlength=len(self)))
+        start = np.concatenate([[0], ends]).astype(np.int64)
+        return replace(self, box_start=start, boxes=truth.boxes[order], box_labels=truth.labels[order])
 
     def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> Self:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
-        `gigabytes` is the limit for all processes and data sets that share the folder. Cache first and choose
-        subsets then. `content` identifies what a source of one's own holds, as its path and version.
+        `gigabytes` is the limit of all that share the folder. Cache first and choose subsets then. `content`
+        identifies what a source of one's own holds, as its path and version.
         """
         if self.source is None:
             raise TypeError("The images of this index are at hand already; only those of a source are kept.")

@@ -55,12 +55,13 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True, eq=False)
 class Picked:
-    """Some rows of a source, as a source."""
+    """Some rows (n,) of a source, in the order given, as a source; a part of a part reads from the whole."""
 
-    whole: Source
-    rows: NDArray[np.int64]  # (n,) of the whole
+    def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
+        part = source if isinstance(source, Picked) else None
+        self.whole: Source = source if part is None else part.whole
+        self.rows: NDArray[np.int64] = rows if part is None else part.rows[rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,11 +69,6 @@ class Picked:
     def read(self, rows: NDArray[np.int64]) -> Sequence[bytes | NDArray[np.uint8]]:
         """See `Source`."""
         return self.whole.read(self.rows[rows])
-
-
-def picked(source: Source, rows: NDArray[np.int64]) -> Picked:
-    """The source of some rows (n,), in the order given; a part of a part reads from the whole."""
-    return Picked(source.whole, source.rows[rows]) if isinstance(source, Picked) else Picked(source, rows)
 
 
 def read_rows(source: Source, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
@@ -219,15 +215,16 @@ class RangeSource:
 
     def read(self, rows: NDArray[np.int64]) -> list[bytes]:
         """See `Source`; an OSError for a file that is missing, has changed or cannot be read."""
-        return [self._range(*place) for place in self.places[rows].tolist()]
-
-    def _range(self, file: int, offset: int, size: int) -> bytes:
-        path = os.path.join(self.root, self.files[file])
-        opened = _opened(path, *self.stamps[file].tolist())  # held, or another thread might have it closed
-        data = os.pread(opened.handle, size, offset)
-        if len(data) < size:
-            raise OSError(f"{self.files[file]} has been cut off since it was indexed")
-        return data
+        images: list[bytes] = []
+        for file, offset, size in self.places[rows].tolist():
+            path = os.path.join(self.root, self.files[file])
+            opened = _opened(
+                path, *self.stamps[file].tolist()
+            )  # held, or another thread might have it closed
+            images.append(os.pread(opened.handle, size, offset))
+            if len(images[-1]) < size:
+                raise OSError(f"{self.files[file]} has been cut off since it was indexed")
+        return images
 
 
 class _Opened:

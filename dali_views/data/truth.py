@@ -29,12 +29,6 @@ class RowBoxes(NamedTuple):
     boxes: NDArray[np.float32]  # (M, 4) y0, x0, y1, x1 fractions
     labels: NDArray[np.int32]  # (M,) the class of each box, -1 unknown
 
-    def in_order(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]:
-        """`box_start` (count + 1,), boxes and labels in the order of their rows."""
-        order = np.argsort(self.rows, kind="stable")
-        ends = np.cumsum(np.bincount(self.rows, minlength=count))
-        return np.concatenate([[0], ends]).astype(np.int64), self.boxes[order], self.labels[order]
-
 
 def scan_coco(
     images: PathLike, instances: PathLike | None, **options: Unpack[Options]
