@@ -218,9 +218,8 @@ class RangeSource:
         images: list[bytes] = []
         for file, offset, size in self.places[rows].tolist():
             path = os.path.join(self.root, self.files[file])
-            opened = _opened(
-                path, *self.stamps[file].tolist()
-            )  # held, or another thread might have it closed
+            # Held, or another thread might have it closed.
+            opened = _opened(path, *self.stamps[file].tolist())
             images.append(os.pread(opened.handle, size, offset))
             if len(images[-1]) < size:
                 raise OSError(f"{self.files[file]} has been cut off since it was indexed")
