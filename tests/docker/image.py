@@ -7,10 +7,10 @@ Tried in the image: the health check, the command, `torch.compile`, steps of pre
 and a part of the fast tests. Needs 40 GB of disk.
 
 `--engine DIR` starts an engine with its files in DIR where none runs (Debian's docker.io, as root).
-`--base-archive FILE` stands for the base image where none can be pulled: a root file system with python3-venv
-and the settings of apt and pip that the network here needs, for instance
+`--base-archive FILE` stands for the base image where none can be pulled: a root file system with Python, its
+headers (for `torch.compile`) and the settings of apt and pip that the network needs, for instance
 
-    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm root
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-dev,ca-certificates bookworm root
     tar -C root -c . > base.tar
 """
 
