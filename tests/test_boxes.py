@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
 from dali_views.maps.boxes import boxes_from_maps, regions_from_maps, thresholds
 from dali_views.maps.heatmap import activation_map
-from dali_views.maps.weights import LOWEST_TEMPERATURE, crop_saliency, pair_weights
+from dali_views.maps.loss_weights import LOWEST_TEMPERATURE, crop_saliency, pair_weights
 
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dali_views import Batch, RegionTable
 from dali_views.maps.boxes import regions_from_maps
-from dali_views.maps.weights import crop_saliency, pair_weights
+from dali_views.maps.loss_weights import crop_saliency, pair_weights
 
 from .. import config as cfg
 from ..data import training_views
