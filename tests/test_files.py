@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dali_views.system.files import load_arrays, save_arrays
 
@@ -79,3 +81,31 @@ def test_a_large_file_takes_no_memory_of_its_own(tmp_path):
     )
     before, after = (1024 * int(number) for number in re.findall(r"(\d+) kB", run.stdout))
     assert after - before < 0.2 * size
+
+
+def test_a_reader_beside_a_writer_gets_a_whole_file(tmp_path):
+    path, stop, errors = tmp_path / "a.safetensors", threading.Event(), []
+    save_arrays(path, {"x": np.zeros(1000)}, {"n": 0})
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                with load_arrays(path, "table") as (arrays, facts):
+                    assert (arrays["x"] == facts["n"]).all()
+            except Exception as error:
+                errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(200):
+        save_arrays(path, {"x": np.full(1000 + n, n)}, {"n": n})
+    stop.set()
+    reader.join()
+    assert not errors
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+    arrays = {"a": np.arange(3, dtype=np.uint8), "b": np.eye(2), "c": np.zeros((0, 4), np.float32)}
+    save_arrays(tmp_path / "a", arrays, {})
+    found = load_file(tmp_path / "a")
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())

@@ -398,3 +398,11 @@ def test_a_list_of_bad_files_has_also_those_whose_names_look_like_comments(tmp_p
     bad_list.save(tmp_path / "bad.txt", {"#1.jpg": "ugly"})
     index = SampleIndex.from_folder(tmp_path, cache=False)
     assert _names(index.without(tmp_path / "bad.txt")) == ["2.jpg"]
+
+
+@pytest.mark.parametrize("make", [SampleIndex.from_folder, SampleIndex.from_list, SampleIndex.from_shards])
+def test_a_misspelt_option_of_a_scan_is_refused(make, tmp_path):
+    place = tmp_path / ("a.tar" if make == SampleIndex.from_shards else "list.txt")
+    place.write_bytes(b"a.jpg")
+    with pytest.raises(TypeError, match="no option cach; its options are cache, processes, progress"):
+        make(tmp_path if make == SampleIndex.from_folder else place, cach=False)

@@ -86,7 +86,7 @@ class SampleIndex(Scan):
 
     @classmethod
     def from_folder(
-        cls, root: PathLike, classes: Sequence[str] | None = None, **options: Unpack[Options]
+        cls, root: PathLike, *, classes: Sequence[str] | None = None, **options: Unpack[Options]
     ) -> Self:
         """Indexes a folder of class folders, or a flat folder of images.
 

@@ -226,7 +226,8 @@ def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
         boxes, bounds, labels = arrays["boxes"], arrays["box_start"], arrays["box_labels"]
         fits = bounds[0] == 0 and bounds[-1] == len(boxes) and (np.diff(bounds) >= 0).all()
         _require(fits, "box_start does not divide the boxes")
-        _require(((boxes >= 0) & (boxes <= 1)).all(), "boxes do not lie in their images")
+        inside = ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
+        _require(inside, "boxes are no rectangles in their images")
         _require((labels >= -1).all() and (labels < len(classes)).all(), "box_labels have no class")
 
 
@@ -269,6 +270,9 @@ class ScanCache(Generic[T]):
         """Looks up the `kind` of scan of a root. `key` (JSON-able): what else determined the listing."""
         self.file: Path | None = None
         self.kept: T | None = None
+        if unknown := options.keys() - Options.__annotations__.keys():
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"A scan has no option {', '.join(sorted(unknown))}; its options are {known}.")
         cache = options.get("cache", True)
         if cache is False:
             return

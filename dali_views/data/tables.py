@@ -141,10 +141,14 @@ def _columns_of(table: _Table, image: str | None, label: str | None) -> _Columns
         named = "" if image is None else f" of the name {image!r}"
         raise ValueError(
             f"{words} hold encoded images{named} (binary, or a struct with a binary field 'bytes'); the "
-            f"columns are {', '.join(map(repr, kinds))}; name one of them as `image`."
+            f"columns are {', '.join(map(repr, kinds))}; "
+            + ("name one of them as `image`." if fits or image else "choose a table of encoded images.")
         )
     if label is not None and kinds.get(label) not in _WORDS:
-        raise ValueError(f"There is no column {label!r} of whole numbers or words; name another as `label`.")
+        raise ValueError(
+            f"There is no column {label!r} of whole numbers or words; the columns are "
+            f"{', '.join(map(repr, kinds))}; name another as `label`."
+        )
     path = fits[0].removesuffix(".bytes") + ".path"
     classes = _class_names(table.metadata, label) if label and kinds[label] == "integer" else None
     has_path = kinds.get(path) in _WORDS[1:]

@@ -19,7 +19,6 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Arrays = dict[str, NDArray[Any]]
@@ -57,8 +56,20 @@ def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any], *, sha
     """Writes arrays of numbers (no float16) and JSON-able facts in one step; see `atomic_write`."""
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)  # a header of safetensors has at most 100 MB
     tensors = {name: np.ascontiguousarray(array) for name, array in {**arrays, "facts": text}.items()}
+    header: dict[str, Any] = {"__metadata__": {"crc32": _checksum(tensors)}}
+    codes, end = {np.dtype(kind): code for code, kind in _TYPES.items()}, 0
+    # The library's own writers hold all arrays twice in memory. Wide numbers first: all stay aligned.
+    order = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+    for name in order:
+        array, start = tensors[name], end
+        end += array.nbytes
+        header[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
     with atomic_write(path, shared=shared) as file:
-        file.write(save(tensors, {"crc32": _checksum(tensors)}))
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            file.write(tensors[name].reshape(-1).view(np.uint8).data)
 
 
 @contextmanager
@@ -73,7 +84,9 @@ def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, A
         raise FileNotFoundError(f"There is no {what} at {path}; save one there first or correct the path.")
     with open(path, "rb") as file:  # outside the try: a file one may not read is not a damaged file
         try:
-            arrays = _mapped(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if file.read(2) == b"PK":
+                raise ValueError("it is an .npz, which this version does not read; make it anew")
+            arrays = _mapped(file)
             yield arrays, json.loads(arrays.pop("facts").tobytes())
         except Exception as error:
             raise ValueError(
@@ -82,8 +95,10 @@ def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, A
             ) from error
 
 
-def _mapped(path: PathLike, content: mmap.mmap) -> Arrays:
-    with safe_open(path, framework="np") as verified:  # which would copy the arrays
+def _mapped(file: IO[bytes]) -> Arrays:
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Verified by the library, which would copy the arrays. By number: the name may be another file by now.
+    with safe_open(f"/proc/self/fd/{file.fileno()}", framework="np") as verified:
         checksum = (verified.metadata() or {}).get("crc32")
     start = 8 + int.from_bytes(content[:8], "little")
     arrays: Arrays = {}

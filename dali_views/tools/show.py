@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> Answer:
     from .page import render
     from .sample import drawings, sheet
 
+    _check_out(args.out)
     index, views = options.open_index(args), _views(args)
     table = RegionTable.load(args.regions, index.fingerprint) if args.regions else RegionTable(len(index))
     if len(table) != len(index):
@@ -81,6 +82,12 @@ def run(args: argparse.Namespace) -> Answer:
         sheet(lines).save(args.out)
     facts = {"out": args.out, "images": len(batch), "views": len(views)}
     return Answer(facts, f"{args.out}: {len(batch)} images, {len(views)} views each")
+
+
+def _check_out(path: Path) -> None:
+    """Refuses a name that no picture can have before images are decoded for it."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".html", ".htm"):
+        raise ValueError(f"--out {path} has no ending that is known here; use .png, .jpg, .pdf or .html.")
 
 
 def _views(args: argparse.Namespace) -> list[View]:

@@ -95,7 +95,8 @@ def _found(path: Path) -> Path:
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         where = f", named as base in {seen[-1]}" if seen else ""
-        raise FileNotFoundError(f"there is no configuration file {path}{where}; check the path")
+        hint = "" if path.suffix in (".yaml", ".yml") else "; a key is changed by section.key=value"
+        raise FileNotFoundError(f"there is no configuration file {path}{where}; check the path{hint}")
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base ({' -> '.join(p.name for p in seen)}); break the circle")
     with open(path, encoding="utf-8") as file:
