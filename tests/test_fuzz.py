@@ -97,11 +97,11 @@ LOAD: dict[str, Callable[[Path, Path], object]] = {
 """Loads a file of each kind; the images that it names are in the folder."""
 
 
-def use(loaded: object) -> None:
-    """Does with what was loaded what a run does."""
+def use(loaded: object, stored: bool = False) -> None:
+    """Does with what was loaded what a run does. The files of a `stored` index may have changed since."""
     if isinstance(loaded, tuple):
         for one in loaded:
-            use(one)
+            use(one, stored=True)
     elif isinstance(loaded, SampleIndex):
         for row in range(len(loaded)):
             loaded.path(row), loaded.truth(row)
@@ -109,9 +109,16 @@ def use(loaded: object) -> None:
             loaded.inputs(np.arange(len(loaded)))
         loaded.subset([0]).summary()
         assert all(label == -1 or loaded.classes[label] for label in loaded.labels)
-        there = loaded.holder and Path(loaded.root, *loaded.files[:1]).exists()
+        # `os.path`: a damaged name may be longer than Path.exists takes.
+        there = loaded.holder and os.path.exists(os.path.join(loaded.root, *loaded.files[:1]))
         for row in range(len(loaded)) if there else ():
-            content = loaded.encoded(row)  # what the scan has read once, can be read
+            try:
+                content = loaded.encoded(row)  # what the scan has read once, can be read
+            except OSError as error:
+                # A stored stamp that is damaged looks like a file that has changed: that sentence, no other.
+                if not stored or "has changed since it was indexed" not in str(error):
+                    raise
+                break
             assert loaded.holder == "groups" or len(content) == loaded.places[row, 2]
     elif isinstance(loaded, FileScan):
         loaded.records(), loaded.holds()
