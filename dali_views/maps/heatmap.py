@@ -6,12 +6,15 @@ Nothing here loops over samples or waits for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .align import Centres, align, cell_centres
 from .tap import FeatureTap
 
 _ROUNDS = 50  # of power iteration; a second component of 0.9 of the first then has half a percent left
@@ -139,6 +142,7 @@ def heatmaps(
     grid: tuple[int, int] | None = None,
     kind: Literal["activation", "principal"] = "activation",
     channels_last: bool = False,
+    aligned: bool = True,
 ) -> Tensor:
     """Heatmaps of a batch, (B, h, w): in eval mode, without gradient; all training flags are restored.
 
@@ -150,6 +154,8 @@ def heatmaps(
         images: (B, 3, H, W), normalised as in training.
         layer, prefix_tokens, grid, channels_last: see ``FeatureTap`` and ``feature_grid``.
         kind: "activation", see ``activation_map``, or "principal", see ``principal_map``.
+        aligned: cell (i, j) shows the square [i/h, (i+1)/h) x [j/w, (j+1)/w) of the image, see ``align``.
+            False gives the map as the layer has it, as published: that of a ResNet lies half a cell off.
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -158,13 +164,46 @@ def heatmaps(
             model = inner
         else:
             break
+    read = principal_map if kind == "principal" else activation_map
+    with evaluating(model), FeatureTap(model, layer) as tap, torch.no_grad():
+        model(images)
+        maps = read(feature_grid(tap.features, prefix_tokens, grid, channels_last))
+    if not aligned:
+        return maps
+    return align_maps(maps, layer_centres(model, images, layer, prefix_tokens, grid, channels_last))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards every module is as it was."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with FeatureTap(model, layer) as tap, torch.no_grad():
-            model(images)
-            read = principal_map if kind == "principal" else activation_map
-            return read(feature_grid(tap.features, prefix_tokens, grid, channels_last))
+        yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+def layer_centres(
+    model: nn.Module,
+    images: Tensor,
+    layer: str,
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Centres | None:
+    """Where the cells of a layer look, see ``cell_centres``; arguments as of ``heatmaps``."""
+
+    def run(images: Tensor) -> Tensor:
+        with FeatureTap(model, layer) as tap:
+            model(images)
+            return feature_grid(tap.features, prefix_tokens, grid, channels_last)
+
+    with evaluating(model):
+        return cell_centres(model, run, images, (layer, prefix_tokens, grid, channels_last))
+
+
+def align_maps(maps: Tensor, centres: Centres | None) -> Tensor:
+    """Maps (B, h, w) in [0, 1] at their places in the image, again from 0 to 1."""
+    return maps if centres is None else _min_max(align(maps, centres))

@@ -165,6 +165,9 @@ class Maps(Section):
     """Dotted name of the module whose output is the map; absent: the backbone's last spatial one."""
     size: Count | None = None
     """Pixels to which the whole image is squashed before it is localised; absent: the size of the views."""
+    aligned: bool = True
+    """Maps lie where their cells look; false: as the layer has them, as published (in ResNets, half a cell
+    off)."""
 
 
 class Localise(Maps):

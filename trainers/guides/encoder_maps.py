@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import SampleIndex, recipes
+from dali_views.maps.align import Centres
 from dali_views.maps.boxes import boxes_from_maps
-from dali_views.maps.heatmap import feature_grid, gradient_map, heatmaps
+from dali_views.maps.heatmap import (
+    align_maps,
+    evaluating,
+    feature_grid,
+    gradient_map,
+    heatmaps,
+    layer_centres,
+)  # fmt: skip
 from dali_views.maps.tap import FeatureTap
 
 from .. import config as cfg
@@ -63,12 +71,13 @@ class EncoderMaps:
             images = batch.views[0].to(self.setting.device)
             with self.setting.autocast():
                 if kind == "gradient":
-                    maps = _gradient_maps(network, images, self.how.layer)
+                    maps = _gradient_maps(network, images, self.how)
                 else:
                     net = network.encoder if isinstance(network, Method) else network
-                    layer, tokens = self.how.layer or net.feature_layer, net.prefix_tokens
-                    last = net.channels_last_maps
-                    maps = heatmaps(net, images, layer, tokens, kind=kind, channels_last=last)
+                    maps = heatmaps(
+                        net, images, self.how.layer or net.feature_layer, net.prefix_tokens, kind=kind,
+                        channels_last=net.channels_last_maps, aligned=self.how.aligned,
+                    )  # fmt: skip
             yield Located(batch.index, maps)
 
     def whole(self, network: Method | Backbone, index: SampleIndex, kind: cfg.MapKind) -> Tensor:
@@ -97,16 +106,22 @@ class EncoderMaps:
         return result
 
 
-def _gradient_maps(network: Method | Backbone, images: Tensor, layer: str | None) -> Tensor:
+def _gradient_maps(network: Method | Backbone, images: Tensor, how: cfg.Maps) -> Tensor:
     if not isinstance(network, Method):
         raise ValueError("maps by gradient need a method with its alignment score, not an encoder alone")
-    backbone, training = network.backbone, network.training
-    network.eval()
-    with FeatureTap(backbone, layer or backbone.feature_layer) as tap, torch.enable_grad():
+    backbone = network.backbone
+    layer = how.layer or backbone.feature_layer
+    with evaluating(network), FeatureTap(backbone, layer) as tap, torch.enable_grad():
         score = network.alignment(images, images.flip(3))
         (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
-    network.train(training)
-    return gradient_map(*(as_grid(backbone, each) for each in (tap.features, gradient)))
+    maps = gradient_map(*(as_grid(backbone, each) for each in (tap.features, gradient)))
+    return align_maps(maps, centres_of(backbone, layer, images)) if how.aligned else maps
+
+
+def centres_of(backbone: Backbone, layer: str, images: Tensor) -> Centres | None:
+    """Where the cells of an encoder's layer look in images (B, 3, H, W) of this shape."""
+    last = backbone.channels_last_maps
+    return layer_centres(backbone, images, layer, backbone.prefix_tokens, channels_last=last)
 
 
 def as_grid(backbone: Backbone, features: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dali_views.maps.align import Centres, align
 from dali_views.maps.coordinates import map_to_image
 from dali_views.maps.heatmap import activations, feature_grid
 from dali_views.maps.tap import FeatureTap
@@ -26,20 +27,26 @@ class ViewMaps:
     All methods pass their views to the backbone in order, one by one or several as one batch, so that the
     rows of its output belong to view 0, view 1 and so on. Calls in eval mode are not collected. For the layer
     see `FeatureTap`, for tokens and channels `dali_views.maps.heatmap.feature_grid`.
+
+    Args:
+        centres: by the side of a view in pixels, where the cells look in it. A mirrored view has them on the
+            same side of the view, so maps are aligned before they are put back into the image.
     """
 
     def __init__(
-        self, backbone: nn.Module, layer: str, prefix_tokens: int = 0, channels_last: bool = False
-    ) -> None:
+        self, backbone: nn.Module, layer: str, prefix_tokens: int = 0, channels_last: bool = False,
+        centres: Mapping[int, Centres | None] | None = None,
+    ) -> None:  # fmt: skip
         self.prefix, self.channels_last = prefix_tokens, channels_last
-        self.seen: list[Tensor] = []
+        self.centres = centres or {}
+        self.seen: list[tuple[int, Tensor]] = []
         self._tap = FeatureTap(backbone, layer)
         backbone.register_forward_hook(self._keep)  # after each call, when the tap has the layer's output
 
     def _keep(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
         if backbone.training:
             features = feature_grid(self._tap.features, self.prefix, channels_last=self.channels_last)
-            self.seen.append(activations(features))
+            self.seen.append((inputs[0].shape[-1], activations(features)))
 
     def take(self, samples: int) -> list[Tensor]:
         """One (samples, h, w) map per view seen since the last call, in the order of the views.
@@ -48,9 +55,10 @@ class ViewMaps:
         features grow, and a crop of background does not get the contrast of an object.
         """
         views = []
-        for maps in self.seen:
+        for side, maps in self.seen:
             deviation, mean = torch.std_mean(maps)
-            views += list(((maps - mean) / deviation.clamp(min=1e-6)).view(-1, samples, *maps.shape[1:]))
+            placed = align((maps - mean) / deviation.clamp(min=1e-6), self.centres.get(side))
+            views += list(placed.view(-1, samples, *maps.shape[1:]))
         self.seen = []
         return views
 

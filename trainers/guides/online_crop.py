@@ -13,6 +13,7 @@ from dali_views.maps.boxes import boxes_from_maps
 from .. import config as cfg
 from ..data import training_views
 from ..engine import ranks
+from .encoder_maps import centres_of
 from .guide import Guide, Training, boxes_due, warn_if_wide
 from .kept_maps import KeptMaps, ViewMaps
 
@@ -33,11 +34,16 @@ class OnlineCrop(Guide):
     def __init__(self, config: cfg.OnlineCrop, training: Training) -> None:
         super().__init__(config, training)
         # Not those of a partner, which may occur several times in a batch and has views of its own.
-        self.own = [view.source == "self" for view in training_views(training.views)]
+        shown = training_views(training.views)
+        self.own = [view.source == "self" for view in shown]
         net = training.method.backbone
         layer = config.layer or net.feature_layer
-        self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps)
         length, device = len(training.index), training.setting.device
+        sides = {view.size for view in shown} if config.aligned else ()
+        centres = {
+            side: centres_of(net, layer, torch.empty(1, 3, side, side, device=device)) for side in sides
+        }
+        self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps, centres)
         self.maps = KeptMaps(length, config.map_size, config.rate, device)
 
     def after_step(self, batch: Batch) -> None:
