@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
+from dali_views.maps import boxes as readings
 from dali_views.maps.boxes import boxes_from_maps, regions_from_maps, thresholds
 from dali_views.maps.heatmap import activation_map
 from dali_views.maps.loss_weights import LOWEST_TEMPERATURE, crop_saliency, pair_weights
@@ -82,6 +85,69 @@ def test_otsus_level_is_that_of_a_loop_and_follows_a_high_floor() -> None:
     assert boxes_from_maps(torch.full((2, 4, 4), 0.3), threshold=0.3).tolist() == [WHOLE] * 2
 
 
+# ---- readings
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9])
+def test_a_part_is_the_connected_one_of_greatest_sum(threshold: float, device: str) -> None:
+    maps = torch.rand(40, 7, 9, generator=generator(7))
+    expected = []
+    for cells in maps.tolist():
+        heaviest = max(parts(cells, threshold), key=lambda part: sum(cells[y][x] for y, x in part))
+        rows, columns = tight(heaviest)
+        expected.append([rows.start / 7, columns.start / 9, rows.stop / 7, columns.stop / 9])
+    found = boxes_from_maps(maps.to(on(device)), threshold, reading="part")
+    assert found.device.type == on(device).type
+    torch.testing.assert_close(found.cpu(), torch.tensor(expected))
+    assert boxes_from_maps(maps, 1.0, reading="part").tolist() == [WHOLE] * 40
+
+
+def test_a_part_and_a_rectangle_leave_out_a_small_second_spot_that_the_extent_includes() -> None:
+    maps = blobs((slice(2, 8), slice(4, 9), 1.0), (slice(0, 1), slice(0, 1), 1.0))
+    body = torch.tensor([[0.2, 0.4, 0.8, 0.9]])
+    torch.testing.assert_close(boxes_from_maps(maps, 0.5), torch.tensor([[0, 0, 0.8, 0.9]]))
+    torch.testing.assert_close(boxes_from_maps(maps, 0.5, reading="part"), body)
+    torch.testing.assert_close(boxes_from_maps(maps, reading="rectangle"), body)
+
+
+def looped_rectangle(cells: list[list[float]]) -> list[float]:
+    """The rectangle that is higher than the rest and leaves the greatest variance between the two."""
+    height, width = len(cells), len(cells[0])
+    best, box = -1.0, WHOLE
+    for y0, y1 in itertools.combinations(range(height + 1), 2):
+        for x0, x1 in itertools.combinations(range(width + 1), 2):
+            inside = [cells[y][x] for y in range(y0, y1) for x in range(x0, x1)]
+            n, rest = len(inside), height * width - len(inside)
+            if not rest:
+                continue
+            gap = sum(inside) / n - (sum(map(sum, cells)) - sum(inside)) / rest
+            if gap > 0 and (between := n * rest * gap**2) > best:
+                best, box = between, [y0 / height, x0 / width, y1 / height, x1 / width]
+    return box
+
+
+def test_a_rectangle_is_that_of_a_loop_over_all_rectangles(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "_AT_A_TIME", 7 * 21 * 15)  # several parts of the batch
+    maps = torch.rand(20, 6, 5, generator=generator(8)) ** 2
+    expected = torch.tensor([looped_rectangle(cells) for cells in maps.tolist()])
+    assert len(expected.unique(dim=0)) > 10
+    with without_waiting(device):
+        found = boxes_from_maps(maps.to(on(device)), reading="rectangle")
+    torch.testing.assert_close(found.cpu(), expected)
+    # Neither the range nor the floor of a map matters, unlike with a threshold.
+    torch.testing.assert_close(boxes_from_maps(0.2 * maps + 0.7, reading="rectangle"), expected)
+    assert boxes_from_maps(torch.full((2, 6, 5), 0.3), reading="rectangle").tolist() == [WHOLE] * 2
+    assert boxes_from_maps(torch.zeros(0, 6, 5), reading="rectangle").shape == (0, 4)
+
+
+def test_rectangles_of_a_large_map_are_those_of_its_sixteenths() -> None:
+    maps = blobs((slice(24, 64), slice(8, 32), 0.6), size=128) + 0.1 * torch.rand(5, 128, 128)
+    expected = torch.tensor([[24 / 128, 8 / 128, 64 / 128, 32 / 128]]).expand(5, -1)
+    torch.testing.assert_close(boxes_from_maps(maps, reading="rectangle"), expected)
+
+
 # ---- regions
 
 
@@ -95,16 +161,9 @@ def test_two_blobs_are_two_regions_the_more_salient_one_first_and_the_third_slot
     torch.testing.assert_close(weights.cpu(), torch.tensor([[0.8, 0.5, 0]]))
 
 
-def looped(
-    heatmap: Tensor, k: int, threshold: float, min_area: float, size: tuple[int, int] | None
-) -> tuple[list[list[float]], list[float]]:
-    """Boxes and weights of one map (h, w), cell by cell."""
-    if size is not None:
-        heatmap = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    cells = heatmap.tolist()
-    height, width = len(cells), len(cells[0])
-    left = {(y, x) for y in range(height) for x in range(width) if cells[y][x] > threshold}
-    found = []
+def parts(cells: list[list[float]], threshold: float) -> Iterator[set[tuple[int, int]]]:
+    """The connected parts above the threshold, cell by cell, from top to bottom."""
+    left = {(y, x) for y, row in enumerate(cells) for x, value in enumerate(row) if value > threshold}
     while left:
         part, edge = set(), [min(left)]
         while edge:
@@ -113,10 +172,28 @@ def looped(
                 left.remove((y, x))
                 part.add((y, x))
                 edge += [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        yield part
+
+
+def tight(part: set[tuple[int, int]]) -> tuple[range, range]:
+    """Rows and columns of a part."""
+    ys, xs = [y for y, _ in part], [x for _, x in part]
+    return range(min(ys), max(ys) + 1), range(min(xs), max(xs) + 1)
+
+
+def looped(
+    heatmap: Tensor, k: int, threshold: float, min_area: float, size: tuple[int, int] | None
+) -> tuple[list[list[float]], list[float]]:
+    """Boxes and weights of one map (h, w), cell by cell."""
+    if size is not None:
+        heatmap = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    cells = heatmap.tolist()
+    height, width = len(cells), len(cells[0])
+    found = []
+    for part in parts(cells, threshold):
         if len(part) / (height * width) < min_area:
             continue
-        ys, xs = [y for y, _ in part], [x for _, x in part]
-        rows, columns = range(min(ys), max(ys) + 1), range(min(xs), max(xs) + 1)
+        rows, columns = tight(part)
         weight = sum(cells[y][x] for y in rows for x in columns) / (len(rows) * len(columns))
         box = [rows.start / height, columns.start / width, rows.stop / height, columns.stop / width]
         found.append((weight, box))

@@ -5,15 +5,22 @@ Rectangles are (y0, x0, y1, x1) fractions of the image, float32.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional as F
 
 from .heatmap import upsample
+
+Reading: TypeAlias = Literal["extent", "part", "rectangle"]
+
+_MOST_CELLS = 16  # a side, of a map whose rectangles are all tried: 18,496 rectangles
+_AT_A_TIME = 2**22  # rectangles of several maps in memory, as float64 (32 MiB)
 
 # Cells touch along their edges, and only within one image: a whole batch is labelled in one call.
 _NEIGHBOURS = np.zeros((3, 3, 3), np.bool_)
@@ -42,22 +49,37 @@ def thresholds(maps: Tensor, threshold: float | Literal["otsu"]) -> Tensor:
 
 
 def boxes_from_maps(
-    maps: Tensor, threshold: float | Literal["otsu"] = 0.1, size: tuple[int, int] | None = None
+    maps: Tensor,
+    threshold: float | Literal["otsu"] = 0.1,
+    size: tuple[int, int] | None = None,
+    reading: Reading = "extent",
 ) -> Tensor:
-    """One tight box (B, 4) per map: the rows and columns whose maximum exceeds the threshold.
+    """One tight box (B, 4) per map; the whole image for a map without a value above the threshold.
 
-    As ``update_box`` of the authors' code (ContrastiveCrop, arXiv 2202.03278), with one intended difference:
-    the box ends at the far edge of its last row and column, (last + 1) / H; theirs ends at last / H and loses
-    that cell. A map with no value above the threshold gives the whole image. Their 0.1 suits well-trained
-    networks that end in a ReLU. The background of other maps is higher, and 0.1 makes every box the whole
-    image: use "otsu".
+    "extent": the rows and columns whose maximum exceeds the threshold. As ``update_box`` of the authors' code
+    (ContrastiveCrop, arXiv 2202.03278), with one intended difference: the box ends at the far edge of its
+    last row and column, (last + 1) / H; theirs ends at last / H and loses that cell. Their 0.1 suits
+    well-trained networks that end in a ReLU. The background of other maps is higher, and 0.1 makes every box
+    the whole image: use "otsu".
+
+    "part": the same of one connected part of what exceeds the threshold, that of the greatest sum of the map
+    (our choice); a second hot spot then does not stretch the box. The maps are moved to the CPU.
+
+    "rectangle": the rectangle whose inside is higher than its outside and differs most from it (greatest
+    between-class variance, as in Otsu 1979; our choice). It takes no threshold. All rectangles of at most
+    16 x 16 cells are tried; a larger map is averaged to that. A constant map gives the whole image.
 
     Args:
         maps: (B, h, w) in [0, 1], as from ``activation_map``.
         threshold: a number, or "otsu", see ``thresholds``.
         size: (H, W) to upsample to first, bilinear; the authors use the network's input size.
+        reading: "extent", "part" or "rectangle".
     """
     maps = upsample(maps, size)
+    if reading == "rectangle":
+        return _best_rectangles(maps)
+    if reading == "part":
+        return _heaviest_parts(maps, threshold)
     hot = maps > thresholds(maps, threshold)
     y0, y1 = _extent(hot.any(2))
     x0, x1 = _extent(hot.any(1))
@@ -72,6 +94,52 @@ def _extent(hot: Tensor) -> tuple[Tensor, Tensor]:
     last = torch.where(hot, cells, -1).amax(1)
     none = last < 0
     return torch.where(none, 0, first).float() / n, torch.where(none, n, last + 1).float() / n
+
+
+def _heaviest_parts(maps: Tensor, threshold: float | Literal["otsu"]) -> Tensor:
+    """(B, 4) tight box of the connected part above the threshold with the greatest sum of the map."""
+    values = maps.detach().cpu()
+    labels, places = _parts(values, threshold)
+    sums = np.bincount(labels.ravel(), values.numpy().ravel(), minlength=len(places) + 1)[1:]
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(maps), 1)
+    for part in np.argsort(-sums, kind="stable")[::-1]:  # the heaviest is written last
+        image, *box = places[part]
+        boxes[image.start] = torch.tensor(_fractions(box, maps.shape))
+    return boxes.to(maps.device)
+
+
+def _parts(
+    maps: Tensor, threshold: float | Literal["otsu"]
+) -> tuple[NDArray[np.int32], list[tuple[slice, slice, slice]]]:
+    """Connected parts of maps (B, h, w) on the CPU: labels from 1, and each one's image, rows and columns."""
+    labels, count = ndimage.label((maps > thresholds(maps, threshold)).numpy(), _NEIGHBOURS)
+    return labels, ndimage.find_objects(labels) if count else []  # SciPy fails on an empty batch
+
+
+def _fractions(box: Sequence[slice], shape: Sequence[int]) -> tuple[float, float, float, float]:
+    (y, x), (height, width) = box, shape[1:]
+    return y.start / height, x.start / width, y.stop / height, x.stop / width
+
+
+def _best_rectangles(maps: Tensor) -> Tensor:
+    """(B, 4) rectangle of the greatest between-class variance; the whole image where a map is constant."""
+    constant = (maps.amax((1, 2)) == maps.amin((1, 2)))[:, None]
+    height, width = (min(cells, _MOST_CELLS) for cells in maps.shape[1:])
+    maps = F.adaptive_avg_pool2d(maps, (height, width)).double()
+    # Integral image: the sum in rows y0 to y1 and columns x0 to x1 takes four look-ups.
+    sums = F.pad((maps - maps.mean((1, 2), keepdim=True)).cumsum(1).cumsum(2), (1, 0, 1, 0))
+    rows, columns = (torch.combinations(torch.arange(n + 1, device=maps.device)) for n in (height, width))
+    cells = rows.diff() * columns.diff().T  # (R, C), of each pair of rows and pair of columns
+    # With a mean of 0, the variance between n of N cells and the rest is the square of sum / sqrt(n (N - n)).
+    spread = (cells * (height * width - cells)).clamp(min=1).double().sqrt()
+    best = []
+    for part in torch.split(sums, max(1, _AT_A_TIME // cells.numel())):
+        strips = part[:, rows[:, 1]] - part[:, rows[:, 0]]
+        inside = strips[:, :, columns[:, 1]] - strips[:, :, columns[:, 0]]
+        best.append((inside / spread).flatten(1).argmax(1))
+    found = torch.cat(best)
+    (y0, y1), (x0, x1) = rows[found // len(columns)].T / height, columns[found % len(columns)].T / width
+    return torch.where(constant, maps.new_tensor([0, 0, 1, 1]), torch.stack([y0, x0, y1, x1], 1)).float()
 
 
 def regions_from_maps(
@@ -108,21 +176,20 @@ def regions_from_maps(
     whole = upsample(maps.detach().cpu(), size)
     values: NDArray[np.float32] = whole.numpy()
     batch, height, width = values.shape
-    labels, count = ndimage.label((whole > thresholds(whole, threshold)).numpy(), _NEIGHBOURS)
-    shares = np.bincount(labels.ravel(), minlength=count + 1)[1:] / (height * width)
-    places = ndimage.find_objects(labels) if count else []  # SciPy fails on an empty batch
+    labels, places = _parts(whole, threshold)
+    shares = np.bincount(labels.ravel(), minlength=len(places) + 1)[1:] / (height * width)
     found: list[list[tuple[float, tuple[float, float, float, float]]]] = [[] for _ in range(batch)]
     for part in np.flatnonzero(shares >= min_area):
-        image, y, x = places[part]
-        box = (y.start / height, x.start / width, y.stop / height, x.stop / width)
-        found[image.start].append((float(values[places[part]].mean(dtype=np.float64)), box))
+        image, *box = places[part]
+        weight = float(values[places[part]].mean(dtype=np.float64))
+        found[image.start].append((weight, _fractions(box, values.shape)))
 
     boxes = np.tile(np.array([0.0, 0.0, 1.0, 1.0]), (batch, k, 1))
     weights = np.zeros((batch, k))
     for row, parts in enumerate(found):
         heaviest = sorted(parts, key=lambda pair: -pair[0])[:k]
-        for slot, (weight, box) in enumerate(heaviest):
-            boxes[row, slot], weights[row, slot] = box, weight
+        for slot, (weight, tight) in enumerate(heaviest):
+            boxes[row, slot], weights[row, slot] = tight, weight
         if not heaviest:
             weights[row, 0] = 1
     return torch.from_numpy(boxes).float().to(maps.device), torch.from_numpy(weights).float().to(maps.device)
