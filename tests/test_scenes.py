@@ -51,6 +51,62 @@ def test_objects_are_one_to_three_of_moderate_size_and_often_off_centre():
     assert {scene.kind for scene in scenes} == set(CLASSES)
 
 
+def test_a_share_is_the_area_of_the_square_around_an_object():
+    low, high = 0.03, 0.08
+    small, one = [draw_scene(0, n, 128, share=(low, high), objects=(1, 1)) for n in range(300)], 1 / 128
+    for scene in small:
+        ((y0, x0, y1, x1),) = scene.boxes / 128
+        assert y1 - y0 < high**0.5 + 2 * one  # the pixels at both edges
+        if scene.kind in ("disc", "ring", "striped disc"):
+            assert low**0.5 - one < min(y1 - y0, x1 - x0)
+            assert abs(y1 - y0 - (x1 - x0)) < 2 * one
+    covered = np.mean([np.prod(s.boxes[0, 2:] - s.boxes[0, :2]) / 128**2 for s in small])
+    assert 0.85 < covered / ((low + high) / 2) < 1.05
+
+
+def test_as_many_objects_as_asked_for_if_they_fit(tmp_path):
+    scenes = [draw_scene(0, n, 128, share=(0.03, 0.05), objects=(2, 5)) for n in range(60)]
+    assert {len(scene.boxes) for scene in scenes} == {2, 3, 4, 5}
+    with pytest.warns(UserWarning, match="4 of 4 scenes"):
+        _, file = make_scenes(tmp_path, 4, 64, share=(0.3, 0.4), objects=(5, 5))
+    assert 4 <= len(json.loads(file.read_text())["annotations"]) < 4 * 5
+
+
+def test_clutter_multiplies_what_lies_behind_the_objects_and_moves_none():
+    covered = []
+    for clutter in (0, 1, 2, 4):
+        changed = []
+        for number in range(60):
+            bare, scene = (draw_scene(0, number, 96, share=(0.03, 0.08), clutter=c) for c in (0, clutter))
+            assert np.abs(scene.boxes - bare.boxes).max() <= 1
+            changed.append((scene.background != bare.background).any(-1).mean())
+        covered.append(np.mean(changed))
+    none, usual, twice, fourfold = covered
+    assert none == 0
+    assert 1.5 < twice / usual < 2.5
+    assert 1.5 < fourfold / twice < 2.5
+    assert usual / 4 < 0.03  # four shapes on average, each smaller than the smallest object
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"share": (0.2, 0.1)}, "low <= high"),
+        ({"share": (0.0001, 0.1)}, "4 pixels of radius"),
+        ({"share": (0.1, 0.9)}, "to 0.8464"),
+        ({"share": (float("nan"), 0.1)}, "Objects cannot take nan"),
+        ({"objects": (0, 1)}, "1 <= least"),
+        ({"objects": (3, 2)}, "3 to 2 objects"),
+        ({"clutter": -1}, "Clutter cannot be -1"),
+        ({"clutter": float("inf")}, "Clutter cannot be inf"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        make_scenes(tmp_path / "out", 1, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
 def test_mean_colour_does_not_tell_the_class():
     scenes = [draw_scene(0, number, 48) for number in range(400)]
     colour = np.stack([scene.image.mean((0, 1)) for scene in scenes])
@@ -82,7 +138,38 @@ def test_unknown_classes_are_refused(tmp_path):
         make_scenes(tmp_path, 3, classes=["hexagon"])
 
 
-@pytest.mark.parametrize(("options", "told"), [(["--size", "10"], "10 x 10"), (["--count", "0"], "0 scenes")])
+def test_the_command_takes_what_the_function_takes(tmp_path, monkeypatch):
+    options = {"size": 64, "classes": ["star", "striped disc"], "share": (0.05, 0.1), "objects": (2, 2)}
+    make_scenes(tmp_path / "function", 4, **options, clutter=3)
+    words = [
+        "--count",
+        "4",
+        "--size",
+        "64",
+        "--share",
+        "0.05",
+        "0.1",
+        "--objects",
+        "2",
+        "2",
+        "--clutter",
+        "3",
+        "--classes",
+        "star",
+    ]
+    monkeypatch.setattr("sys.argv", ["scenes", str(tmp_path / "command"), *words, "striped disc"])
+    assert main() == 0
+    assert _bytes(tmp_path / "command") == _bytes(tmp_path / "function")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--size", "10"], "10 x 10"),
+        (["--count", "0"], "0 scenes"),
+        (["--share", "0.3", "0.1"], "0.3 to 0.1"),
+    ],
+)
 def test_the_command_says_in_one_sentence_what_it_cannot_make(tmp_path, monkeypatch, capsys, options, told):
     monkeypatch.setattr("sys.argv", ["scenes", str(tmp_path / "out"), *options])
     assert main() == 2

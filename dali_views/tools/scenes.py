@@ -1,8 +1,8 @@
-"""Generated scenes: one to three objects of known class at known boxes on a busy background.
+"""Generated scenes: objects of known class at known boxes on a busy background.
 
-For the demo and the tests: no download, made in seconds, and small enough to train on in minutes. The class
-is in shape and texture alone. Colours, sizes, places and backgrounds are random, so neither a colour
-histogram nor a crop beside the object reveals it.
+For the demo, the tests and experiments: no download, made in seconds, small enough to train on in minutes.
+The class is in shape and texture alone. Colours, sizes, places and backgrounds are random, so neither a
+colour histogram nor a crop beside the object reveals it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import colorsys
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -22,6 +23,8 @@ from PIL import Image, ImageDraw
 from .command_line import Answer, Parser, carry_out
 
 Array: TypeAlias = NDArray[np.floating[Any]]
+Share: TypeAlias = tuple[float, float] | None
+Number: TypeAlias = tuple[int, int] | None
 
 
 class Scene(NamedTuple):
@@ -70,6 +73,8 @@ _TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
 }
 CLASSES = (*_SHAPES, "striped disc", "checkered square")
 """All classes, in the order of their labels."""
+_SMALLEST = 4.0  # radius in pixels below which textures and shapes cannot be told apart
+_WIDEST = 0.46  # radius as a share of the picture's short side
 
 
 def _colour(rng: np.random.Generator) -> Array:
@@ -82,28 +87,33 @@ def _muted(rng: np.random.Generator) -> Array:
     return 0.4 * _colour(rng) + np.float32(0.6 * 120)
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Array:
+def _background(rng: np.random.Generator, height: int, width: int, clutter: float, scale: float) -> Array:
     """(H, W, 3) muted clouds of two colours, faint stripes, and clutter smaller than any object.
 
     It has less contrast than the objects, as in a photograph that is focused on its subject. Otherwise the
     background alone distinguishes images, and a network need not look at the objects.
+
+    `rng` draws the shapes of clutter 1 even if fewer are shown, and a child of it those beyond them, so the
+    rest of the scene does not depend on `clutter`. `scale` multiplies the lengths of the shapes.
     """
     cells = rng.integers(2, 6)
     mix = rng.random((cells, cells, 1), np.float32)
     coarse = _muted(rng) * mix + _muted(rng) * (1 - mix) + rng.normal(0, 8, (cells, cells, 3))
-    soft = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    draw, short = ImageDraw.Draw(soft), min(height, width)
-    for _ in range(rng.integers(2, 7)):
-        x, y = rng.random(2) * (width, height)
-        fill = tuple(int(c) for c in _muted(rng))
-        reach = rng.uniform(0.02, 0.07) * short
-        if rng.random() < 0.5:
-            dx, dy = rng.normal(0, 0.2 * short, 2)
+    cloud = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
+    soft = cloud.resize((width, height), Image.Resampling.BICUBIC)
+    short, usual = min(height, width), int(rng.integers(2, 7))
+    shown, more = round(clutter * usual), rng.spawn(1)[0]
+    for i in range(max(usual, shown)):
+        draw = ImageDraw.Draw(soft if i < shown else Image.new("RGB", (1, 1)))
+        by = rng if i < usual else more
+        x, y = by.random(2) * (width, height)
+        fill = tuple(int(c) for c in _muted(by))
+        reach = by.uniform(0.02, 0.07) * short * scale
+        if by.random() < 0.5:
+            dx, dy = by.normal(0, 0.2 * short * scale, 2)
             draw.line((x, y, x + dx, y + dy), fill, width=max(1, round(0.25 * reach)))
         else:
-            corners = rng.normal((x, y), reach, (rng.integers(3, 6), 2))
+            corners = by.normal((x, y), reach, (by.integers(3, 6), 2))
             draw.polygon([(float(a), float(b)) for a, b in corners], fill)
     angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
     y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32(short)
@@ -113,13 +123,36 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Array:
     return np.asarray(np.asarray(soft, np.float32) + stripes + noise, np.float32)
 
 
-def _place(rng: np.random.Generator, height: int, width: int) -> list[tuple[float, float, float]]:
-    """(y, x, radius) in pixels of one to three circles that do not touch and lie in the picture."""
+def _check(
+    size: tuple[int, int], classes: Sequence[str], share: Share, objects: Number, clutter: float, count: int
+) -> None:
+    if (unknown := [name for name in classes if name not in CLASSES]) or not classes:
+        raise ValueError(f"Unknown classes {unknown}; choose one or more of {list(CLASSES)}.")
+    pixels = f"{size[0]} x {size[1]} pixels"
+    if count < 1 or min(size) < 32:
+        raise ValueError(f"{count} scenes of {pixels} cannot be made; give a count from 1, a size from 32.")
+    least, most = ((2 * r) ** 2 / (size[0] * size[1]) for r in (_SMALLEST, _WIDEST * min(size)))
+    if share is not None and not least <= share[0] <= share[1] <= most:
+        found = f"Objects cannot take {share[0]:g} to {share[1]:g} of {pixels}"
+        raise ValueError(f"{found}; give low <= high, from {least:.4f} (4 pixels of radius) to {most:.4f}.")
+    if objects is not None and not 1 <= objects[0] <= objects[1]:
+        raise ValueError(f"There cannot be {objects[0]} to {objects[1]} objects; give 1 <= least <= most.")
+    if not 0 <= clutter < np.inf:
+        raise ValueError(f"Clutter cannot be {clutter:g}; give 0 (none), 1 (usual) or another multiple.")
+
+
+def _place(
+    rng: np.random.Generator, height: int, width: int, share: Share, objects: Number
+) -> list[tuple[float, float, float]]:
+    """(y, x, radius) in pixels of circles that do not touch and lie in the picture; at least one."""
     wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+    if objects is not None:
+        wanted = int(rng.integers(*objects, endpoint=True))
+    low, high = share or (0.07, 0.34 if wanted == 1 else 0.16)
     circles: list[tuple[float, float, float]] = []
-    for _ in range(20):
-        share = rng.uniform(0.07, 0.34 if wanted == 1 else 0.16)
-        radius = min(0.5 * np.sqrt(share * height * width), 0.46 * min(height, width))
+    for _ in range(20 * max(1, wanted - 2)):
+        area = rng.uniform(low, high) * height * width
+        radius = min(0.5 * np.sqrt(area), _WIDEST * min(height, width))
         y, x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
         if all(np.hypot(y - b, x - a) > radius + r + 2 for b, a, r in circles):
             circles.append((y, x, radius))
@@ -129,20 +162,29 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[tuple[floa
 
 
 def draw_scene(
-    seed: int, number: int, size: int | tuple[int, int] = 96, classes: Sequence[str] = CLASSES
+    seed: int,
+    number: int,
+    size: int | tuple[int, int] = 96,
+    classes: Sequence[str] = CLASSES,
+    share: Share = None,
+    objects: Number = None,
+    clutter: float = 1.0,
 ) -> Scene:
     """Draws scene `number` of a set; a pure function of its arguments, which `make_scenes` explains.
 
-    Its objects, one to three, are all of one class, so that the picture has one label.
+    Its objects are all of one class, so that the picture has one label.
     """
     height, width = (size, size) if isinstance(size, int) else size
+    _check((height, width), classes, share, objects, clutter, 1)
     rng = np.random.default_rng([seed, number])
     kind = classes[int(rng.integers(len(classes)))]
     *texture, shape = kind.split()
-    background = _background(rng, height, width).clip(0, 255)
+    # No polygon is as large as the square of an object that takes a share of 0.03.
+    scale = min(1.0, float(np.sqrt(share[0] / 0.03))) if share else 1.0
+    background = _background(rng, height, width, clutter, scale).clip(0, 255)
     canvas = background.copy()
     boxes = []
-    for y, x, radius in _place(rng, height, width):
+    for y, x, radius in _place(rng, height, width, share, objects):
         top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
         window = slice(top, int(y + radius) + 2), slice(left, int(x + radius) + 2)
         behind = canvas[window]  # a neighbour's corner may reach into this window
@@ -177,10 +219,14 @@ def make_scenes(
     size: int | tuple[int, int] = 96,
     classes: Sequence[str] = CLASSES,
     seed: int = 0,
+    share: Share = None,
+    objects: Number = None,
+    clutter: float = 1.0,
 ) -> tuple[Path, Path]:
     """Writes scenes in COCO's layout: `root/images/*.jpg` and `root/instances.json`.
 
-    Equal arguments give equal bytes, and scene `i` does not depend on `count`.
+    Equal arguments give equal bytes, and scene `i` does not depend on `count`. The place and size of its
+    objects do not depend on `clutter`.
 
     Args:
         root: Folder to write to; files of the same name are replaced.
@@ -188,26 +234,31 @@ def make_scenes(
         size: Height and width in pixels, or one number for both; 32 or more.
         classes: Some of `CLASSES`; a label is a place in this list.
         seed: 0 or more.
+        share: Least and greatest size of an object, uniform between them: the area of the square around its
+            circle as a share of the picture's area. A true box covers 0.5 to 1 of it by class and
+            rotation, 0.9 on average, and the pixels at the edge. Absent: 0.07 to 0.34, of several to 0.16.
+        objects: Least and greatest number of objects in a scene, uniform between them. They do not touch, so
+            fewer are drawn where no more fit, with a warning if below the least. Absent: 1, 2 or 3, mostly 1.
+        clutter: Number of thin lines and small polygons behind the objects as a multiple of the usual two to
+            six; 0: none. Each covers less than the smallest object's square, though lines may be longer than
+            an object; they shrink with it if `share` begins below 0.03.
 
     Returns:
         The folder of the images and the file of the boxes, as `SampleIndex.from_coco` takes them.
 
     Raises:
-        ValueError: `count` is below 1, a class is unknown, or the size is too small.
+        ValueError: `count` is below 1, a class is unknown, the size is too small, or a range cannot be drawn.
     """
-    unknown = [name for name in classes if name not in CLASSES]
-    if unknown or not classes:
-        raise ValueError(f"Unknown classes {unknown}; choose one or more of {list(CLASSES)}.")
     height, width = (size, size) if isinstance(size, int) else size
-    if count < 1 or min(height, width) < 32:
-        found = f"{count} scenes of {height} x {width} pixels"
-        raise ValueError(f"{found} cannot be made; give a count from 1 and a size from 32 on.")
+    _check((height, width), classes, share, objects, clutter, count)
     folder, file = Path(root) / "images", Path(root) / "instances.json"
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    too_few = 0
     for number in range(count):
-        scene = draw_scene(seed, number, (height, width), classes)
+        scene = draw_scene(seed, number, (height, width), classes, share, objects, clutter)
+        too_few += objects is not None and len(scene.boxes) < objects[0]
         name = f"{number:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
@@ -217,20 +268,29 @@ def make_scenes(
             annotations.append(mark | {"bbox": [x0, y0, x1 - x0, y1 - y0]})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    if too_few:
+        told = f"{too_few} of {count} scenes have too few objects"
+        warnings.warn(f"{told}, because no more fit; ask for fewer or smaller ones.", stacklevel=2)
     return folder, file
 
 
 def main() -> int:
-    """`python -m dali_views.tools.scenes OUT --count 1000 --size 128 --seed 0`"""
+    """`python -m dali_views.tools.scenes OUT --count 1000 --size 128 --share 0.03 0.08 --objects 1 1`"""
     parser = Parser(prog="python -m dali_views.tools.scenes", description="Makes example images.")
     parser.add_argument("out", help="folder to write images/ and instances.json to")
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    add = parser.add_argument
+    add("--count", type=int, default=1000)
+    add("--size", type=int, default=96, help="height and width in pixels")
+    add("--classes", nargs="+", choices=CLASSES, default=CLASSES, metavar="CLASS", help=", ".join(CLASSES))
+    add("--seed", type=int, default=0)
+    share = "share of the picture that the square around an object takes (0.07 to 0.34)"
+    add("--share", nargs=2, type=float, metavar=("LOW", "HIGH"), help=share)
+    add("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), help="how many, if they fit (1 to 3)")
+    add("--clutter", type=float, default=1.0, help="lines and polygons behind them: 0 none, 2 twice as many")
+    options = vars(parser.parse_args())
 
     def command() -> Answer:
-        return Answer({}, "{}, {}".format(*make_scenes(given.out, given.count, given.size, seed=given.seed)))
+        return Answer({}, "{}, {}".format(*make_scenes(options.pop("out"), **options)))
 
     return carry_out(command, as_json=False, mistakes=(ValueError, OSError))
 
