@@ -4,7 +4,7 @@
 # make check     lint and type check
 # make docs      the documentation as a site that needs no network, in build/site
 # make coverage  run all tests and list the lines of the packages that none of them reaches
-# make tables    the tables of speed in README.md and docs/speed.md, from the files in tests/bench/results
+# make tables    the tables of figures in README.md and docs, from the files in tests/bench/results
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

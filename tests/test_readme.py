@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torchvision
@@ -30,14 +30,48 @@ def test_the_example_of_reuse_runs_as_printed(readme, tmp_path, monkeypatch):
     assert names["loss"].isfinite()
 
 
-def test_the_tables_of_speed_are_the_committed_files():
-    for page in ("README.md", "docs/speed.md", "docs/sources.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for path in re.findall(r"<!-- table: (\S+) -->", text):
-            with (ROOT / path).open() as file:
-                assert len(list(csv.DictReader(file))) > 2
-    main = runpy.run_path(str(ROOT / "tests/bench/tables.py"))["main"]
-    assert main(["--check"]) == 0, "run make tables"
+@pytest.fixture
+def tables() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tests/bench/tables.py")))
+
+
+def test_the_tables_of_figures_are_the_committed_files(tables, capsys):
+    assert tables.main(["--check"]) == 0, "run make tables"
+    assert capsys.readouterr().err == "", "a page shows no table that has no file yet"
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    typed = re.sub(r"<!-- table: .*?<!-- end -->", "", page, flags=re.DOTALL)
+    assert not re.search(r"^\|", typed, re.MULTILINE), "a table of results needs a file"
+
+
+def test_a_comparison_subtracts_seed_by_seed_and_takes_in_the_files_that_exist(
+    tables, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(tables.table.__globals__, "ROOT", tmp_path)
+    assert tables.table("cpu_*_new.csv") == ""
+    assert "cpu_*_new.csv" in capsys.readouterr().err
+    runs = "untrained,0,.2,\nrandom,0,.3,\nrandom,1,.5,\nonline,0,.32,.4\nonline,1,.51,.6\nccrop,1,.4,\n"
+    (tmp_path / "cpu_simclr_new.csv").write_text(f"config,seed,knn_top1,guide_iou\n{runs}")
+    rows = [
+        ["", "kNN top-1 %", "difference", "IoU of its boxes"],
+        ["untrained", "20.00 (1 of 2 seeds)", "", ""],
+        ["none: random crops", "40.00 ± 14.14", "", ""],
+        ["`online_crop`", "41.50 ± 13.44", "+1.50 ± 0.50", "0.500"],
+        ["`contrastive_crop`", "40.00 (1 of 2 seeds)", "-10.00", ""],
+    ]
+    assert _cells(tables.table("cpu_*_new.csv")) == rows
+    (tmp_path / "cpu_moco_new.csv").write_text(
+        "config,seed,knn_top1,guide_iou\nrandom,0,.1,\nsaliency,0,.2,\n"
+    )
+    first, *_, last = _cells(tables.table("cpu_*_new.csv", "random"))
+    assert first[4:] == ["kNN top-1 %, MoCo v2", "difference, MoCo v2"]
+    assert last == ["`saliency`", "", "", "", "20.00", "+10.00"]
+    with pytest.raises(ValueError, match="no run is of truth"):
+        tables.table("cpu_*_new.csv", "truth")
+
+
+def _cells(table: str) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return rows[:1] + rows[2:]
 
 
 def test_the_messages_of_the_readme_are_those_of_the_code(readme):
@@ -56,15 +90,3 @@ def test_the_messages_of_the_readme_are_those_of_the_code(readme):
 def test_every_file_the_readme_points_to_exists(readme):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", readme):
         assert (ROOT / target).exists(), target
-
-
-def test_the_results_page_quotes_the_committed_numbers() -> None:
-    with (ROOT / "tests/bench/results/cpu_methods_cifar10.csv").open() as file:
-        committed = [
-            [f"{100 * float(row[key]):.1f}" for key in ("knn20_top1", "knn200_top1", "linear_top1")]
-            for row in csv.DictReader(file)
-        ]
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("## DINO against")[0]
-    told = [[cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines() if "|" in line]
-    quoted = [cells for cells in told if cells[0].replace(".", "").isdigit() and cells[0] != "10.0"]
-    assert quoted == committed

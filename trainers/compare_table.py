@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "table"]
+__all__ = ["LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "score", "table"]
 
 _SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
 _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
@@ -98,7 +98,7 @@ def table(rows: Sequence[Row]) -> str:
         legend += failed
     for row in others:
         pairs = {measure: difference(row.values(measure), first.values(measure)) for measure in judged}
-        cells = [_score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
+        cells = [score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
         if any(cells):
             grid.append([f"{row.name} - {first.name}", "", *cells])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
@@ -120,10 +120,10 @@ def _cell(measure: str, row: Row, best: Mapping[str, float]) -> str:
     mean, deviation = mean_and_deviation(values)
     if measure in _COSTS:
         return f"{mean:.0f}"
-    return _score(measure, mean, deviation) + "*" * (not row.reference and mean == best.get(measure))
+    return score(measure, mean, deviation) + "*" * (not row.reference and mean == best.get(measure))
 
 
-def _score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
+def score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
     """A score with its deviation or error; accuracies in percent."""
     factor, digits = (1, 3) if measure.endswith(("iou", "area")) else (100, 2)
     text = f"{factor * mean:{sign}.{digits}f}"

@@ -1,9 +1,12 @@
-"""Write the tables of speed in the documents from the committed files: no figure is typed by hand.
+"""Write the tables of the documents from the committed files: no figure is typed by hand.
 
 python tests/bench/tables.py            # writes the pages below
 python tests/bench/tables.py --check    # fails if that would change anything
 
-A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`.
+A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`. FILE may hold one `*`: all files of
+such a name stand side by side, named by what it stands for. Without any, the table stays empty, and a note
+says so. For files of `trainers compare`, `<!-- table: FILE.csv against ARM -->` names the arm to subtract; by
+default it is the first.
 """
 
 from __future__ import annotations
@@ -11,15 +14,55 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from trainers.compare_table import Row, Run, difference, mean_and_deviation, score
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/speed.md", "docs/sources.md")
-_TABLE = re.compile(r"(<!-- table: (\S+\.csv) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md")
+_TABLE = re.compile(r"(<!-- table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+# Words of files, and better ones; several files side by side stand in this order.
+_WORDS = {
+    "simclr": "SimCLR", "moco": "MoCo v2", "byol": "BYOL", "simsiam": "SimSiam", "dino": "DINO",
+    "scfs": "SCFS", "colours": "histogram of colours", "tiny-imagenet-50": "Tiny-ImageNet", "otsu": "Otsu",
+    "online boxes": "reading boxes off online maps", "pass": "localisation pass",
+}  # fmt: skip
+# Names of arms of comparisons that are not names of guides.
+_ARMS = {
+    "untrained": "untrained", "random": "none: random crops", "true_boxes": "`true_boxes` (control)",
+    "ccrop": "`contrastive_crop`", "online": "`online_crop`", "pairs": "`semantic_pairs`",
+    "pairs_label": "pairs by label (control)", "pairs_random": "pairs at random (control)",
+}  # fmt: skip
+# What a comparison shows: scores, each with its difference from the baseline, and the boxes of the guide.
+_JUDGED = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %"}
+_COMPARED = {**_JUDGED, "guide_iou": "IoU of its boxes"}
+
+
+class _Grid(NamedTuple):
+    """A file with a line per cell: names of its row and column, format strings, and figures with digits."""
+
+    row: str
+    column: str
+    figures: dict[str, int | str]
+
+
+# A column that only such files have, and their grid.
+_GRIDS = {
+    "quantile_low": _Grid("{encoder}", "{quantile_low} to {quantile_high}", {"precision": "%"}),
+    "threshold": _Grid("{box}, {threshold}", "{images}, {encoder}", {"iou": 3, "corloc": "%"}),
+    "share_of_epoch": _Grid("{what}", "% of an epoch, {file}", {"share_of_epoch": "%"}),
+}
 # A column that only such files have: the columns to show, each with its heading and its number of digits
-# (after the point; -1: three figures of a small number, all before the point of a large one; None: as it is).
-_COLUMNS: dict[str, dict[str, tuple[str, int | None]]] = {
+# (after the point; -1: three figures of a small number, all before the point of a large one; "%": a share in
+# per cent; None: as it is). Columns that a file lacks are left out.
+_COLUMNS: dict[str, dict[str, tuple[str, int | str | None]]] = {
+    "knn20_top1": {
+        "encoder": ("encoder", None), "knn20_top1": ("kNN top-1 %, k 20", "%"), "knn200_top1": ("k 200", "%"),
+        "linear_top1": ("linear top-1 %", "%"), "iou": ("IoU", 3), "corloc": ("CorLoc %", "%"),
+        "embedding_std": ("spread", 2), "embedding_rank": ("rank", 0), "cpu_minutes": ("CPU minutes", 0),
+    },
     "operator": {"operator": ("operator", None), "core_ms_per_view": ("ms of one core", None)},
     "trial": {"trial": ("instead", None), "ratio": ("ratio", 2)},
     "mapped_mb": {
@@ -34,26 +77,119 @@ _COLUMNS: dict[str, dict[str, tuple[str, int | None]]] = {
         "written_pss_mb": ("share, MB", -1),
     },
 }  # fmt: skip
-_SOURCES = {"name": ("images from", None), "value": ("images/s", 0), "ratio": ("x folder", 2)}
+_SOURCES: dict[str, tuple[str, int | str | None]] = {
+    "name": ("images from", None), "value": ("images/s", 0), "ratio": ("x folder", 2)
+}  # fmt: skip
 
 
 def rendered(text: str) -> str:
     """The text with every marked table made anew."""
-    return _TABLE.sub(lambda found: found[1] + table(ROOT / found[2]) + found[3], text)
+    return _TABLE.sub(lambda found: found[1] + table(found[2], found[3]) + found[4], text)
 
 
-def table(path: Path) -> str:
-    """A file of figures as a table, by the columns it has."""
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    known = [columns for key, columns in _COLUMNS.items() if key in lines[0]]
-    if not known and lines[0]["part"] == "loaders":
+def table(pattern: str, baseline: str | None = None) -> str:
+    """The files of a pattern as one table, by the columns they have."""
+    lines = _lines(pattern)
+    if not lines:
+        print(f"no file is named {pattern} yet; its table stays empty", file=sys.stderr)
+        return ""
+    first = lines[0]
+    if "config" in first:
+        return _comparison(lines, baseline)
+    for key, columns in _COLUMNS.items():
+        if key in first:
+            return _flat(lines, columns)
+    for key, grid in _GRIDS.items():
+        if key in first:
+            return _grid(lines, grid)
+    if first["part"] == "loaders":
         return _loaders(lines)
-    columns = known[0] if known else _SOURCES
-    if not known and lines[0]["part"] != "sources":
-        return _markdown(["", "", ""], [[line["name"], *_figure(line)] for line in lines])
-    rows = [[_number(line[name], digits) for name, (_, digits) in columns.items()] for line in lines]
-    return _markdown([head for head, _ in columns.values()], rows)
+    if first["part"] == "sources":
+        return _flat(lines, _SOURCES)
+    return _markdown(["", "", ""], [[line["name"], *_figure(line)] for line in lines])
+
+
+def _lines(pattern: str) -> list[dict[str, str]]:
+    """The lines of all files of a pattern; `file` is what its `*` stands for, in the order of `_WORDS`."""
+    before, _, after = Path(pattern).name.partition("*")
+    paths = {path.name[len(before) : len(path.name) - len(after)]: path for path in ROOT.glob(pattern)}
+    order = list(_WORDS)
+    lines: list[dict[str, str]] = []
+    for name in sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name)):
+        with paths[name].open(newline="") as file:
+            lines += ({**line, "file": name} for line in csv.DictReader(file))
+    return lines
+
+
+def _flat(lines: Sequence[dict[str, str]], columns: Mapping[str, tuple[str, int | str | None]]) -> str:
+    """A row per line, in the file's order."""
+    shown = {name: how for name, how in columns.items() if name in lines[0]}
+    rows = [[_number(line[name], digits) for name, (_, digits) in shown.items()] for line in lines]
+    return _markdown([head for head, _ in shown.values()], rows)
+
+
+def _grid(lines: Sequence[dict[str, str]], grid: _Grid) -> str:
+    """A cell per line; rows and columns in the order of their first line."""
+    cells: dict[str, dict[str, str]] = {}
+    for line in lines:
+        words = {name: _WORDS.get(text, text) for name, text in line.items()}
+        row, column = (form.format_map(words).strip(", ") for form in (grid.row, grid.column))
+        figures = [_number(line[name], digits) for name, digits in grid.figures.items()]
+        cells.setdefault(row, {})[column] = ", ".join(figures)
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    rows = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
+    return _markdown(["", *columns], rows)
+
+
+def _comparison(lines: Sequence[dict[str, str]], baseline: str | None) -> str:
+    """Files of `trainers compare` side by side: a row per arm."""
+    files = dict.fromkeys(line["file"] for line in lines)
+    heads, columns = [], []
+    for file in files:
+        name = f", {_WORDS.get(file, file)}" if len(files) > 1 else ""
+        for head, cells in _compared([line for line in lines if line["file"] == file], baseline):
+            heads.append(head + name)
+            columns.append(cells)
+    arms = dict.fromkeys(line["config"] for line in lines)
+    rows = [[_ARMS.get(arm, f"`{arm}`"), *(cells.get(arm, "") for cells in columns)] for arm in arms]
+    return _markdown(["", *heads], rows)
+
+
+def _compared(lines: Sequence[dict[str, str]], baseline: str | None) -> list[tuple[str, dict[str, str]]]:
+    """Columns of one comparison: heading, and cells by arm.
+
+    Scores have their deviation over seeds; differences from the baseline, paired by seed, a standard error.
+    """
+    runs: dict[str, list[Run]] = {}
+    for line in lines:
+        measured = {measure: float(line[measure]) for measure in _COMPARED if line.get(measure)}
+        runs.setdefault(line["config"], []).append(Run(line["config"], int(line["seed"]), **measured))
+    rows = [Row(arm, tuple(each), reference=arm == "untrained") for arm, each in runs.items()]
+    trained = [row for row in rows if not row.reference]
+    base = next((row for row in trained if baseline in (None, row.name)), None)
+    if base is None:
+        raise ValueError(f"no run is of {baseline}; subtract one of {', '.join(row.name for row in trained)}")
+    columns = []
+    for measure, head in _COMPARED.items():
+        values = {row.name: found for row in rows if (found := row.values(measure))}
+        if not values:
+            continue
+        most = max(map(len, values.values()))
+        means = {arm: _mean(measure, list(found.values()), most) for arm, found in values.items()}
+        columns.append((head, means))
+        if measure in _JUDGED:
+            against = base.values(measure)
+            pairs = {row.name: difference(row.values(measure), against) for row in trained if row is not base}
+            told = {arm: score(measure, *pair, "+") for arm, pair in pairs.items() if pair}
+            columns.append(("difference", told))
+    return columns
+
+
+def _mean(measure: str, values: Sequence[float], seeds: int) -> str:
+    """The mean over seeds; how many, if the other arms have more."""
+    mean, deviation = mean_and_deviation(values)
+    text = score(measure, mean, deviation if measure in _JUDGED else None)
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
 
 
 def _loaders(lines: Sequence[dict[str, str]]) -> str:
@@ -76,10 +212,12 @@ def _figure(line: dict[str, str]) -> list[str]:
     return [f"{value:.2%}", "of the time"] if of_time else [f"{value:g}", line["measure"]]
 
 
-def _number(text: str, digits: int | None) -> str:
-    if digits is None:
-        return text
+def _number(text: str, digits: int | str | None) -> str:
+    if digits is None or not text:
+        return _WORDS.get(text, text)
     value = float(text)
+    if digits == "%":
+        return f"{100 * value:.1f}"
     if digits >= 0:
         return f"{value:.{digits}f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
