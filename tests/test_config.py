@@ -8,6 +8,7 @@ import pytest
 
 from trainers.config import LARS, SGD, Config, ContrastiveCrop, Data, MoCo, Run, Saliency, SimCLR
 from trainers.config.file import ConfigError, dump, load
+from trainers.data import training_views
 
 MINIMAL = "run: {out: runs/a}\ndata: {kind: folder, path: images}\n"
 
@@ -69,6 +70,9 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("run=3", "run should be a section with keys, not 3"),
         ("views.scale=[0.2,2]", "views.scale should be two shares"),
         ("views.scale=[0.2]", "views.scale.1 is missing"),
+        ("views.dilate=[1,0.5]", "views.dilate.1 should be greater than or equal to 1"),
+        ("views.joint=11", "views.joint should be less than or equal to 10"),
+        ("views.local_crop=corner", "views.local_crop should be 'random', 'contrastive', 'inside'"),
         ("method={name: simsiam, hidden_dim: 0}", "method.hidden_dim should be greater than or equal to 1"),
         ("data.instances=a.json", "data.instances is only read for data.kind coco"),
         ("guide.name=contrastive_crop", "views.crop random ignores"),
@@ -148,6 +152,19 @@ def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path)
     path = write(tmp_path, f"{MINIMAL}views: {{partner: true, crop: contrastive}}\nguide: {guide}\n")
     assert load(path, ["guide.boxes.warmup=2"]).box_guide == ContrastiveCrop(warmup=2, interval=4)
     assert load(path, ["guide.boxes.name=saliency"]).box_guide == Saliency()
+
+
+def test_options_of_crops_reach_the_views_and_are_enough_for_a_guide(tmp_path: Path) -> None:
+    text = (
+        "views: {name: dino, joint: 0, local_crop: inside, second_crop: inside, dilate: [1, 1.5], locals: 1}"
+    )
+    views = load(write(tmp_path, f"{MINIMAL}{text}\nguide: {{name: simccrop}}")).views
+    first, second, local = training_views(views)
+    assert [view.crop for view in (first, second, local)] == ["random", "inside", "inside"]
+    assert [view.dilate for view in (first, second, local)] == [1.0, 1.5, 1.0]
+    assert [view.joint for view in (first, second, local)] == [0.0, 0.0, None]
+    with pytest.raises(ValueError, match=r"does not take views\.local_crop"):
+        training_views(views.model_copy(update={"name": "byol", "locals": None}))
 
 
 def test_a_missing_file_and_a_circle_of_bases_are_named(tmp_path: Path) -> None:

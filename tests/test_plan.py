@@ -14,6 +14,8 @@ from dali_views import View, recipes
 from dali_views.plan import draw as plan
 from dali_views.plan import rng
 from dali_views.plan.epoch import pick_region
+from dali_views.plan.joint import joint_shares, pair_shares
+from dali_views.plan.views import check_pairs
 
 N = 20_000  # crops drawn by the plan, at a few microseconds
 REFERENCES = 6_000  # crops of torchvision and of the transcription, one at a time
@@ -85,9 +87,87 @@ def test_contrastive_crops_follow_the_published_algorithm(size, box, alpha):
     assert_same_law(rectangles(View(size=8, crop="contrastive", alpha=alpha), size, box), theirs)
 
 
-def test_a_sample_without_a_written_box_is_cropped_as_by_random_crops():
-    unwritten = rectangles(View(size=8, crop="contrastive"), (375, 500), written=False)
+@pytest.mark.parametrize("crop", ["contrastive", "inside"])
+@pytest.mark.parametrize("dilate", [1.0, 1.5])
+def test_a_sample_without_a_written_box_is_cropped_as_by_random_crops(crop, dilate):
+    unwritten = rectangles(View(size=8, crop=crop, dilate=dilate), (375, 500), written=False)
     assert np.array_equal(unwritten, rectangles(View(size=8), (375, 500)))
+
+
+@pytest.mark.parametrize("crop", ["contrastive", "inside"])
+@pytest.mark.parametrize(
+    ("box", "dilated"),
+    [
+        ((0.375, 0.25, 0.625, 0.5), (0.25, 0.125, 0.75, 0.625)),
+        ((0.0, 0.75, 0.25, 1.0), (0.0, 0.625, 0.375, 1.0)),  # cut to the image, not pushed into it
+        ((0.25, 0.25, 1.0, 0.75), (0.0, 0.0, 1.0, 1.0)),
+    ],
+)
+def test_a_dilated_crop_is_one_of_the_box_enlarged_about_its_centre(crop, box, dilated):
+    ours = rectangles(View(size=8, crop=crop, dilate=2.0), (320, 480), box)
+    assert np.array_equal(ours, rectangles(View(size=8, crop=crop), (320, 480), dilated))
+    assert not np.array_equal(ours, rectangles(View(size=8, crop=crop), (320, 480), box))
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 0.9)])
+@pytest.mark.parametrize("beta", [0.0, 3.0, 0.5, -2.0])
+def test_areas_of_a_pair_follow_the_published_joint_law(beta, scale):
+    draw, (low, high) = np.random.default_rng(2), scale
+    reach = math.log(high / low)
+    log_ratio = draw.uniform(-reach, reach, N)
+    if beta != 0.0:
+        deviation = reach / abs(beta)
+        law = stats.truncnorm(-reach / deviation, reach / deviation, scale=deviation)
+        log_ratio = law.rvs(N, random_state=draw)
+    if beta < 0.0:
+        log_ratio = np.where(log_ratio < 0.0, -reach - log_ratio, reach - log_ratio)
+    ratio = np.exp(log_ratio)
+    theirs = draw.uniform(np.maximum(low, low / ratio), np.minimum(high / ratio, high))
+    first, second = pair_shares(rng.keys(1, np.arange(N)), beta, scale)
+    for one, other in ((first, theirs), (second, theirs * ratio), (np.log(second / first), log_ratio)):
+        assert stats.ks_2samp(one, other).pvalue > 1e-3
+    for share in (first, second):
+        assert low <= share.min() < share.max() <= high
+
+
+@pytest.mark.parametrize("crop", ["random", "contrastive"])
+def test_crops_have_the_areas_of_their_pair_whatever_the_box(crop):
+    views = recipes.moco_v2(scale=(0.2, 0.5), crop=crop, joint=0.0)  # up to 0.5 every ratio fits a square
+    index, size, ones = np.arange(500), 600, np.ones(500)
+    boxes = np.tile(np.array([0.2, 0.1, 0.7, 0.9], np.float32), (500, 1))
+    samples = plan.Samples(index, np.full((500, 2), size, np.int32), boxes, ones, ones > 0)
+    drawn = plan.draw(views, samples, samples, seed=5, epoch=2).crops
+    areas = np.prod(drawn[..., 2:] - drawn[..., :2], axis=2)
+    told = joint_shares(views[0], index, [0, 1], 5, 2).reshape(2, -1).T
+    assert areas == pytest.approx(told, rel=0.01)  # sides are whole pixels, at least 230
+    alone = plan.draw(recipes.moco_v2(scale=(0.2, 0.5), crop=crop), samples, samples, seed=5, epoch=2).crops
+    usual = np.prod(alone[..., 2:] - alone[..., :2], axis=2)
+    assert np.log(areas[:, 1] / areas[:, 0]).std() > 1.1 * np.log(usual[:, 1] / usual[:, 0]).std()
+
+
+def test_views_that_share_a_draw_of_areas_need_the_same_law():
+    view = View(size=8, joint=0.0)
+    check_pairs([view, view, View(size=4)])
+    for views in ([view], [view, View(size=8)], [view, View(size=8, joint=0.0, scale=(0.1, 1.0))]):
+        with pytest.raises(ValueError, match="give both the same joint and scale"):
+            check_pairs(views)
+
+
+def test_first_second_and_local_views_follow_boxes_each_in_its_own_way():
+    index, box = np.arange(300), np.array([0.2, 0.1, 0.7, 0.9])
+    usual = {kind: full_plan(index, recipes.dino(crop=kind)).crops for kind in ("random", "inside")}
+    small = full_plan(index, recipes.dino(local_crop="inside")).crops
+    assert np.array_equal(small[:, :2], usual["random"][:, :2])
+    assert np.array_equal(small[:, 2:], usual["inside"][:, 2:])
+    large = full_plan(index, recipes.dino(crop="inside", local_crop="random", dilate=(1.0, 1.5))).crops
+    assert np.array_equal(large[:, 0], usual["inside"][:, 0])
+    assert np.array_equal(large[:, 2:], usual["random"][:, 2:])
+    outside = np.concatenate([box[:2] - large[:, 1, :2], large[:, 1, 2:] - box[2:]], axis=1)
+    assert (outside > 0.02).any(axis=1).mean() > 0.5
+    assert (outside <= 0.25 * np.tile(box[2:] - box[:2], 2) + 0.013).all()  # and a pixel of 80
+    mixed = full_plan(index, recipes.byol(crop="inside", second_crop="random")).crops
+    assert np.array_equal(mixed[:, 1], full_plan(index, recipes.byol()).crops[:, 1])
+    assert recipes.byol(crop="inside", second_crop="inside") == recipes.byol(crop="inside", dilate=(1.0, 1.0))
 
 
 @pytest.mark.parametrize("side", [32, 96, 224, 333])
@@ -159,9 +239,10 @@ def arrays_of(drawn):
     return [drawn.crops, drawn.flipped, *(getattr(view, name) for view in drawn.views for name in fields)]
 
 
+@pytest.mark.parametrize("more", [{}, {"second_crop": "inside", "dilate": (1.2, 1.5), "joint": -1.0}])
 @pytest.mark.parametrize("name", ["moco_v2", "byol", "dino"])
-def test_a_view_does_not_depend_on_the_samples_beside_it(name):
-    views = recipes.BY_NAME[name](crop="contrastive")
+def test_a_view_does_not_depend_on_the_samples_beside_it(name, more):
+    views = recipes.BY_NAME[name](crop="contrastive", **more)
     index = np.arange(300)
     together = arrays_of(full_plan(index, views))
     shuffled = np.random.default_rng(0).permutation(300)
@@ -224,6 +305,11 @@ def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
         ({"alpha": 0.0}, "alpha"),
         ({"brightness": -1.0}, "brightness"),
         ({"sigma": (0.0, 2.0)}, "sigma"),
+        ({"crop": "inside", "dilate": 0.5}, "dilate enlarges the box, so it is at least 1"),
+        ({"crop": "inside", "dilate": math.nan}, "dilate"),
+        ({"crop": "random", "dilate": 1.5}, "dilate 1.5 enlarges a box that crop 'random' ignores"),
+        ({"joint": 11.0}, "joint"),
+        ({"crop": "whole", "joint": 0.0}, "crop 'whole' has a fixed one"),
     ],
 )
 def test_a_view_that_makes_no_sense_is_refused_by_name(change, word):

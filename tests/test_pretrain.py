@@ -106,6 +106,10 @@ def test_boxes_are_updated_on_the_published_schedule():
         (["guide={name: none}"], "guide.name none writes no boxes: all crops stay random"),
         (["guide={name: simccrop}"], "contrastive crops in the boxes of simccrop from the start"),
         (["guide={name: none}", "views.crop=random"], None),
+        (
+            ["guide={name: simccrop}", "views.crop=random", "views.second_crop=inside"],
+            "inside crops in the boxes",
+        ),
     ],
 )
 def test_a_start_tells_when_crops_will_follow_boxes(scenes, tmp_path, changes, told):

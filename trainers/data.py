@@ -158,7 +158,9 @@ def training_views(config: cfg.Views) -> list[View]:
     """The recipe's views with the configuration's changes; a ValueError if it does not take one of them."""
     if config.name not in recipes.BY_NAME:
         raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
-    optional = ("scale", "blur", "locals", "local_size", "local_scale")
+    optional = (
+        "scale", "blur", "second_crop", "dilate", "joint", "locals", "local_size", "local_crop", "local_scale"
+    )  # fmt: skip
     settings = {key: value for key in optional if (value := getattr(config, key)) is not None}
     settings |= {"crop": config.crop, "alpha": config.alpha}
     if strange := recipes.not_taken(config.name, settings):

@@ -20,7 +20,7 @@ from ..graph.feed import Feed
 from ..plan import order
 from ..plan.draw import Plan
 from ..plan.epoch import Epoch
-from ..plan.views import View
+from ..plan.views import View, check_pairs
 from ..regions.snapshot import Snapshot, entry
 from ..regions.table import RegionTable
 from ..system.machine import stage
@@ -130,6 +130,7 @@ class ViewLoader:
                 f"ViewLoader needs at least one View and a batch_size of at least 1; got {len(self.views)} "
                 f"and {self.batch_size}."
             )
+        check_pairs(self.views)
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype {dtype!r} is neither float32 nor float16.")
         if self.on_bad_image not in ("skip", "raise") or not 0 <= self.max_bad_share <= 1:

@@ -17,6 +17,9 @@ A `"contrastive"` crop (ContrastiveCrop, arXiv 2202.03278, section 3.3):
     |    +-----:-------+     :  |     An `"inside"` crop is RandomResizedCrop with the box in
     |          +.............+  |     place of the image: the crop never leaves the box.
     +---------------------------+
+
+`View.dilate` enlarges the box about its centre and cuts it to the image before all this. `View.joint` draws
+the areas of two views together (`joint`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import rng
+from .joint import joint_shares
 from .views import View
 
 F32 = NDArray[np.float32]
@@ -123,7 +127,8 @@ def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: in
         cut = partners if view.source == "partner" else samples
         size = np.tile(cut.sizes, (len(numbers), 1)).astype(np.int64)
         box = np.tile(cut.boxes, (len(numbers), 1)).astype(np.float64)
-        rectangle = crop_rectangles(view, keys, size, box, np.tile(cut.written, len(numbers)))
+        share = joint_shares(view, samples.rows, numbers, seed, epoch)
+        rectangle = crop_rectangles(view, keys, size, box, np.tile(cut.written, len(numbers)), share)
         flip = rng.uniform(keys, _FLIP) < view.flip
         together = _view_plan(view, keys, rectangle, flip)
         fractions = (rectangle / np.tile(size, 2)).astype(np.float32)
@@ -143,8 +148,13 @@ def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: in
     )
 
 
-def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bool) -> F64:
-    """(B, 4) crops y0, x0, y1, x1 in whole pixels, from keys (B,), sizes (B, 2) and boxes (B, 4)."""
+def crop_rectangles(
+    view: View, keys: rng.Keys, size: I64, box: F64, written: Bool, share: F64 | None = None
+) -> F64:
+    """(B, 4) crops y0, x0, y1, x1 in whole pixels, from keys (B,), sizes (B, 2) and boxes (B, 4).
+
+    `share` (B,) fixes the areas of crops, which are otherwise drawn.
+    """
     zero = np.zeros_like(size)
     if view.crop == "whole":
         return np.concatenate([zero, size], axis=1).astype(np.float64)
@@ -153,27 +163,32 @@ def crop_rectangles(view: View, keys: rng.Keys, size: I64, box: F64, written: Bo
         side = np.maximum(np.rint(short * view.centre_share), 1.0).astype(np.int64)
         start = (size - side) // 2
         return np.concatenate([start, start + side], axis=1).astype(np.float64)
+    if view.dilate != 1.0:
+        grow = 0.5 * (view.dilate - 1.0) * (box[:, 2:] - box[:, :2])
+        box = np.clip(box + np.concatenate([-grow, grow], axis=1), 0.0, 1.0)
     if view.crop == "inside":
         # The box in whole pixels, at least one pixel wide, is the image that RandomResizedCrop sees.
         low: I64 = np.minimum(np.floor(size * box[:, :2] + _EDGE).astype(np.int64), size - 1)
         high = np.maximum(np.ceil(size * box[:, 2:] - _EDGE).astype(np.int64), low + 1)
-        rectangle = _random_resized_crop(view, keys, high - low)
+        rectangle = _random_resized_crop(view, keys, high - low, share)
         return rectangle + np.tile(low, 2)
     if view.crop == "contrastive" and written.any():
-        guided = _random_resized_crop(view, keys, size, box)
+        guided = _random_resized_crop(view, keys, size, share, box)
         if written.all():
             return guided
-        return np.where(written[:, None], guided, _random_resized_crop(view, keys, size))
-    return _random_resized_crop(view, keys, size)
+        return np.where(written[:, None], guided, _random_resized_crop(view, keys, size, share))
+    return _random_resized_crop(view, keys, size, share)
 
 
-def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | None = None) -> F64:
+def _random_resized_crop(
+    view: View, keys: rng.Keys, size: I64, share: F64 | None, centres: F64 | None = None
+) -> F64:
     """RandomResizedCrop of torchvision: ten tries of area and ratio, then the central crop.
 
     With boxes (B, 4) of crop centres it is ContrastiveCrop, which differs only in the place of an accepted
     rectangle (as in its public code).
     """
-    crop, accepted = _crop_shapes(view, keys, size)
+    crop, accepted = _crop_shapes(view, keys, size, share)
     room = size - crop
     y_u, y2_u, x_u, x2_u = rng.uniform(keys, np.array([[_Y], [_Y2], [_X], [_X2]]))
     u = np.array([y_u, x_u]).T
@@ -190,24 +205,31 @@ def _random_resized_crop(view: View, keys: rng.Keys, size: I64, centres: F64 | N
     return np.concatenate([start, start + crop], axis=1).astype(np.float64)
 
 
-def _crop_shapes(view: View, keys: rng.Keys, size: I64) -> tuple[I64, Bool]:
+def _crop_shapes(view: View, keys: rng.Keys, size: I64, share: F64 | None) -> tuple[I64, Bool]:
     """(B, 2) height and width of the first of ten tries that fits, else of the central crop; (B,) whether
     a try fitted."""
-    crop, accepted = _tries(view, keys, size, 0, 1)
+    crop, accepted = _tries(view, keys, size, share, 0, 1)
     pending = np.flatnonzero(~accepted)
     if len(pending):
         # Few samples need the other nine tries, which are computed in one go.
-        crop[pending], accepted[pending] = _tries(view, keys[pending], size[pending], 1, TRIES)
+        left = None if share is None else share[pending]
+        crop[pending], accepted[pending] = _tries(view, keys[pending], size[pending], left, 1, TRIES)
         pending = np.flatnonzero(~accepted)
         crop[pending] = _central_shape(view, size[pending])
     return crop, accepted
 
 
-def _tries(view: View, keys: rng.Keys, size: I64, first: int, stop: int) -> tuple[I64, Bool]:
-    """(B, 2) height and width of the first try in range(first, stop) that fits; (B,) whether one did."""
+def _tries(
+    view: View, keys: rng.Keys, size: I64, share: F64 | None, first: int, stop: int
+) -> tuple[I64, Bool]:
+    """(B, 2) height and width of the first try in range(first, stop) that fits; (B,) whether one did.
+
+    With a `share` (B,) tries differ in the ratio alone, as in JointCrop's code.
+    """
     slots = _SHAPE + 2 * np.arange(first, stop)[:, None]
     low, high = np.log(view.ratio[0]), np.log(view.ratio[1])
-    share = view.scale[0] + (view.scale[1] - view.scale[0]) * rng.uniform(keys, slots)
+    if share is None:
+        share = view.scale[0] + (view.scale[1] - view.scale[0]) * rng.uniform(keys, slots)
     root_ratio = np.exp(0.5 * (low + (high - low) * rng.uniform(keys, slots + 1)))
     root_area = np.sqrt((size[:, 0] * size[:, 1]) * share)
     height, width = np.rint(root_area / root_ratio), np.rint(root_area * root_ratio)

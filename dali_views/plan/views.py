@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 CROPS = ("random", "contrastive", "inside", "whole", "centre")
+GUIDED = ("contrastive", "inside")  # crops that follow the semantic box
 SOURCES = ("self", "partner")
 INTERPOLATIONS = ("linear", "cubic")
 
@@ -25,7 +28,8 @@ class View:
     - ``"random"``: torchvision's RandomResizedCrop.
     - ``"contrastive"``: ContrastiveCrop (arXiv 2202.03278): the centre lies in the sample's semantic box,
       drawn from Beta(alpha, alpha). A sample whose box was never written is cropped as by ``"random"``.
-    - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it.
+    - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it. A box that was
+      never written is the whole image, so this crop is random, too.
     - ``"whole"``: the whole image, squashed to a square.
     - ``"centre"``: the central square of `centre_share` of the short side (resize and centre crop).
     """
@@ -35,6 +39,12 @@ class View:
     """Width over height of the crop, drawn uniformly in its logarithm."""
     alpha: float = 0.6
     """Shape of ``"contrastive"``'s Beta law; below 1 the mass sits at the borders of the box."""
+    dilate: float = 1.0
+    """Height and width of the box are multiplied by this before a guided crop is drawn in it: the box grows
+    about its centre and is then cut to the image. 1 is the box itself."""
+    joint: float | None = None
+    """Beta of JointCrop (see `plan.joint`), which draws the areas of the views 2k and 2k + 1 of a sample
+    together; both need the same `joint` and `scale`. None draws every area by itself."""
     centre_share: float = 0.875
     """Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256), CenterCrop(224)."""
     source: str = "self"
@@ -85,5 +95,31 @@ class View:
             raise ValueError(f"View scale is a share of the image, at most 1; got {self.scale}.")
         if self.alpha <= 0.0:
             raise ValueError(f"View alpha is the parameter of a Beta law, above 0; got {self.alpha}.")
+        if not 1.0 <= self.dilate < math.inf:
+            raise ValueError(f"View dilate enlarges the box, so it is at least 1; got {self.dilate}.")
+        if self.dilate != 1.0 and self.crop not in GUIDED:
+            raise ValueError(
+                f"View dilate {self.dilate} enlarges a box that crop {self.crop!r} ignores; "
+                f"use crop {' or '.join(GUIDED)}, or dilate 1."
+            )
+        if self.joint is not None and not -10.0 <= self.joint <= 10.0:
+            raise ValueError(f"View joint is JointCrop's beta, in [-10, 10], or None; got {self.joint}.")
+        if self.joint is not None and self.crop in ("whole", "centre"):
+            raise ValueError(
+                f"View joint draws an area, and crop {self.crop!r} has a fixed one; leave it out."
+            )
         if not 0.0 < self.centre_share <= 1.0:
             raise ValueError(f"View centre_share is a share of a side in (0, 1]; got {self.centre_share}.")
+
+
+def check_pairs(views: Sequence[View]) -> None:
+    """Refuse views whose `joint` has no partner with the same law of areas."""
+    for first in range(0, len(views), 2):
+        pair = views[first : first + 2]
+        if any(view.joint is not None for view in pair) and (
+            len(pair) < 2 or (pair[0].joint, pair[0].scale) != (pair[1].joint, pair[1].scale)
+        ):
+            raise ValueError(
+                f"View {first} and View {first + 1} draw their areas together; give both the same joint and "
+                "scale, or leave joint out."
+            )

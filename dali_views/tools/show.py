@@ -33,6 +33,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--epoch", type=int, default=0, help="epoch of the draw (0)")
     option("--crop", choices=CROPS, help="replaces how the recipe crops")
     option("--alpha", type=float, help="Beta distribution of contrastive crops (0.6)")
+    option("--second-crop", choices=CROPS, help="crop of the second view (as --crop)")
+    option("--dilate", type=float, nargs=2, metavar="FACTOR", help="enlarge the box of views 1 and 2 (1 1)")
+    option("--joint", type=float, metavar="BETA", help="JointCrop: draw the areas of views 1 and 2 together")
+    option("--local-crop", choices=CROPS, help="crop of local views, of the recipe dino (as --crop)")
     option("--locals", type=at_least(0), help="local views, of the recipe dino (8)")
     option("--local-size", type=at_least(1), help="pixels along a local view's side (96)")
     option("--regions", type=Path, metavar="TABLE", help="region table that guides the crops")
@@ -93,11 +97,11 @@ def _check_out(path: Path) -> None:
 def _views(args: argparse.Namespace) -> list[View]:
     """The recipe with the changes that were given."""
     recipe = recipes.BY_NAME[args.recipe]
-    given = {"crop": args.crop, "alpha": args.alpha, "locals": args.locals, "local_size": args.local_size}
-    changes = {name: value for name, value in given.items() if value is not None}
+    names = ("crop", "alpha", "second_crop", "dilate", "joint", "local_crop", "locals", "local_size")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.model is None and (args.weights is not None or args.layer is not None):
         raise ValueError("--weights and --layer are of --model; name one, or leave them out.")
-    if args.alpha is not None and args.crop != "contrastive":
+    if args.alpha is not None and "contrastive" not in (args.crop, args.second_crop, args.local_crop):
         raise ValueError("--alpha is the law of --crop contrastive; give both, or neither.")
     if strange := recipes.not_taken(args.recipe, changes):
         option = "--" + strange[0].replace("_", "-")

@@ -65,7 +65,7 @@ class Config(Section):
                 f"views.partner {str(self.views.partner).lower()} does not fit guide.name {self.guide.name}: "
                 "the guide semantic_pairs finds partners, and views.partner true shows them"
             )
-        if self.box_guide.name != "none" and self.views.crop not in ("contrastive", "inside"):
+        if self.box_guide.name != "none" and not self.views.guided:
             raise ValueError(
                 f"guide.name {self.box_guide.name} writes boxes that views.crop {self.views.crop} ignores; "
                 "set views.crop to contrastive or inside, or guide.name to none"

@@ -11,6 +11,8 @@ CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Dilation: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+CropKind: TypeAlias = Literal["random", "contrastive", "inside", "whole", "centre"]
 ShareBelowOne: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 MapKind: TypeAlias = Literal["activation", "principal", "gradient"]
 
@@ -117,8 +119,16 @@ class Views(Section):
     """Recipe in dali_views.plan.recipes: simclr, moco_v2, ..."""
     size: Count = 224
     """Height and width of a view in pixels."""
-    crop: Literal["random", "contrastive", "inside", "whole", "centre"] = "random"
+    crop: CropKind = "random"
     """How a crop is placed: random ignores boxes; contrastive and inside follow the region table."""
+    second_crop: CropKind | None = None
+    """How the crop of the second view is placed; absent: as `crop`."""
+    dilate: tuple[Dilation, Dilation] | None = None
+    """Factors by which the box is enlarged for the first and for the second view, in height and width;
+    absent: [1, 1]. [1, 1.5] shows the object in one view, the object and its surroundings in the other."""
+    joint: Annotated[float, Field(ge=-10, le=10)] | None = None
+    """Beta of JointCrop, which draws the areas of the first two views together: 0, as published, makes all
+    ratios equally likely (in the logarithm), below 0 prefers unlike areas; absent: independent areas."""
     alpha: Positive = 0.6
     """Beta(alpha, alpha) of ContrastiveCrop's centres: below 1 prefers the box's border; 1 is uniform."""
     scale: tuple[float, float] | None = None
@@ -131,12 +141,20 @@ class Views(Section):
     """Local views after the two global ones, in the recipe dino; absent: 8."""
     local_size: Count | None = None
     """Height and width of the local views in pixels; absent: 96."""
+    local_crop: CropKind | None = None
+    """How the crops of the local views are placed; absent: as `crop`."""
     local_scale: tuple[float, float] | None = None
     """Least and greatest crop area of the local views; absent: the recipe's own."""
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     """Mean of RGB in [0, 1] that is subtracted from every view."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Deviation of RGB in [0, 1] that every view is divided by."""
+
+    @property
+    def guided(self) -> list[str]:
+        """The kinds of crop among the views that follow boxes."""
+        kinds = dict.fromkeys([self.crop, self.second_crop, self.local_crop])
+        return [kind for kind in kinds if kind in ("contrastive", "inside")]
 
     @model_validator(mode="after")
     def _scales_are_ranges(self) -> Views:

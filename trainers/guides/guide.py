@@ -87,8 +87,8 @@ def boxes_due(epoch: int, epochs: int, how: cfg.Localised) -> bool:
 
 def outlook(config: cfg.Config) -> str:
     """When crops will follow boxes, as a line for the start of a run; empty if crops ignore boxes."""
-    crop, guide = config.views.crop, config.box_guide
-    if crop not in ("contrastive", "inside"):
+    crop, guide = " and ".join(config.views.guided), config.box_guide
+    if not crop:
         return ""
     key = "guide" if guide is config.guide else "guide.boxes"
     if isinstance(guide, cfg.NoGuide):
