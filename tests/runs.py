@@ -28,7 +28,7 @@ SMALL = {
     "run": dict(epochs=3, evaluate_every=0, log_every=1, checkpoint_every=1, device="cpu", threads=1),
     "views": {"size": 16, "crop": "contrastive", "blur": 0},
     "model": {"backbone": "resnet10"},
-    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
+    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64, "skip_whole": False},
     "optim": {"name": "sgd", "lr": 0.1, "batch": 16},
 }
 

@@ -24,7 +24,7 @@ TREE: dict[str, dict[str, Any]] = {
     "views": {"size": 16, "crop": "contrastive", "blur": 0},
     "model": {"backbone": "resnet10"},
     "method": {"name": "simclr"},
-    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64},
+    "guide": {"name": "contrastive_crop", "warmup": 1, "interval": 1, "size": 64, "skip_whole": False},
     "optim": {"name": "sgd", "lr": 0.1, "batch": 2, "lr_scaling": False},
     "probe": {"epochs": 1, "batch": 2, "augment": False},
 }

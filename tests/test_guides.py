@@ -7,6 +7,9 @@ several per cent. `test_losses.py` compares each loss with its paper's formula.
 from __future__ import annotations
 
 import json
+import re
+import warnings
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,18 @@ from conftest import noise_images
 from runs import copied_at, lines_of
 
 from dali_views import Batch, RegionTable, SampleIndex
+from dali_views.maps import boxes_from_maps
 from dali_views.tools.scenes import make_scenes
 from trainers import config as cfg
 from trainers.config import file as config_file
+from trainers.encoders.frozen import frozen_encoder
 from trainers.engine import checkpoint
 from trainers.engine.setting import join
+from trainers.guides import build_guide
+from trainers.guides.encoder_maps import EncoderMaps
 from trainers.guides.fixed_boxes import TrueBoxes
 from trainers.guides.guide import Guide, Training
+from trainers.guides.reading import WIDE
 from trainers.guides.saliency import Saliency
 from trainers.guides.semantic_pairs import PARTNERS, SemanticPairs
 from trainers.methods import method_of
@@ -53,11 +61,16 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "scfs": ({"name": "scfs", **DINO, **LAYERS}, MULTI_CROP, 0.01),
 }
 FIRST = {"moco": 1}  # step from which on the queue holds keys, and not the noise it started with
-TIMES = {"warmup": 1, "interval": 1, "size": 64, "threshold": 0.5}
+TIMES = {"warmup": 1, "interval": 1, "size": 64, "threshold": 0.5, "skip_whole": False}
 PRINCIPAL = {"map": "principal", "threshold": "otsu", "layer": "layer2"}
 GUIDES: dict[str, dict[str, Any]] = {
     "contrastive_crop": {"name": "contrastive_crop", **TIMES},
     "online_crop": {"name": "online_crop", **TIMES, "layer": "layer2"},
+    "averaged": {"name": "contrastive_crop", **TIMES, "warmup": 0, "rate": 0.5},
+    "online, first": {"name": "online_crop", **TIMES, "warmup": 0, "layer": "layer2"},
+    "frozen_boxes": {"name": "frozen_boxes", "layer": "layer3", "size": 64, "skip_whole": False},
+    "shuffled": {"name": "contrastive_crop", **TIMES, "control": "shuffled"},
+    "matched": {"name": "saliency", **TIMES, "control": "matched", "regions": 2},
     "simccrop": {"name": "simccrop"},
     "true_boxes": {"name": "true_boxes"},
     "principal": {"name": "contrastive_crop", **TIMES, **PRINCIPAL},
@@ -107,7 +120,7 @@ def logged(run: Path, key: str = "loss") -> list[Any]:
 
 
 @pytest.mark.parametrize(("guide", "method"), PAIRS)
-@pytest.mark.filterwarnings("ignore:half of the boxes")
+@pytest.mark.filterwarnings("ignore:more than half of the boxes")
 def test_any_guide_works_with_any_method_and_resumes_in_mid_epoch_to_the_very_same_run(
     guide: str, method: str, scenes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -173,6 +186,96 @@ def test_true_boxes_are_the_largest_of_each_image_and_score_so_in_the_log(
 
 def training_of(config: cfg.Config, index: SampleIndex) -> Training:
     return Training(method_of(config), index, config.views, join(config), Path(config.run.out))
+
+
+def begun(config: cfg.Config, index: SampleIndex) -> RegionTable:
+    """The table after the first pass of a guide."""
+    regions = RegionTable(len(index), config.regions)
+    build_guide(config.guide, training_of(config, index)).begin(regions)
+    return regions
+
+
+def test_frozen_boxes_of_a_run_are_those_of_its_encoder_and_stay_while_another_trains(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    pretrain(config_of("simccrop", scenes, tmp_path / "past"))
+    here = [f"guide.encoder={tmp_path / 'past'}", "guide.threshold=0.5"]
+    config = config_of("frozen_boxes", scenes, tmp_path / "run", *here)
+    pretrain(config)
+    kept = checkpoint.load(tmp_path / "run")["regions"]
+    assert (kept["writes"] == 1).all()
+    encoder, _ = frozen_encoder(config.views, tmp_path / "past", torch.device("cpu"))
+    maps = EncoderMaps(join(config), config.views, config.guide).whole(encoder, index, "principal")
+    assert torch.equal(kept["boxes"][:, 0], boxes_from_maps(maps, 0.5, (64, 64)))
+    several = begun(config_of("frozen_boxes", scenes, tmp_path / "more", "guide.regions=3"), index)
+    assert several.boxes.shape == (80, 3, 4)
+    assert (several.weights > 0).sum(1).max() > 1
+
+
+def test_a_whole_image_does_not_replace_a_box_unless_published_behaviour_is_asked_for(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    box = np.array([[0.1, 0.2, 0.5, 0.6]] * 80, np.float32)
+    for skip, left in (("true", box), ("false", np.array([0, 0, 1, 1], np.float32))):
+        config = config_of(
+            "averaged", scenes, tmp_path / skip, f"guide.skip_whole={skip}", "guide.threshold=0"
+        )
+        regions = RegionTable(80)
+        regions.update(range(80), box)
+        with (
+            pytest.warns(UserWarning, match="more than half of the boxes")
+            if skip == "false"
+            else nullcontext()
+        ):
+            build_guide(config.guide, training_of(config, index)).begin(regions)
+        areas = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)
+        assert (areas <= WIDE).all() == (skip == "true")
+        assert (regions.boxes[:, 0] == left).all(1).mean() > 0.5
+
+
+def test_a_guide_whose_boxes_are_whole_images_names_a_threshold_that_helps(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    config = config_of("averaged", scenes, tmp_path / "wide", "guide.threshold=0.01")
+    with pytest.warns(UserWarning, match=r"more than half.*guide\.threshold=0\.\d gives") as told:
+        begun(config, index)
+    advice = re.search(r"guide\.threshold=[\d.]+", str(told[-1].message)).group()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begun(config_of("averaged", scenes, tmp_path / "mended", advice), index)
+
+
+def test_the_momentum_network_looks_where_there_is_one(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    there = ["guide.network=momentum"]
+    for method in ("moco", "byol", "dino"):
+        config = config_of("averaged", scenes, tmp_path / method, *there, method=method)
+        training = training_of(config, index)
+        slow = training.method.momentum_encoder
+        torch.nn.init.zeros_(slow.net.conv1.weight if hasattr(slow, "net") else next(slow.parameters()))
+        regions = RegionTable(80)
+        build_guide(config.guide, training).begin(regions)
+        one, other = RegionTable(80), config_file.override(config, ["guide.network=encoder"])
+        build_guide(other.guide, training).begin(one)
+        assert np.array_equal(one.boxes, regions.boxes) == (method == "dino")  # whose encoder is the teacher
+    with pytest.raises(ValueError, match="SimCLR has no momentum network"):
+        begun(config_of("averaged", scenes, tmp_path / "none", *there), index)
+
+
+def test_controls_take_boxes_to_other_images_or_other_places(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    tables = {
+        control: begun(config_of("true_boxes", scenes, tmp_path / control, f"guide.control={control}"), index)
+        for control in ("none", "shuffled", "matched")
+    }
+    true, shuffled, matched = (table.boxes[:, 0] for table in tables.values())
+    assert sorted(map(tuple, shuffled.tolist())) == sorted(map(tuple, true.tolist())), "the same boxes"
+    assert (shuffled != true).any(1).all(), "none where it was"
+    np.testing.assert_allclose(matched[:, 2:] - matched[:, :2], true[:, 2:] - true[:, :2], atol=1e-6)
+    assert ((matched >= 0) & (matched <= 1)).all()
+    assert (matched != true).any(1).mean() > 0.9
 
 
 def test_a_control_pairs_the_images_that_the_encoder_pairs_and_a_band_without_pairs_is_told(

@@ -11,12 +11,16 @@ from typing import Any, get_args
 from pydantic import ValidationError, model_validator
 
 from .guides import (
+    Boxes,
     BoxGuide,
     ContrastiveCrop,
+    FrozenBoxes,
     Guide,
     Localised,
     NoGuide,
     OnlineCrop,
+    Passes,
+    Read,
     Saliency,
     SemanticPairs,
     SimCCrop,
@@ -26,10 +30,11 @@ from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, Method, MoCo, Optim, Si
 from .sections import Data, FineTune, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
-    "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Config", "ConfigError",
-    "ContrastiveCrop", "Data", "FineTune", "Guide", "Localise", "Localised", "MapKind", "Maps", "Method",
-    "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Probe", "Run", "Saliency", "Section",
-    "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes", "Views", "check",
+    "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
+    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Localise", "Localised",
+    "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Passes", "Probe",
+    "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes",
+    "Views", "check",
 ]  # fmt: skip
 
 
@@ -85,7 +90,7 @@ class Config(Section):
     @property
     def regions(self) -> int:
         """How many regions per image the region table has room for."""
-        return self.box_guide.regions if isinstance(self.box_guide, Saliency) else 1
+        return self.box_guide.regions if isinstance(self.box_guide, Saliency | FrozenBoxes) else 1
 
 
 class ConfigError(ValueError):
@@ -131,7 +136,7 @@ def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
         if isinstance(value, dict):
             changed[key] = _in_epochs(value, epochs)
         elif key in ("warmup", "interval") and re.fullmatch(r"\d+%", str(value)) and type(epochs) is int:
-            changed[key] = max(1, epochs * int(value[:-1]) // 100)
+            changed[key] = max(int(value != "0%"), epochs * int(value[:-1]) // 100)
     return changed
 
 

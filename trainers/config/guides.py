@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from .sections import Count, CountOrZero, MapKind, Maps, Section, Share
+
+Reading: TypeAlias = Literal["extent", "part", "rectangle"]
 
 
 class NoGuide(Section):
@@ -15,24 +17,80 @@ class NoGuide(Section):
     name: Literal["none"] = "none"
 
 
-class Localised(Maps):
-    """Guides that read boxes off maps of the encoder in training."""
+class Boxes(Section):
+    """Guides that write boxes."""
 
-    warmup: CountOrZero = 20
-    """Epochs before the first boxes; in a file also a share of the run, such as 20%."""
-    interval: Count = 20
-    """Epochs between box updates, or a share of the run."""
+    control: Literal["none", "shuffled", "matched"] = "none"
+    """To show that a gain comes from looking. shuffled: each image gets the boxes of another one; matched:
+    boxes of the same height and width at random places, drawn anew every epoch."""
+
+
+class Read(Boxes, Maps):
+    """Guides that read boxes off maps."""
+
     threshold: Share | Literal["otsu"] = 0.1
     """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
+    skip_whole: bool = True
+    """Do not write a box of more than 90 % of its image, which guides nothing: the box before it stays, or
+    crops stay random. False: write it, as published."""
 
 
-class ContrastiveCrop(Localised):
-    """Boxes from the encoder's own maps of whole images, arXiv 2202.03278."""
+class Localised(Read):
+    """Guides that read boxes off maps of the encoder in training."""
 
-    name: Literal["contrastive_crop"] = "contrastive_crop"
+    warmup: CountOrZero = 0
+    """Epochs before the first boxes; 0: before the first step, by the network as it is initialised. In a file
+    also a share of the run, such as 20% (published)."""
+    interval: Count = 20
+    """Epochs between box updates, or a share of the run."""
+
+
+class Passes(Localised):
+    """Guides that look at whole images while the encoder trains."""
+
     map: MapKind = "activation"
     """As for `localise`; or gradient: channels weighted by the gradient of the method's alignment score
     (ContraCAM)."""
+    network: Literal["encoder", "momentum"] = "encoder"
+    """What makes the maps: the encoder that is evaluated, or the momentum network of MoCo, BYOL and DINO."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight of a new map against the average of an image's earlier ones; 1: only the newest (published)."""
+    map_size: Count = 14
+    """Cells along each side of the map kept per image (two bytes a cell, on the device): by contrastive_crop
+    if `rate` is below 1, by saliency to score crops."""
+
+    @model_validator(mode="after")
+    def _gradients_reach_the_network(self) -> Passes:
+        if self.map == "gradient" and self.network == "momentum":
+            raise ValueError("guide.map gradient needs the network that learns; set guide.network to encoder")
+        return self
+
+
+class ContrastiveCrop(Passes):
+    """Boxes from the encoder's own maps of whole images, arXiv 2202.03278."""
+
+    name: Literal["contrastive_crop"] = "contrastive_crop"
+    reading: Reading = "extent"
+    """How a box is read off a map, see `boxes_from_maps`."""
+
+
+class FrozenBoxes(Read):
+    """Boxes written once, before training, by an encoder that does not learn (ours)."""
+
+    name: Literal["frozen_boxes"] = "frozen_boxes"
+    encoder: str = "untrained"
+    """What looks: untrained (the network as it is initialised), a run folder, or timm:NAME[:FILE] or
+    torchvision:NAME[:FILE] (of weights)."""
+    map: Literal["activation", "principal"] = "principal"
+    """As for `localise`."""
+    reading: Reading = "extent"
+    """How the box is read off a map, see `boxes_from_maps`; with several regions each part has its own."""
+    threshold: Share | Literal["otsu"] = 0.7
+    """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
+    regions: Count = 1
+    """Boxes kept per image, with weights: connected parts of the map, see `regions_from_maps`."""
+    min_area: Share = 0.01
+    """Least area of a part, as a share of the image."""
 
 
 class OnlineCrop(Localised):
@@ -47,14 +105,14 @@ class OnlineCrop(Localised):
     """Cells along each side of the map that is kept per image (two bytes a cell, on the device)."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Weight of a new view against the average of earlier ones, cell by cell."""
+    reading: Reading = "extent"
+    """How a box is read off a map, see `boxes_from_maps`."""
 
 
-class Saliency(Localised):
+class Saliency(Passes):
     """Regions and loss weights from a saliency map, arXiv 2302.11461 (all but the idea is ours)."""
 
     name: Literal["saliency"] = "saliency"
-    map: MapKind = "activation"
-    """As for contrastive_crop."""
     threshold: Share | Literal["otsu"] = 0.5
     """Share of the min-max normalised map above which a pixel belongs to a region, or otsu."""
     regions: Count = 3
@@ -63,17 +121,15 @@ class Saliency(Localised):
     """Least area of a part, as a share of the image."""
     temperature: Annotated[float, Field(ge=0.002, allow_inf_nan=False)] | None = 0.5
     """Of the loss weights, exp(saliency / temperature); null, which is infinite, weighs all losses alike."""
-    map_size: Count = 14
-    """Cells along each side of the map that is kept per image to score crops by."""
 
 
-class TrueBoxes(Section):
+class TrueBoxes(Boxes):
     """Each image's largest true box from the first epoch on: what boxes could give at best (a control)."""
 
     name: Literal["true_boxes"] = "true_boxes"
 
 
-class SimCCrop(Section):
+class SimCCrop(Boxes):
     """One fixed centre box for all images from the first epoch on, arXiv 2202.03278."""
 
     name: Literal["simccrop"] = "simccrop"
@@ -82,7 +138,8 @@ class SimCCrop(Section):
 
 
 BoxGuide = Annotated[
-    NoGuide | ContrastiveCrop | OnlineCrop | SimCCrop | TrueBoxes | Saliency, Field(discriminator="name")
+    NoGuide | ContrastiveCrop | OnlineCrop | FrozenBoxes | SimCCrop | TrueBoxes | Saliency,
+    Field(discriminator="name"),
 ]
 """Guides that write boxes and weights."""
 
@@ -119,7 +176,7 @@ class SemanticPairs(Section):
 
 
 Guide = Annotated[
-    NoGuide | ContrastiveCrop | OnlineCrop | SimCCrop | TrueBoxes | Saliency | SemanticPairs,
+    NoGuide | ContrastiveCrop | OnlineCrop | FrozenBoxes | SimCCrop | TrueBoxes | Saliency | SemanticPairs,
     Field(discriminator="name"),
 ]
 """Who writes the region table."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from .. import config as cfg
 from .contrastive_crop import ContrastiveCrop
+from .control import Controlled
 from .fixed_boxes import SimCCrop, TrueBoxes
+from .frozen_boxes import FrozenBoxes
 from .guide import Guide, Training
 from .online_crop import OnlineCrop
 from .saliency import Saliency
@@ -17,7 +19,7 @@ __all__ = ["GUIDES", "Guide", "Training", "build_guide"]
 
 GUIDES: dict[str, Callable[[Any, Training], Guide]] = {
     "none": Guide, "contrastive_crop": ContrastiveCrop, "online_crop": OnlineCrop, "saliency": Saliency,
-    "simccrop": SimCCrop, "true_boxes": TrueBoxes,
+    "frozen_boxes": FrozenBoxes, "simccrop": SimCCrop, "true_boxes": TrueBoxes,
 }  # fmt: skip
 """By `guide.name`: called with the guide's section of the configuration and what it guides."""
 
@@ -26,4 +28,6 @@ def build_guide(config: cfg.Guide, training: Training) -> Guide:
     """The guide of a configuration; semantic pairs have another guide for boxes inside."""
     if isinstance(config, cfg.SemanticPairs):
         return SemanticPairs(config, training, build_guide(config.boxes, training))
-    return GUIDES[config.name](config, training)
+    guide = GUIDES[config.name](config, training)
+    controlled = isinstance(config, cfg.Boxes) and config.control != "none"
+    return Controlled(guide) if controlled else guide

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dali_views import RegionTable
-from dali_views.maps.boxes import boxes_from_maps
 
 from .. import config as cfg
-from .encoder_maps import EncoderMaps
-from .guide import Guide, boxes_due, warn_if_wide
+from .guide import Guide, Training, boxes_due
+from .kept_maps import KeptMaps
+from .reading import localise, looking_network
 
 __all__ = ["ContrastiveCrop"]
 
@@ -21,14 +24,32 @@ class ContrastiveCrop(Guide):
 
     config: cfg.ContrastiveCrop
 
+    def __init__(self, config: cfg.ContrastiveCrop, training: Training) -> None:
+        super().__init__(config, training)
+        self.network = looking_network(training, config)
+        self.maps = None
+        if config.rate < 1:
+            length, device = len(training.index), training.setting.device
+            self.maps = KeptMaps(length, config.map_size, config.rate, device)
+
+    def begin(self, regions: RegionTable) -> None:
+        if self.config.warmup == 0:
+            self._localise(regions)
+
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        how, training = self.config, self.training
-        if not boxes_due(epoch, epochs, how):
-            return False
-        encoder_maps = EncoderMaps(training.setting, training.views, how)
-        for part in encoder_maps.located(training.method, training.index, how.map):
-            regions.update(part.rows, boxes_from_maps(part.maps, how.threshold, encoder_maps.shape))
-        regions.sync()
+        if due := boxes_due(epoch, epochs, self.config):
+            self._localise(regions)
+        return due
+
+    def _localise(self, regions: RegionTable) -> None:
+        localise(self.training, self.network, self.config, regions, self.maps)
         self.passes += 1
-        warn_if_wide(regions)
-        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {} if self.maps is None else {"maps": self.maps.state_dict()}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.maps is not None:
+            self.maps.load_state_dict(state["maps"])

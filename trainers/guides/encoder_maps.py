@@ -136,7 +136,7 @@ def check_layers(config: cfg.Config, backbone: Backbone) -> None:
         ValueError: it lacks the layer, its output is no map, or it does not accept images of that size.
     """
     guide, how, size = config.box_guide, config.localise, config.views.size
-    if isinstance(guide, cfg.Localised):
+    if isinstance(guide, cfg.Read) and getattr(guide, "encoder", "untrained") == "untrained":
         # The key `size` of online_crop is only what boxes are read off; its maps are of the views.
         seen = size if isinstance(guide, cfg.OnlineCrop) else guide.size or size
         _check_layer(backbone, guide, seen, "guide" if guide is config.guide else "guide.boxes")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from dali_views import Batch, RegionTable, SampleIndex
@@ -17,9 +15,7 @@ from .. import config as cfg
 from ..engine.setting import Setting
 from ..methods import Method
 
-__all__ = ["Guide", "Training", "boxes_due", "outlook", "warn_if_wide"]
-
-WIDE = 0.9  # median share of the image above which boxes say nothing
+__all__ = ["Guide", "Training", "boxes_due", "outlook"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,8 @@ class Guide:
 def boxes_due(epoch: int, epochs: int, how: cfg.Localised) -> bool:
     """Whether boxes are rewritten after `epoch`, counted from 1, of `epochs` (ContrastiveCrop's code).
 
-    From the end of the warm-up on, at multiples of the interval, but not after the last epoch.
+    From the end of the warm-up on, at multiples of the interval, but not after the last epoch. A guide whose
+    warm-up is 0 also writes boxes before the first step, in `begin`.
     """
     return epoch >= how.warmup and epoch % how.interval == 0 and epoch != epochs
 
@@ -93,7 +90,7 @@ def outlook(config: cfg.Config) -> str:
     key = "guide" if guide is config.guide else "guide.boxes"
     if isinstance(guide, cfg.NoGuide):
         return f"{crop} crops, but {key}.name none writes no boxes: all crops stay random"
-    if not isinstance(guide, cfg.Localised):
+    if not isinstance(guide, cfg.Localised) or guide.warmup == 0:
         return f"{crop} crops in the boxes of {guide.name} from the start"
     epochs = config.run.epochs
     if first := next((n for n in range(1, epochs + 1) if boxes_due(n, epochs, guide)), None):
@@ -102,14 +99,3 @@ def outlook(config: cfg.Config) -> str:
         f"{crop} crops, but with {key}.warmup {guide.warmup} and {key}.interval {guide.interval} "
         f"{guide.name} writes no boxes in {epochs} epochs: all crops stay random"
     )
-
-
-def warn_if_wide(regions: RegionTable) -> None:
-    """Warn when the median box is nearly the whole image."""
-    areas = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)
-    if np.median(areas) > WIDE:
-        warnings.warn(
-            f"half of the boxes cover more than {WIDE:.0%} of their image, so they hardly guide; "
-            "raise guide.threshold or look at the heatmaps",
-            stacklevel=2,
-        )

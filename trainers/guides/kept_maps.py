@@ -92,10 +92,12 @@ class KeptMaps:
 
     @torch.no_grad()
     def put(self, index: Tensor, maps: Tensor) -> None:
-        """Replace maps by those (B, h, w) of whole images."""
-        size = self.maps.shape[1:]
-        small = F.interpolate(maps[:, None].float(), size=(size[0], size[1]), mode="area")[:, 0]
-        self.maps[index] = small.half()
+        """Average maps (B, h, w) of whole images into those of rows (B,); with rate 1 they replace them."""
+        height, width = self.maps.shape[1:]
+        mode = "area" if maps.shape[1] > height else "bilinear"
+        small = F.interpolate(maps[:, None].float(), size=(height, width), mode=mode)[:, 0]
+        old = self.maps[index].float()
+        self.maps[index] = torch.where(old.isnan(), small, old.lerp(small, self.rate)).half()
         self.fresh[index] = True
 
     def normalised(self, rows: Tensor | slice) -> Tensor:

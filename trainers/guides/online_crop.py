@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from dali_views import Batch, RegionTable
-from dali_views.maps.boxes import boxes_from_maps
 
 from .. import config as cfg
 from ..data import training_views
 from ..engine import ranks
-from .encoder_maps import centres_of
-from .guide import Guide, Training, boxes_due, warn_if_wide
+from .encoder_maps import EncoderMaps, centres_of
+from .guide import Guide, Training, boxes_due
 from .kept_maps import KeptMaps, ViewMaps
+from .reading import warn_if_wide, write
 
 __all__ = ["OnlineCrop"]
 
@@ -26,7 +26,7 @@ class OnlineCrop(Guide):
     """Puts the maps of all views back where they were cut and reads boxes off the averages.
 
     Boxes, threshold and schedule are ContrastiveCrop's (arXiv 2202.03278), but the network sees augmented
-    views in training mode, and never an image for the sake of boxes.
+    views in training mode, and after the first pass never an image for the sake of boxes.
     """
 
     config: cfg.OnlineCrop
@@ -51,20 +51,31 @@ class OnlineCrop(Guide):
             if self.own[number]:
                 self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
 
+    def begin(self, regions: RegionTable) -> None:
+        if self.config.warmup == 0:
+            encoder_maps = EncoderMaps(self.training.setting, self.training.views, self.config)
+            for part in encoder_maps.located(self.training.method, self.training.index, "activation"):
+                deviation, mean = torch.std_mean(part.maps)  # as maps of views are
+                self.maps.put(part.rows, (part.maps - mean) / deviation.clamp(min=1e-6))
+            self.maps.sync()
+            self._read(regions)
+            self.passes += 1
+
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         self.maps.sync()
-        if not boxes_due(epoch, epochs, self.config):
-            return False
-        size = self.config.size or self.training.views.size
-        # The maps are equal on all ranks; each reads the boxes of its share.
+        if due := boxes_due(epoch, epochs, self.config):
+            self._read(regions)
+        return due
+
+    def _read(self, regions: RegionTable) -> None:
+        """Boxes from the kept maps, which are equal on all ranks; each reads the boxes of its share."""
+        side = self.config.size or self.training.views.size
         first, step = ranks.rank() * _CHUNK, ranks.world() * _CHUNK
         for start in range(first, len(regions), step):
             rows = torch.arange(start, min(start + _CHUNK, len(regions)), device=self.maps.maps.device)
-            maps = self.maps.normalised(rows)
-            regions.update(rows, boxes_from_maps(maps, self.config.threshold, (size, size)))
+            write(regions, rows, self.maps.normalised(rows), self.config, (side, side))
         regions.sync()
-        warn_if_wide(regions)
-        return True
+        warn_if_wide(regions, self.maps.normalised(slice(_CHUNK)), self.config, (side, side))
 
     def sync(self) -> None:
         self.maps.sync()

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from dali_views import Batch, RegionTable
-from dali_views.maps.boxes import regions_from_maps
 from dali_views.maps.loss_weights import crop_saliency, pair_weights
 
 from .. import config as cfg
 from ..data import training_views
 from ..engine import ranks
-from .encoder_maps import EncoderMaps
-from .guide import Guide, Training, boxes_due, warn_if_wide
+from .guide import Guide, Training, boxes_due
 from .kept_maps import KeptMaps
+from .reading import localise, looking_network
 
 __all__ = ["Saliency"]
 
@@ -42,7 +41,8 @@ class Saliency(Guide):
     def __init__(self, config: cfg.Saliency, training: Training) -> None:
         super().__init__(config, training)
         self.views = training_views(training.views)
-        self.maps = KeptMaps(len(training.index), config.map_size, 1.0, training.setting.device)
+        self.network = looking_network(training, config)
+        self.maps = KeptMaps(len(training.index), config.map_size, config.rate, training.setting.device)
 
     def weights(self, batch: Batch) -> Tensor:
         if not self.passes:
@@ -55,22 +55,18 @@ class Saliency(Guide):
             scores.append(crop_saliency(maps, batch.crops[:, number], batch.flipped[:, number]))
         return pair_weights(torch.stack(scores, dim=1), temperature, ranks.all_mean)
 
+    def begin(self, regions: RegionTable) -> None:
+        if self.config.warmup == 0:
+            self._localise(regions)
+
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
-        how, training = self.config, self.training
-        if not boxes_due(epoch, epochs, how):
-            return False
-        encoder_maps = EncoderMaps(training.setting, training.views, how)
-        for part in encoder_maps.located(training.method, training.index, how.map):
-            boxes, weights = regions_from_maps(
-                part.maps, how.regions, how.threshold, how.min_area, size=encoder_maps.shape
-            )
-            regions.update(part.rows, boxes, weights)
-            self.maps.put(part.rows, part.maps)
-        regions.sync()
-        self.maps.sync()
+        if due := boxes_due(epoch, epochs, self.config):
+            self._localise(regions)
+        return due
+
+    def _localise(self, regions: RegionTable) -> None:
+        localise(self.training, self.network, self.config, regions, self.maps)
         self.passes += 1
-        warn_if_wide(regions)
-        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "maps": self.maps.state_dict()}

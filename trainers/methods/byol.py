@@ -56,6 +56,10 @@ class BYOL(Method):
         ema_update(self.target_backbone, self.backbone, momentum)
         ema_update(self.target_projector, self.projector, momentum)
 
+    @property
+    def momentum_encoder(self) -> Backbone:
+        return self.target_backbone
+
     @torch.no_grad()
     def _targets(self, view: Tensor) -> Tensor:
         return cast(Tensor, self.target_projector(self.target_backbone(view)))

@@ -121,6 +121,8 @@ class DINO(Method):
     def encoder(self) -> Backbone:
         return self.teacher_backbone
 
+    momentum_encoder = encoder
+
 
 def global_and_local(views: list[Tensor]) -> list[Tensor]:
     """The global views as one batch (2B, ...), and local ones, if any, as another."""

@@ -80,6 +80,11 @@ class Method(nn.Module, ABC):
         """The network to evaluate, to localise with and to export."""
         return self.backbone
 
+    @property
+    def momentum_encoder(self) -> Backbone | None:
+        """The slow average of the encoder that learns, if the method has one."""
+        return None
+
 
 def are_kin(mine: Tensor, others: Tensor) -> Tensor:
     """(B, N): whether samples (B, 2) and others (N, 2), both number and partner, show the same image.

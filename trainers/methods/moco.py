@@ -92,6 +92,10 @@ class MoCo(Method):
             self.enqueue(*(torch.cat(parts) for parts in zip(*self._fresh, strict=True)))
             self._fresh.clear()
 
+    @property
+    def momentum_encoder(self) -> Backbone:
+        return self.key_backbone
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor, kin: Tensor | None = None) -> None:
         """Overwrite the oldest entries by `keys` (n, D) of all ranks, with their `kin` (n, 2); any n."""

@@ -1,0 +1,108 @@
+"""From maps to the region table: what all guides share that read boxes off maps.
+
+images -> network -> maps -> (average with earlier maps) -> boxes -> region table
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from torch import Tensor
+
+from dali_views import RegionTable
+from dali_views.maps.boxes import boxes_from_maps, regions_from_maps
+
+from .. import config as cfg
+from ..encoders.backbones import Backbone
+from ..methods import Method
+from .encoder_maps import EncoderMaps
+from .guide import Training
+from .kept_maps import KeptMaps
+
+__all__ = ["WIDE", "areas", "localise", "looking_network", "warn_if_wide", "write"]
+
+WIDE = 0.9
+"""Share of the image above which a box says nothing."""
+_USEFUL = 0.5  # median area that a suggested threshold should not exceed
+_LEVELS = tuple(level / 10 for level in range(1, 10))
+_SHOWN = 256  # maps that a suggestion is made from
+
+
+def localise(
+    training: Training, network: Method | Backbone, how: cfg.Passes | cfg.FrozenBoxes, regions: RegionTable,
+    kept: KeptMaps | None = None,
+) -> None:  # fmt: skip
+    """One pass over this rank's share of the training images: boxes into the table, equal on all ranks.
+
+    Args:
+        kept: maps of earlier passes; if its rate is below 1, boxes are read off the averages.
+    """
+    encoder_maps = EncoderMaps(training.setting, training.views, how)
+    for part in encoder_maps.located(network, training.index, how.map):
+        maps = part.maps
+        if kept is not None:
+            kept.put(part.rows, maps)
+            maps = kept.normalised(part.rows) if kept.rate < 1 else maps
+        write(regions, part.rows, maps, how, encoder_maps.shape)
+    regions.sync()
+    if kept is not None:
+        kept.sync()
+    warn_if_wide(regions, maps, how, encoder_maps.shape)
+
+
+def write(regions: RegionTable, rows: Tensor, maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> None:
+    """Read boxes (and weights, if the guide has several regions) off maps (B, h, w); write rows (B,).
+
+    With `skip_whole` a row whose box is nearly the whole image is left as it was.
+    """
+    boxes, weights = _read(maps, how, shape)
+    if how.skip_whole:
+        useful = areas(boxes) <= WIDE
+        rows, boxes, weights = rows[useful], boxes[useful], None if weights is None else weights[useful]
+    regions.update(rows, boxes, weights)
+
+
+def _read(maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    if isinstance(how, cfg.Saliency) or (isinstance(how, cfg.FrozenBoxes) and how.regions > 1):
+        return regions_from_maps(maps, how.regions, how.threshold, how.min_area, size=shape)
+    assert isinstance(how, cfg.ContrastiveCrop | cfg.FrozenBoxes | cfg.OnlineCrop)
+    return boxes_from_maps(maps, how.threshold, shape, how.reading), None
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """(B,) share of the image that the first box of (B, 4) or (B, K, 4) covers."""
+    first = boxes[:, 0] if boxes.ndim == 3 else boxes
+    return (first[:, 2:] - first[:, :2]).prod(1)
+
+
+def looking_network(training: Training, how: cfg.Passes) -> Method | Backbone:
+    """Whose maps guide: the method, or its momentum network; a ValueError if it has none."""
+    if how.network == "encoder":
+        return training.method
+    momentum = training.method.momentum_encoder
+    if momentum is None:
+        name = type(training.method).__name__
+        raise ValueError(f"guide.network momentum: {name} has no momentum network; set it to encoder")
+    return momentum
+
+
+def warn_if_wide(regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> None:
+    """Warn when half of the boxes are nearly the whole image, and name a threshold that prevents it.
+
+    Args:
+        maps: (B, h, w) some of the maps that were read.
+    """
+    wide = ~regions.written | (np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1) > WIDE)
+    if wide.mean() <= 0.5:
+        return
+    sample, advice = maps[:_SHOWN], "no threshold changes that: look at the heatmaps, or at another layer"
+    for level in _LEVELS:
+        area = float(areas(_read(sample, how.model_copy(update={"threshold": level}), shape)[0]).median())
+        if area <= _USEFUL:
+            advice = f"guide.threshold={level} gives boxes with a median of {area:.0%} of the image"
+            break
+    warnings.warn(
+        f"more than half of the boxes cover over {WIDE:.0%} of their image, so they hardly guide; {advice}",
+        stacklevel=2,
+    )
