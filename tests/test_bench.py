@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from dali_views import SampleIndex, View, recipes
 from dali_views.tools import cli
-from dali_views.tools.bench import contest, costs, peers
+from dali_views.tools.bench import contest, costs, gpu_peers, peers, pixels, published
 from dali_views.tools.bench import dataloaders as dl
 from dali_views.tools.bench.contest import Batches, Contender, Setup, rate, take_turns
 
@@ -59,6 +60,10 @@ def test_contenders_take_turns_and_exist_only_during_their_own_and_a_peer_that_f
     assert told == ["left out: broken failed (its file is gone)"]
     with pytest.raises(OSError, match="gone"):
         take_turns(turns("ours", "broken"), rounds=1, seconds=0.01)
+    # Without time, ours are measured once, and peers are left out by name.
+    late = take_turns(contenders, rounds=9, seconds=0.01, report=told.append, until=0.0)
+    assert {name: len(values) for name, values in late.items()} == {"a": 1, "b": 1}
+    assert told[1:] == ["left out: broken (no time left)"]
 
 
 def test_a_rate_is_images_over_the_time_after_the_warm_up(monkeypatch):
@@ -121,6 +126,21 @@ def test_training_costs_are_shares_of_a_step(setup):
 
 
 @pytest.mark.slow
+def test_the_published_recipe_trains_on_our_loader_and_on_that_of_peers(setup):
+    told: list[str] = []
+    rows = costs.training(replace(setup, batch_size=4), published.NAME, 1, 0.1, told.append)
+    figures = {row.name.removeprefix(f"{published.NAME}: "): row for row in rows}
+    peers = ["torchvision in workers"] + ["Kornia on the device"] * (not told)
+    assert list(figures)[:3] == ["model alone", "loader alone", "both"]
+    assert list(figures)[3:-3] == peers
+    assert all("published" in figures[name].note and figures[name].value > 0 for name in peers)
+    first, second = torch.randn(2, 64, 8)
+    # Equal embeddings without correlations between their parts cost next to nothing.
+    whitened = torch.linalg.svd(first - first.mean(0), full_matrices=False)[0]
+    assert published.loss(whitened, whitened) < 0.01 < 1 < published.loss(first, second)
+
+
+@pytest.mark.slow
 def test_memory_is_read_in_a_process_of_its_own(setup):
     before = multiprocessing.active_children()
     imported, peak, host, _ = costs.in_new_process(setup, 20)
@@ -144,6 +164,12 @@ def test_decoding_gives_the_same_pixels_while_the_machine_is_busy(setup, device)
     assert len(set(costs.checksums(setup, setup.index, 0.0))) == len(setup.index)
     rows = costs.decoder(setup, passes=2, report=str)
     assert [row.value for row in rows] == [0] * (2 if device == "gpu" else 1)
+
+
+def test_pixels_depend_neither_on_the_batch_nor_on_its_size(setup, device):
+    rows = pixels.pixels(replace(setup, device=device), str)
+    assert {row.measure for row in rows} == {"of 40"}
+    assert [row.value for row in rows if "depend" in row.name] == [0] * (6 if device == "gpu" else 2)
 
 
 def test_places_of_one_name_are_all_measured(small_index, tmp_path, capsys):
@@ -176,7 +202,7 @@ def check(views, tensors) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(11))
 def test_batches_arrive_and_nothing_stays(number, setup):
     contender = peers.contenders(setup)[number]
     needs(contender.name)
@@ -190,16 +216,16 @@ def test_batches_arrive_and_nothing_stays(number, setup):
             break
         time.sleep(0.05)
     assert set(threading.enumerate()) <= threads
-    assert (contender.kind, contender.views) == ("peer", 2)
+    assert (contender.kind, contender.views) == ("peer", 0 if contender.name == peers.DECODE else 2)
 
 
 def test_an_absent_peer_gives_a_line_and_plain_views_are_compared_with_the_baseline_alone(setup, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda module: None)
     lines: list[str] = []
     assert peers.installed(setup, lines.append)[0].name == peers.BASE
-    assert [name in line for name, line in zip(peers.NEEDS, lines, strict=True)] == [True] * 4
+    assert [name in line for name, line in zip(peers.NEEDS, lines, strict=True)] == [True] * 7
     (only,) = peers.installed(replace(setup, views=PLAIN), lines.append)
-    assert (only.name, len(lines)) == (peers.BASE, 5)
+    assert (only.name, len(lines)) == (peers.BASE, 8)
     for views in (recipes.byol(32), MULTI_CROP, recipes.moco_v2(32, scale=(0.2, 0.5))):
         assert not [p for p in peers.contenders(replace(setup, views=views)) if "lightly" in p.name]
 
@@ -214,6 +240,12 @@ def test_peers_make_the_views(views, setup, device):
             dataset = pickle.loads(pickle.dumps(dataset))  # as on its way to a worker
             for row in range(0, 40, 7):
                 check(views, dataset[row])
+    if find_spec("kornia") is not None:
+        images = [torch.randint(256, (4, 3, view.size, view.size), dtype=torch.uint8) for view in views]
+        where = "cuda" if device == "gpu" else "cpu"
+        first, second, *_ = gpu_peers.kornia_views(setup, cropped=True)([each.to(where) for each in images])
+        check(views[:2], [first.cpu(), second.cpu()])
+        assert not torch.equal(first, second)
     graph = peers.solo_learn_graph(setup)
     outputs = [np.stack([np.asarray(image) for image in part.as_cpu()]) for part in graph.run()]
     check(views, [torch.from_numpy(output) for output in outputs])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_views(parser)
     add, number = parser.add_argument, options.at_least
-    parts = ["loaders", "training", "memory", "decoder", "sources"]
+    parts = ["loaders", "training", "memory", "decoder", "pixels", "sources"]
     add("--parts", nargs="+", choices=parts, help="what to measure (loaders; with --source: sources)")
     elsewhere = "the same images in another place, to be measured beside; may be given several times"
     add("--source", nargs="+", action="append", default=[], metavar="IMAGES", help=elsewhere)
@@ -43,7 +45,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=number(1), default=3, help="turns of each loader (3)")
     add("--seconds", type=float, default=10.0, help="length of a turn (10)")
     add("--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name")
-    add("--models", nargs="+", default=["resnet18", "resnet50"], help="torchvision ResNets to train")
+    models = "torchvision ResNets to train, and barlow_vit_s16: stable-pretraining's speed test"
+    add("--models", nargs="+", default=["resnet18", "resnet50"], help=models)
+    add("--minutes", type=float, default=math.inf, help="then try no further peer and begin no further round")
     add("--batches", type=number(2), default=10_000, help="batches over which memory is watched (10000)")
     sizes = "batch sizes whose peak memory is measured"
     add("--batch-sizes", type=number(1), nargs="+", default=[], metavar="B", help=sizes)
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace) -> Answer:
 
     if args.seconds <= 0:
         raise ValueError(f"--seconds is the length of a turn, above 0; got {args.seconds:g}.")
+    if args.minutes <= 0:
+        raise ValueError(f"--minutes is the time to begin turns in, above 0; got {args.minutes:g}.")
     if args.source and args.parts and "sources" not in args.parts:
         raise ValueError("--source needs the part sources; name it in --parts, or leave --parts out.")
     index = options.open_index(args)
@@ -88,7 +94,7 @@ def _measured(
 ) -> list[Row]:
     """The figures of each part with their setting; `elsewhere`: the same images in other places, by name."""
     from ...graph.build import default_threads
-    from . import costs, loaders
+    from . import costs, loaders, pixels
     from .contest import Setup
 
     device, workers = options.device(args), args.workers or default_threads()
@@ -103,14 +109,26 @@ def _measured(
 
     setup, rows = set_up(index), []
     parts = args.parts or (["sources"] if args.source else ["loaders"])
+    models = args.models if "training" in parts else []
+    contests = len(models) + ("loaders" in parts)
+    end: float = time.monotonic() + 60 * args.minutes
+
+    def until() -> float:
+        """The end of a fair share of the time that is left."""
+        nonlocal contests
+        now, contests = time.monotonic(), contests - 1
+        return now + (end - now) / (contests + 1)
+
     if "loaders" in parts:
-        rows += loaders.compare(setup, *turns, only=args.only, cold=args.cold)
-    for model in args.models if "training" in parts else ():
-        rows += costs.training(setup, model, *turns)
+        rows += loaders.compare(setup, *turns, only=args.only, cold=args.cold, until=until())
+    for model in models:
+        rows += costs.training(setup, model, *turns, until=until())
     if "memory" in parts:
         rows += costs.memory(setup, args.batches, args.batch_sizes)
     if "decoder" in parts:
         rows += costs.decoder(setup)
+    if "pixels" in parts:
+        rows += pixels.pixels(setup)
     if "sources" in parts:
         places = {name: set_up(other) for name, other in elsewhere.items()}
         rows += loaders.compare_places({os.path.basename(index.root): setup} | places, *turns, args.cold)

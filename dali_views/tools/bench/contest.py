@@ -92,16 +92,25 @@ def take_turns(
     *,
     cold: Sequence[SampleIndex] = (),
     report: Report = print,
+    until: float = math.inf,
 ) -> Rates:
     """Images per second of each contender in every round; a peer that fails leaves, and `report` gets a line.
+
+    After the time `until` (of the clock `time.monotonic`) no further peer is tried. Another round begins only
+    if it ends before, should it take as long as the last one.
 
     A turn lasts `seconds` after its warm-up. The files of the indexes in `cold` leave the page cache before
     each turn, which then ends when it has read the smallest index once: a second read is not cold.
     """
     most = min(map(len, cold), default=math.inf)
     rates: Rates = {contender.name: [] for contender in contenders}
-    for _ in range(rounds):
+    for number in range(rounds):
+        began = time.monotonic()
         for contender in [each for each in contenders if each.name in rates]:
+            if number == 0 and contender.kind == "peer" and time.monotonic() > until:
+                report(f"left out: {contender.name} (no time left)")
+                del rates[contender.name]
+                continue
             for index in cold:
                 _forget_files(index)
             try:
@@ -113,6 +122,8 @@ def take_turns(
                 report(f"left out: {contender.name} failed ({reason})")
                 del rates[contender.name]
             gc.collect()
+        if 2 * time.monotonic() - began > until:
+            break
     return rates
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 import zlib
@@ -19,6 +20,8 @@ from torchvision.models import get_model
 
 from ...data.index import SampleIndex
 from ...graph.decode import decode
+from . import dataloaders as dl
+from . import gpu_peers, published
 from .contest import OF_TIME, Batches, Contender, Report, Row, Setup, figure, speed_row, take_turns
 from .loaders import batches, endless, guided, loader_of, short_graph, table_of_boxes
 
@@ -27,23 +30,31 @@ _BUSY = 20  # products of matrices per batch
 
 
 class _Trainer:
-    """A torchvision ResNet with a contrastive loss, in mixed precision on a GPU: one call is one step."""
+    """A network in training, in mixed precision on a GPU: one call is one step.
+
+    It is a torchvision ResNet with a contrastive loss, or `published.NAME`.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.device = device
-        self.model = get_model(name, num_classes=128).to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        recipe = name == published.NAME
+        self.loss = published.loss if recipe else _contrast
+        network: Any = published.network() if recipe else get_model(name, num_classes=128)
+        self.model = network.to(device, memory_format=torch.channels_last)
+        self.optimizer = (
+            published.optimiser(self.model)
+            if recipe
+            else torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        )
         self._last: Any = None
 
     def __call__(self, views: list[Tensor]) -> None:
         """Forward, backward and update on the first two views (B, 3, S, S)."""
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            embeddings = [self.model(view) for view in views[:2]]
-        first, second = (F.normalize(each.float()) for each in embeddings)
-        loss = F.cross_entropy(first @ second.T / 0.2, torch.arange(len(first), device=self.device))
+            first, second = (self.model(view.to(self.device, non_blocking=True)) for view in views[:2])
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.loss(first, second))
         self.optimizer.step()
         if kind == "cuda":
             # A GPU may be one step behind, no more: otherwise steps would count that are only queued.
@@ -52,13 +63,30 @@ class _Trainer:
             self._last = torch.cuda.current_stream().record_event()
 
 
-def training(setup: Setup, name: str, rounds: int, seconds: float, report: Report = print) -> list[Row]:
+def _contrast(first: Tensor, second: Tensor) -> Tensor:
+    """SimCLR's loss in one direction, of embeddings (B, D)."""
+    first, second = (F.normalize(each.float()) for each in (first, second))
+    return F.cross_entropy(first @ second.T / 0.2, torch.arange(len(first), device=first.device))
+
+
+def training(
+    setup: Setup,
+    name: str,
+    rounds: int,
+    seconds: float,
+    report: Report = print,
+    until: float = math.inf,
+) -> list[Row]:
     """The model on one resident batch, the loader alone, both together with rows written back at every step.
 
     "Lost to loading" is what `both` falls short of `model alone`; a GPU that decodes loses the decoding, too.
+    `published.NAME` has views of its own, and peers that feed it.
     """
     if len(setup.views) < 2:
         raise ValueError("Training compares two views of an image, and the recipe makes one; take another.")
+    recipe = name == published.NAME
+    if recipe:
+        setup = replace(setup, views=published.views(setup.views[0].size))
     trainer = _Trainer(name, torch.device("cuda" if setup.device == "gpu" else "cpu"))
     views, table = guided(setup.views), table_of_boxes(setup)
     resident = next(iter(loader_of(setup, views, table)))
@@ -89,11 +117,19 @@ def training(setup: Setup, name: str, rounds: int, seconds: float, report: Repor
         f"{name}: both": both,
     }
     contenders = [Contender(key, "ours", setup.device, start, 2) for key, start in starts.items()]
-    rates = take_turns(contenders, rounds, seconds, report=report)
-    model, _, together = rates.values()
+    fed = {
+        "torchvision in workers": partial(dl.batches, setup, dl.pil_image, dl.pil_view, trainer),
+        "Kornia on the device": partial(gpu_peers.kornia, setup, trainer),
+    }
+    for key, start in fed.items() if recipe else ():
+        note = f"published: {published.REPORTED[key]} images/s (one H200, 8 workers)"
+        contenders.append(Contender(f"{name}: {key}", "peer", setup.device, start, 2, note))
+    rates = take_turns(contenders, rounds, seconds, report=report, until=until)
+    model, together = rates[f"{name}: model alone"], rates[f"{name}: both"]
     shares["lost to loading"] = [1.0 - slower / rate for rate, slower in zip(model, together, strict=True)]
     part = partial(figure, "training", kind="ours", device=setup.device)
-    rows = [speed_row("training", each, rates, contenders[0].name) for each in contenders]
+    measured = [each for each in contenders if each.name in rates]
+    rows = [speed_row("training", each, rates, contenders[0].name) for each in measured]
     return rows + [part(f"{name}: {key}", OF_TIME, share) for key, share in shares.items()]
 
 
@@ -175,8 +211,7 @@ def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[R
     done (pytorch/vision, pull request 9606). Here the same files are decoded again and again into memory that
     has just been freed, while the stream is busy.
     """
-    assert setup.index.paths is not None
-    index = setup.index.subset(np.unique(setup.index.paths, axis=0, return_index=True)[1])
+    index = distinct(setup.index)
     rows = []
     for load in (0.0, 1.0) if setup.device == "gpu" else (0.0,):
         report(f"decoding {passes} times with {load:.0%} of JPEGs on the hardware decoder")
@@ -185,6 +220,12 @@ def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[R
         differ, name = int((busy != quiet).sum()), f"hw_decoder_load {load}: differ while busy"
         rows.append(Row("decoder", name, f"of {busy.size}", differ, kind="limit", device=setup.device))
     return rows
+
+
+def distinct(index: SampleIndex) -> SampleIndex:
+    """Each image of the index once."""
+    assert index.paths is not None
+    return index.subset(np.unique(index.paths, axis=0, return_index=True)[1])
 
 
 def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False) -> list[int]:

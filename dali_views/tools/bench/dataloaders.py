@@ -23,6 +23,9 @@ from ...plan.views import View
 from .contest import Batches, Setup
 
 Transform: TypeAlias = Any  # Callable[[image], image]; the libraries' own have no types
+Use: TypeAlias = Callable[
+    [list[Tensor]], None
+]  # what is done with the views of a batch, such as a training step
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or every process queries the network for a newer one
 
@@ -42,10 +45,27 @@ class Views(torch.utils.data.Dataset[list[Any]]):
         return [transform(image) for transform in self.transforms]
 
 
+def ignore(views: list[Tensor]) -> None:
+    """Views that nobody uses."""
+
+
 def batches(
-    setup: Setup, opened: Transform, transform: Callable[[View], Transform], **options: Any
+    setup: Setup,
+    opened: Transform,
+    transform: Callable[[View], Transform],
+    use: Use = ignore,
+    **options: Any,
 ) -> Batches:
-    """Batches of a DataLoader as users build it, with the views that `transform` makes of an opened image."""
+    """Batches of `loaded`, with views on the host."""
+    for views in loaded(setup, opened, transform, **options):
+        use(views)
+        yield setup.batch_size
+
+
+def loaded(
+    setup: Setup, opened: Transform, transform: Callable[[View], Transform], **options: Any
+) -> Iterator[list[Any]]:
+    """Batches of a DataLoader as users build it, with the views that `transform` makes; endless."""
     loader = torch.utils.data.DataLoader(
         Views(setup, opened, [transform(view) for view in setup.views]),
         batch_size=setup.batch_size,
@@ -57,8 +77,7 @@ def batches(
         **options,
     )
     while True:
-        for _ in loader:
-            yield setup.batch_size
+        yield from loader
 
 
 def endless_rows(setup: Setup) -> Iterator[int]:

@@ -5,6 +5,7 @@ A limit is the graph cut short: the most that any loader on these readers and de
 
 from __future__ import annotations
 
+import math
 import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,9 +33,19 @@ _HARDWARE_LOADS = (0.0, 0.5, 0.8, 1.0)  # the best share differs between GPUs
 
 
 def compare(
-    setup: Setup, rounds: int, seconds: float, *, only: Sequence[str], cold: bool, report: Report = print
+    setup: Setup,
+    rounds: int,
+    seconds: float,
+    *,
+    only: Sequence[str],
+    cold: bool,
+    report: Report = print,
+    until: float = math.inf,
 ) -> list[Row]:
-    """A row per limit, setting of our loader and installed peer whose name has a word of `only`, if given."""
+    """A row per limit, setting of our loader and installed peer whose name has a word of `only`, if given.
+
+    The baseline, limits and ours come first, so that what is missing if time ends (`until`) is a peer.
+    """
     enough = 8 * WARM_UP * setup.batch_size
     if cold and len(setup.index) < enough:
         raise ValueError(
@@ -42,12 +53,14 @@ def compare(
             f"batches of {setup.batch_size}; give at least {enough} files or lower --batch-size."
         )
     kept = (peers.BASE, DECODE)
+    base, *others = peers.installed(setup, report)
     contenders = [
         each
-        for each in [*peers.installed(setup, report), *limits(setup), *ours(setup)]
+        for each in [base, *limits(setup), *ours(setup), *others]
         if not only or each.name in kept or any(word in each.name for word in only)
     ]
-    rates = take_turns(contenders, rounds, seconds, cold=[setup.index] if cold else [], report=report)
+    indexes = [setup.index] if cold else []
+    rates = take_turns(contenders, rounds, seconds, cold=indexes, report=report, until=until)
     rows = [speed_row("loaders", each, rates, *kept) for each in contenders if each.name in rates]
     return rows + ([_plan_row(setup, median(rates[GUIDED]))] if GUIDED in rates else [])
 
@@ -140,7 +153,11 @@ def guided(views: Sequence[View]) -> list[View]:
 
 
 def loader_of(
-    setup: Setup, views: Sequence[View], table: RegionTable | None = None, dtype: str = "float32"
+    setup: Setup,
+    views: Sequence[View],
+    table: RegionTable | None = None,
+    dtype: str = "float32",
+    drop_last: bool = True,
 ) -> ViewLoader:
     """The loader on the setup's device."""
     return ViewLoader(
@@ -153,6 +170,7 @@ def loader_of(
         threads=setup.workers,
         hw_decoder_load=setup.hw_decoder_load,
         seed=setup.seed,
+        drop_last=drop_last,
     )
 
 

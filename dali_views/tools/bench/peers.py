@@ -1,9 +1,10 @@
-"""What users choose instead of this package, each for the same task; three have readers of their own.
+"""What users choose instead of this package, each for the same task; five have readers of their own.
 
 - SPDL: threads that decode with FFmpeg, then torchvision's transforms on tensors.
 - solo-learn's DALI recipe, restated: each random choice makes both outcomes and adds them under a mask, the
   blur's window is fixed, crops are resized by cubic interpolation, buffers hold the largest ImageNet file.
 - FFCV: its own file of JPEGs, a field and a decode per view, written before each turn, which is not counted.
+- Kornia and torchcodec, which work on the GPU: see `gpu_peers`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ from ...loader.loader import IMAGENET_MEAN, IMAGENET_STD
 from ...plan import recipes
 from ...plan.views import View
 from . import dataloaders as dl
+from . import gpu_peers
 from .contest import Batches, Contender, Report, Setup
 
 BASE = "torchvision PIL"  # every ratio refers to this contender, the first
+DECODE = "torchcodec, decode only"
 NEEDS = {
     "albumentations cv2": ("albumentations", "cv2"),
     "lightly MoCoV2Transform": ("lightly",),
     "SPDL + torchvision v2": ("spdl",),
     "FFCV": ("ffcv",),
+    "Kornia": ("kornia",),
+    "torchcodec + Kornia": ("torchcodec", "kornia"),
+    DECODE: ("torchcodec",),
 }
 """Modules beyond our own requirements that a peer imports."""
 
@@ -44,6 +50,7 @@ _TAPS = 23
 
 def contenders(setup: Setup) -> list[Contender]:
     """All peers that can make the views, installed or not."""
+    squashed = "crops of a squashed image, a seventh larger than the view"
     widths = sorted({dl.window(view) for view in setup.views if view.blur})
     blurs = f"blurs with {' and '.join(map(str, widths))} taps, however little" if widths else ""
     loader, once = partial(dl.batches, setup), replace(setup, views=setup.views[:1])
@@ -62,11 +69,24 @@ def contenders(setup: Setup) -> list[Contender]:
         "solo-learn DALI": (partial(_solo_learn, setup), f"blurs with {_TAPS} taps; cubic resize"),
         "SPDL + torchvision v2": (partial(_spdl, setup), blurs),
         "FFCV": (partial(_ffcv, setup), "no hue, grayscale, blur; images of at most 500 pixels"),
+        "Kornia": (partial(gpu_peers.kornia, setup), squashed),
+        "torchcodec + Kornia": (partial(gpu_peers.torchcodec, setup), "JPEG only"),
+        DECODE: (partial(gpu_peers.torchcodec_decode, setup), "makes no views; JPEG only"),
     }
     if list(setup.views) != recipes.moco_v2(setup.views[0].size):
         del found["lightly MoCoV2Transform"]
+    if len({view.size for view in setup.views}) > 1:
+        del found["Kornia"]  # squashes to a square for views of one size
+    on_gpu = ("DALI", "Kornia", "torchcodec")
     return [
-        Contender(name, "peer", setup.device if "DALI" in name else "cpu", start, len(setup.views), note)
+        Contender(
+            name,
+            "peer",
+            setup.device if any(word in name for word in on_gpu) else "cpu",
+            start,
+            0 if name == DECODE else len(setup.views),
+            note,
+        )
         for name, (start, note) in found.items()
     ]
 
