@@ -155,6 +155,14 @@ def test_a_principal_map_is_the_first_component_of_the_singular_values_towards_t
         torch.testing.assert_close(principal_map(features[row : row + 1])[0], maps[row])
 
 
+def test_a_principal_map_keeps_its_precision_under_autocast() -> None:
+    features = torch.randn(3, 16, 5, 5, generator=torch.Generator().manual_seed(2)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(principal_map(features), principal_map(features.float()))
+        mixed = principal_map(features)
+    assert torch.equal(mixed, principal_map(features))
+
+
 def test_on_a_map_without_inner_cells_the_smaller_part_is_the_object() -> None:
     features = torch.ones(1, 3, 2, 2)
     features[:, 0, 1, 0] = -2.0

@@ -79,9 +79,13 @@ def principal_map(features: Tensor) -> Tensor:
     Our choice. It needs neither a ReLU nor a strong response, and so works with transformers and with
     networks that have learnt little. The sign of the component is chosen: the object lies away from the
     border, so give features of whole images; on a map without inner cells the object is the smaller part. All
-    ones if all positions are equal.
+    ones if all positions are equal. Single precision, also under autocast.
     """
-    maps = features.detach().float()
+    with torch.autocast(features.device.type, enabled=False):
+        return _principal(features.detach().float())
+
+
+def _principal(maps: Tensor) -> Tensor:
     height, width = maps.shape[2:]
     points = maps.flatten(2)
     points = points - points.mean(2, keepdim=True)
