@@ -41,6 +41,20 @@ def names_of(index: SampleIndex) -> set[str]:
     return {Path(index.path(i)).parent.name for i in range(len(index))}
 
 
+def test_the_share_of_the_hardware_decoder_reaches_every_loader_and_the_search_for_bad_files(
+    folders: Path,
+) -> None:
+    index = open_data(data_of(folders)).train
+    for given, load in (("", 1.0), ("hw_decoder_load: 0.5, ", 0.5)):
+        text = f"run: {{{given}out: x, device: cpu}}\ndata: {{kind: folder, path: x}}\noptim: {{batch: 4}}"
+        config = parse(text)
+        setting, shown = join(config), evaluation_views(config.views)
+        training = training_loader(setting, config.views, index, RegionTable(len(index)))
+        for loader in (training, plain_loader(setting, config.views, index, shown)):
+            assert loader._feed._options["hw_decoder_load"] == load
+            assert loader._quarantine._decoder[-1] == load
+
+
 def test_only_the_listed_classes_are_read_and_have_the_same_number_everywhere(folders: Path) -> None:
     places = {"eval_train": str(folders / "train"), "eval_val": str(folders / "val")}
     sets = open_data(data_of(folders, "# where it is from\n\ncat\n  ant  \n  # bee\n", **places))

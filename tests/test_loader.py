@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import shutil
+import struct
 import weakref
 import zlib
 from dataclasses import replace
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise_images, without_waiting
+from nvidia.dali import Pipeline, fn, types
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+from dali_views.graph.decode import decode
 
 FULL = replace(recipes.moco_v2(24, crop="contrastive")[0], solarise=0.2)
 VIEWS = [FULL, FULL]
@@ -63,6 +66,27 @@ def test_a_view_does_not_depend_on_batch_size_or_threads(small_index):
     ]
     for other in others:
         assert {row: seen[1:] for row, seen in other.items()} == {r: seen[1:] for r, seen in first.items()}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_pixels_of_a_sample_do_not_depend_on_its_place_in_the_batch(photographs):
+    """Its hardware and CUDA decode to different pixels, so the file must decide which of them has it."""
+    index = SampleIndex.from_folder(photographs, cache=False, progress=False)
+    first, second = (samples(ViewLoader(index, VIEWS, size, drop_last=False)) for size in (8, 5))
+    assert {row: seen[1:] for row, seen in first.items()} == {row: seen[1:] for row, seen in second.items()}
+
+
+def test_the_gpus_decoder_has_whole_batches_and_memory_for_usual_images(small_index):
+    options = ViewLoader(small_index, VIEWS, 8, device="cpu")._feed._options
+    graph = Pipeline(batch_size=8, num_threads=1, device_id=None, seed=0)
+    with graph:
+        encoded = fn.external_source(name="encoded", batch=True, dtype=types.UINT8, ndim=1)
+        load, usual = options["hw_decoder_load"], options["usual"]
+        graph.set_outputs(decode(encoded, "gpu", load, usual=usual))
+    assert b"hw_decoder_load\x12\x05float\x1d" + struct.pack("<f", 1.0) in graph.serialize()
+    assert b"preallocate_height_hint\x12\x05int64 " + bytes(usual[:1]) in graph.serialize()
+    sizes = small_index.sizes
+    assert (sizes > usual).mean(0).max() <= 0.05 <= (sizes >= usual).mean(0).min()
 
 
 def rows_of(loader: ViewLoader) -> list[int]:

@@ -218,4 +218,5 @@ def loader_options(setting: Setting, views: cfg.Views) -> dict[str, Any]:
         "device": setting.kind, "seed": setting.seed, "threads": setting.threads,
         "dtype": "float16" if half else "float32", "mean": views.mean, "std": views.std,
         "on_bad_image": setting.on_bad_image, "max_bad_share": setting.max_bad_share,
+        "hw_decoder_load": setting.hw_decoder_load,
     }  # fmt: skip

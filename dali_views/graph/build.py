@@ -52,6 +52,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     hw_decoder_load: float,
+    usual: tuple[int, int] = (0, 0),
     fused: bool | None = None,
 ) -> Pipeline:
     """Build the graph; `pipeline.run()` then returns one uniform (B, S, S, 3) batch per view.
@@ -62,6 +63,7 @@ def build(
         device: ``"gpu"`` (mixed decode) or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
         form: what the source gives: names of files, encoded bytes or pixels; see `Images`.
         dtype: ``"float32"`` or ``"float16"``; mean, std: of RGB in [0, 1].
+        hw_decoder_load, usual: see `decode`.
         fused: see `colour.apply`; by default on the CPU.
     """
     fused = device == "cpu" if fused is None else fused
@@ -79,7 +81,7 @@ def build(
                 images[name] = pixels.gpu() if device == "gpu" else pixels
             else:
                 sizes = next(nodes)
-                images[name] = decode(read(next(nodes), form), device, hw_decoder_load, sizes)
+                images[name] = decode(read(next(nodes), form), device, hw_decoder_load, sizes, usual)
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}

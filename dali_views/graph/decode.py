@@ -18,8 +18,13 @@ from ..data.headers import MAX_PIXELS
 from ..data.source import Form
 from ..system.machine import is_full
 
-HW_DECODER_LOAD = 0.65
-"""Share of a batch's JPEGs for the GPU's hardware decoder, DALI's own default."""
+HW_DECODER_LOAD = 1.0
+"""Share of a batch's JPEGs for the GPU's hardware decoder.
+
+DALI's own default, 0.65, gives the first 65 % of a batch to the hardware and the others to CUDA, whose pixels
+differ a little (DALI, pull requests 2232 and 4272): a view would depend on its place in the batch. With 1 or
+0 the file alone decides; what the hardware does not take (progressive JPEGs, other formats) goes to CUDA.
+"""
 
 
 def read(node: Any, form: Form = "names") -> Any:
@@ -30,15 +35,21 @@ def read(node: Any, form: Form = "names") -> Any:
     return fn.io.file.read(node, dont_use_mmap=True) if form == "names" else node
 
 
-def decode(encoded: Any, device: str, hw_decoder_load: float, sizes: Any = None) -> Any:
+def decode(
+    encoded: Any, device: str, hw_decoder_load: float, sizes: Any = None, usual: tuple[int, int] = (0, 0)
+) -> Any:
     """RGB images as stored: EXIF orientation is not applied, as in torchvision's loader.
 
     An image whose height and width differ from `sizes`, if these are given, is an error of the batch. Crops
     were drawn for `sizes`: a crop that starts outside the image would read memory beyond it.
+
+    The hardware decoder allocates memory for images of the height and width `usual` at the start, and more
+    when larger ones come, which takes time.
     """
     options: dict[str, Any] = {"device": "cpu"}
     if device == "gpu":
         options = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
+        options |= {"preallocate_height_hint": usual[0], "preallocate_width_hint": usual[1]}
     checked = _check_headers(encoded, sizes)
     return fn.decoders.image(checked, output_type=types.RGB, adjust_orientation=False, **options)
 
@@ -61,23 +72,27 @@ def _check_headers(encoded: Any, sizes: Any) -> Any:
     return fn.slice(encoded, rel_start=0.0, rel_shape=part, axes=[0], out_of_bounds_policy="error")
 
 
-def decoder(batch_size: int, threads: int, device: str, device_id: int | None, form: Form) -> Pipeline:
+def decoder(
+    batch_size: int, threads: int, device: str, device_id: int | None, form: Form,
+    hw_decoder_load: float = HW_DECODER_LOAD,
+) -> Pipeline:  # fmt: skip
     """A graph that reads and decodes as the loader does: `run(images=...)` takes names or encoded bytes."""
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, seed=0
     )
     with pipe:
         images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=1)
-        pipe.set_outputs(decode(read(images, form), device, HW_DECODER_LOAD if batch_size > 1 else 0.0))
+        pipe.set_outputs(decode(read(images, form), device, hw_decoder_load))
     pipe.build()
     return pipe
 
 
 class Alone:
-    """Decodes images one by one."""
+    """Decodes images one by one, each on the decoder that has it in a batch."""
 
-    def __init__(self, device: str, device_id: int | None) -> None:
+    def __init__(self, device: str, device_id: int | None, hw_decoder_load: float = HW_DECODER_LOAD) -> None:
         self._device = device, device_id
+        self._hw_decoder_load = hw_decoder_load
         self._graph: Pipeline | None = None
 
     def refusal(self, encoded: bytes) -> str:
@@ -95,7 +110,7 @@ class Alone:
         return refused
 
     def _decode(self, encoded: bytes) -> str:
-        self._graph = self._graph or decoder(1, 1, *self._device, "bytes")
+        self._graph = self._graph or decoder(1, 1, *self._device, "bytes", self._hw_decoder_load)
         try:
             self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:

@@ -57,7 +57,8 @@ class ViewLoader:
         dtype: ``"float32"`` or ``"float16"`` of the views.
         mean, std: of the normalisation, for RGB in [0, 1]; default ImageNet's.
         threads: CPU threads of the graph; default this process's share of the cores.
-        hw_decoder_load: share of JPEGs for the GPU's hardware decoder.
+        hw_decoder_load: share of a batch's JPEGs for the GPU's hardware decoder; between 0 and 1 the pixels
+            of a sample depend on its place in the batch, see `HW_DECODER_LOAD`.
         on_bad_image: ``"raise"``, or ``"skip"``, which costs that image: a warning names the file; it is put
             into `index.quarantine`, counted in `stats`, and replaced by another sample drawn by rule.
         max_bad_share: a larger share of unreadable images ends the run with their list.
@@ -102,7 +103,9 @@ class ViewLoader:
         self.on_bad_image = on_bad_image
         self.max_bad_share = max_bad_share
         self._check(dtype)
-        self._quarantine = Quarantine(index, device, self.device.index, strict=on_bad_image == "raise")
+        self._quarantine = Quarantine(
+            index, device, self.device.index, hw_decoder_load, strict=on_bad_image == "raise"
+        )
         self._feed = Feed(
             index,
             self.views,

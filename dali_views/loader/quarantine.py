@@ -12,7 +12,7 @@ import numpy as np
 from ..data.headers import inspect
 from ..data.remote import is_remote
 from ..data.source import GONE, reason
-from ..graph.decode import Alone
+from ..graph.decode import HW_DECODER_LOAD, Alone
 from ..plan.draw import I64, Bool
 from ..system.files import unpack_names
 
@@ -35,15 +35,18 @@ class Quarantine:
 
     Args:
         device: ``"gpu"`` or ``"cpu"``, whose decoder must read an image; device_id: CUDA ordinal.
+        hw_decoder_load: of the loader.
         strict: refuse rows in quarantine.
     """
 
-    def __init__(self, index: SampleIndex, device: str, device_id: int | None, strict: bool) -> None:
+    def __init__(
+        self, index: SampleIndex, device: str, device_id: int | None, hw_decoder_load: float, strict: bool
+    ) -> None:
         self._index = index
         self._files = index.quarantine
         self._known: dict[str, str] = {}  # files as of the last refresh
         self._bad = np.zeros(len(index), np.bool_)  # takes memory where it is written
-        self._device = device, device_id
+        self._decoder = device, device_id, hw_decoder_load
         self._strict = strict
         self.count = 0  # rows in quarantine
 
@@ -82,7 +85,7 @@ class Quarantine:
         """Put the `undecodable` ones of rows into quarantine and return them with the reason."""
         if self._index.arrays is not None:
             return {}
-        found = undecodable(self._index, np.unique(rows), *self._device)
+        found = undecodable(self._index, np.unique(rows), *self._decoder)
         self.add(found)
         return found
 
@@ -115,7 +118,10 @@ class Quarantine:
         raise BadImageError("\n  ".join([told, *named[:_NAMED], *more]))
 
 
-def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | None) -> dict[int, str]:
+def undecodable(
+    index: SampleIndex, rows: I64, device: str, device_id: int | None,
+    hw_decoder_load: float = HW_DECODER_LOAD,
+) -> dict[int, str]:  # fmt: skip
     """Decode the images of rows one by one; those that the loader cannot decode, with the reason.
 
     Raises:
@@ -124,7 +130,7 @@ def undecodable(index: SampleIndex, rows: I64, device: str, device_id: int | Non
     """
     if index.root and not is_remote(index.root) and not os.path.isdir(index.root):
         raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")
-    alone = Alone(device, device_id)
+    alone = Alone(device, device_id, hw_decoder_load)
     found = {}
     for row in rows.tolist():
         try:

@@ -40,7 +40,7 @@ class Run(Section):
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where images are decoded and the model trains; auto: gpu if there is one."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision; auto: bf16 on a GPU that has it, else fp16, off on the CPU."""
+    """Mixed precision; auto: bf16 on a GPU that has it (compute capability 8), else fp16, off on the CPU."""
     compile: bool = False
     """Run the network through torch.compile (minutes at the start, faster steps afterwards)."""
     checkpoint_every: CountOrZero = 0
@@ -51,6 +51,9 @@ class Run(Section):
     """Epochs between evaluations, the last epoch included; 0: never."""
     threads: Count | None = None
     """CPU threads per process that decode and augment; absent: this process's share of the cores."""
+    hw_decoder_load: Share = 1.0
+    """Share of a batch's JPEGs for the GPU's hardware decoder; CUDA decodes the others. Between 0 and 1 the
+    pixels of a sample depend a little on its place in the batch."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """skip: an unreadable image is named, listed in quarantine.txt and replaced; raise: it ends the run."""
     max_bad_share: Share = 0.1

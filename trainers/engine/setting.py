@@ -23,6 +23,7 @@ class Setting:
     threads: int | None  # CPU threads per process that decode; None: this process's share of the cores
     on_bad_image: str
     max_bad_share: float
+    hw_decoder_load: float  # share of JPEGs for the hardware decoder
 
     @property
     def kind(self) -> str:
@@ -37,8 +38,10 @@ class Setting:
 def join(config: cfg.Config) -> Setting:
     """Join the process group that torchrun announced, if any, and resolve `auto` for this machine."""
     run, device = config.run, ranks.init(device_kind(config.run))
-    half, batch = _precision(run.amp, device), config.optim.batch
-    return Setting(device, half, run.seed, batch, run.threads, run.on_bad_image, run.max_bad_share)
+    return Setting(
+        device, _precision(run.amp, device), run.seed, config.optim.batch, run.threads, run.on_bad_image,
+        run.max_bad_share, run.hw_decoder_load,
+    )  # fmt: skip
 
 
 def device_kind(run: cfg.Run) -> str:
@@ -52,5 +55,7 @@ def _precision(choice: str, device: torch.device) -> torch.dtype | None:
     if choice == "auto":
         if device.type == "cpu":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # GPUs before compute capability 8 only emulate bfloat16, slower than they compute in float32.
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]

@@ -52,7 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     sizes = "batch sizes whose peak memory is measured"
     add("--batch-sizes", type=number(1), nargs="+", default=[], metavar="B", help=sizes)
     add("--cold", action="store_true", help="empty the page cache before every turn")
-    add("--hw-decoder-load", type=float, default=0.65, help="share of JPEGs for the hardware decoder (0.65)")
+    add("--hw-decoder-load", type=float, default=1.0, help="share of JPEGs for the hardware decoder (1)")
     add("--csv", type=Path, help="write the results here too")
 
 

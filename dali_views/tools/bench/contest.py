@@ -44,7 +44,7 @@ class Setup:
     batch_size: int
     device: str
     workers: int
-    hw_decoder_load: float = 0.65
+    hw_decoder_load: float = 1.0
     seed: int = 0
 
 
