@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import re
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -19,7 +19,6 @@ from dali_views import SampleIndex
 from trainers import cli
 from trainers.config import ContrastiveCrop
 from trainers.config import file as config_file
-from trainers.demo import demo
 from trainers.engine import checkpoint
 from trainers.guides.guide import boxes_due, outlook
 from trainers.pretrain import pretrain
@@ -171,24 +170,26 @@ def test_files_that_cannot_be_used_are_named_with_the_reason_and_nothing_else_is
             assert words in page
 
 
-def test_the_demo_prints_both_arms_beside_the_untrained_network_and_leaves_pictures(tmp_path, capsys):
+def test_the_demo_measures_three_arms_beside_the_untrained_network_and_leaves_a_report(tmp_path, capsys):
     changes = ["run.epochs=3", "run.evaluate_every=3", "views.size=16", "optim.batch=16", "guide.size=64"]
-    demo(tmp_path, count=64, changes=[*changes, "guide.name=saliency", "guide.warmup=1", "guide.interval=1"])
-    told = capsys.readouterr().out
-    for row in ("untrained", "random crops", "guided crops", "centre box"):
-        assert re.search(rf"^{row} .*\d", told, re.MULTILINE), told
-    assert "earlier" not in told
-    written = [checkpoint.load(tmp_path / arm)["regions"]["written"] for arm in ("random", "guided")]
-    assert not written[0].any()
-    assert written[1].all()
+    assert cli.main(["demo", str(tmp_path), "--scenes", "64", "--json", *changes]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found["rows"]
+    assert list(rows) == ["untrained", "random crops", "guided crops", "true crops"]
+    assert found["gain"] == rows["guided crops"]["knn_top1"] - rows["random crops"]["knn_top1"]
+    assert found["held_out"] == 21
+    assert 0 < found["standard_error"] < 0.2
+    assert Path(found["report"]).is_file()
     assert (tmp_path / "guided" / "pictures" / "epoch-0003.png").is_file()
+    tables = [checkpoint.load(tmp_path / arm)["regions"] for arm in ("random", "guided", "true")]
+    assert [bool(table["written"].any()) for table in tables] == [False, True, True]
 
 
 def test_a_demo_that_cannot_run_makes_and_deletes_nothing(tmp_path, capsys):
     theirs = tmp_path / "random" / "theirs.txt"
     theirs.parent.mkdir()
     theirs.write_text("not of a demo")
-    for change, told in (("guide.name=simccrop", "no warm-up"), ("run.epochs=3", "no run of a demo")):
+    for change, told in (("guide.name=none", "guides nothing"), ("run.epochs=3", "no run of a demo")):
         assert cli.main(["demo", str(tmp_path), change]) == 2
         assert told in capsys.readouterr().err
     assert theirs.exists()

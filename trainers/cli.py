@@ -212,7 +212,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
     "localise": (_localise, "how well a checkpoint's maps find the true objects",
                  "localise runs/a data.boxes=boxes.txt\n"
                  "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k"),
-    "demo": (demo.command, "pretrain on generated scenes, with and without guidance",
+    "demo": (demo.command, "pretrain on generated scenes with random, guided and true crops",
              "demo runs/demo\ndemo runs/quick run.epochs=4"),
     "report": (_report, "write report.html of a run again, from the files in its folder", "report runs/a"),
     "export": (_export, "the encoder's weights as torchvision or timm names them",
@@ -241,6 +241,7 @@ def _parser() -> Parser:
     told = "YAML files (+ joins those of one), and key=value for all"
     of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=told)
     of["demo"].add_argument("out", type=Path, help="folder for scenes, runs and pictures")
+    of["demo"].add_argument("--scenes", type=int, default=demo.SCENES, help="how many; a third is held out")
     for name in ("knn", "linear", "finetune", "localise", "report", "export"):
         of[name].add_argument("run", type=Path, help="run folder, or its last.pt")
     for name in ("knn", "linear", "finetune", "localise", "demo"):
