@@ -122,7 +122,13 @@ def test_localise_scores_every_kind_of_map_beside_boxes_that_look_at_nothing(run
         line["boxes"]: line for line in lines_of(run, "evaluations.jsonl") if line["evaluation"] == "localise"
     }
     kinds = ("activation", "principal", "gradient")
-    assert set(lines) == {*kinds, *(f"{kind}, otsu" for kind in kinds), "centre", "whole", "random"}
+    assert set(lines) == {
+        *kinds,
+        *(f"{kind}, {rule}" for kind in kinds for rule in ("auto", "otsu")),
+        "centre",
+        "whole",
+        "random",
+    }
     assert all(0 <= line["iou_best"] <= 1 for line in lines.values())
     assert lines["principal"]["iou_best"] > lines["whole"]["iou_best"]
     assert lines["activation, otsu"]["area"] < 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .align import Centres, align, cell_centres
+from .align import Offset, align, map_offset
 from .tap import FeatureTap
 
 _ROUNDS = 50  # of power iteration; a second component of 0.9 of the first then has half a percent left
@@ -159,7 +159,8 @@ def heatmaps(
         layer, prefix_tokens, grid, channels_last: see ``FeatureTap`` and ``feature_grid``.
         kind: "activation", see ``activation_map``, or "principal", see ``principal_map``.
         aligned: cell (i, j) shows the square [i/h, (i+1)/h) x [j/w, (j+1)/w) of the image, see ``align``.
-            False gives the map as the layer has it, as published: that of a ResNet lies half a cell off.
+            False gives the map as the layer has it, as published: an untrained ResNet's lies half a cell off.
+            The offset is measured whenever the weights have changed, which takes 96 forward passes.
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -174,7 +175,7 @@ def heatmaps(
         maps = read(feature_grid(tap.features, prefix_tokens, grid, channels_last))
     if not aligned:
         return maps
-    return align_maps(maps, layer_centres(model, images, layer, prefix_tokens, grid, channels_last))
+    return align_maps(maps, layer_offset(model, images, layer, prefix_tokens, grid, channels_last))
 
 
 @contextmanager
@@ -189,25 +190,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def layer_centres(
+def layer_offset(
     model: nn.Module,
     images: Tensor,
     layer: str,
     prefix_tokens: int = 0,
     grid: tuple[int, int] | None = None,
     channels_last: bool = False,
-) -> Centres | None:
-    """Where the cells of a layer look, see ``cell_centres``; arguments as of ``heatmaps``."""
+) -> Offset | None:
+    """How far the maps of a layer lie beside the image, see ``map_offset``; arguments as of ``heatmaps``."""
 
     def run(images: Tensor) -> Tensor:
         with FeatureTap(model, layer) as tap:
             model(images)
-            return feature_grid(tap.features, prefix_tokens, grid, channels_last)
+            # The grid of the tokens is that of images of the given size.
+            own = grid if images.shape[1:] == shape else None
+            return feature_grid(tap.features, prefix_tokens, own, channels_last)
 
+    shape = images.shape[1:]
     with evaluating(model):
-        return cell_centres(model, run, images, (layer, prefix_tokens, grid, channels_last))
+        return map_offset(model, run, images, (layer, prefix_tokens, grid, channels_last))
 
 
-def align_maps(maps: Tensor, centres: Centres | None) -> Tensor:
+def align_maps(maps: Tensor, offset: Offset | None) -> Tensor:
     """Maps (B, h, w) in [0, 1] at their places in the image, again from 0 to 1."""
-    return maps if centres is None else _min_max(align(maps, centres))
+    return maps if offset is None else _min_max(align(maps, offset))

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from .sections import Count, CountOrZero, MapKind, Maps, Section, Share
 
 Reading: TypeAlias = Literal["extent", "part", "rectangle"]
+Threshold: TypeAlias = Share | Literal["auto", "otsu"]
 
 
 class NoGuide(Section):
@@ -28,8 +29,9 @@ class Boxes(Section):
 class Read(Boxes, Maps):
     """Guides that read boxes off maps."""
 
-    threshold: Share | Literal["otsu"] = 0.1
-    """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
+    threshold: Threshold = "auto"
+    """Share of the normalised map above which a pixel is the object; auto: the map's median plus 0.6 of the
+    height above it; otsu: each map's own by Otsu's rule (large objects)."""
     skip_whole: bool = True
     """Do not write a box of more than 90 % of its image, which guides nothing: the box before it stays, or
     crops stay random. False: write it, as published."""
@@ -53,11 +55,11 @@ class Passes(Localised):
     (ContraCAM)."""
     network: Literal["encoder", "momentum"] = "encoder"
     """What makes the maps: the encoder that is evaluated, or the momentum network of MoCo, BYOL and DINO."""
-    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Weight of a new map against the average of an image's earlier ones; 1: only the newest (published)."""
-    map_size: Count = 14
+    map_size: Count = 16
     """Cells along each side of the map kept per image (two bytes a cell, on the device): by contrastive_crop
-    if `rate` is below 1, by saliency to score crops."""
+    if `rate` is below 1, by saliency always."""
 
     @model_validator(mode="after")
     def _gradients_reach_the_network(self) -> Passes:
@@ -70,7 +72,7 @@ class ContrastiveCrop(Passes):
     """Boxes from the encoder's own maps of whole images, arXiv 2202.03278."""
 
     name: Literal["contrastive_crop"] = "contrastive_crop"
-    reading: Reading = "extent"
+    reading: Reading = "part"
     """How a box is read off a map, see `boxes_from_maps`."""
 
 
@@ -81,12 +83,10 @@ class FrozenBoxes(Read):
     encoder: str = "untrained"
     """What looks: untrained (the network as it is initialised), a run folder, or timm:NAME[:FILE] or
     torchvision:NAME[:FILE] (of weights)."""
-    map: Literal["activation", "principal"] = "principal"
+    map: Literal["activation", "principal"] = "activation"
     """As for `localise`."""
-    reading: Reading = "extent"
+    reading: Reading = "part"
     """How the box is read off a map, see `boxes_from_maps`; with several regions each part has its own."""
-    threshold: Share | Literal["otsu"] = 0.7
-    """Share of the normalised map above which a pixel is the object; otsu: each map's own (transformers)."""
     regions: Count = 1
     """Boxes kept per image, with weights: connected parts of the map, see `regions_from_maps`."""
     min_area: Share = 0.01
@@ -101,11 +101,11 @@ class OnlineCrop(Localised):
     """Side in pixels of the square on which boxes are read off a map; absent: the size of the views."""
     interval: Count = 1
     """Epochs between box updates, which cost next to nothing here."""
-    map_size: Count = 14
+    map_size: Count = 16
     """Cells along each side of the map that is kept per image (two bytes a cell, on the device)."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Weight of a new view against the average of earlier ones, cell by cell."""
-    reading: Reading = "extent"
+    reading: Reading = "part"
     """How a box is read off a map, see `boxes_from_maps`."""
 
 
@@ -113,8 +113,6 @@ class Saliency(Passes):
     """Regions and loss weights from a saliency map, arXiv 2302.11461 (all but the idea is ours)."""
 
     name: Literal["saliency"] = "saliency"
-    threshold: Share | Literal["otsu"] = 0.5
-    """Share of the min-max normalised map above which a pixel belongs to a region, or otsu."""
     regions: Count = 3
     """Regions kept per image: connected parts of the map above the threshold."""
     min_area: Share = 0.01

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dali_views import RegionTable, SampleIndex, ViewLoader
-from dali_views.maps.boxes import boxes_from_maps
+from dali_views.maps.boxes import Threshold, boxes_from_maps
 from dali_views.maps.coordinates import iou
 from dali_views.tools.sample import drawings, sheet
 
@@ -107,7 +107,7 @@ def map_scores(
 
     Returns:
         By row, `best_threshold` of each kind of map, and `localisation` and the median "area" of its boxes by
-        Otsu's threshold ("KIND, otsu"); `reference` boxes. The rows of `seen` also have "agreement", the mean
+        each rule for the threshold ("KIND, auto", "KIND, otsu"); `reference` boxes. The rows of `seen` also have "agreement", the mean
         IoU with boxes from the maps of whole images.
     """
     rows = spread_rows(len(index))
@@ -115,7 +115,8 @@ def map_scores(
     kinds: tuple[cfg.MapKind, ...] = ("activation", "principal")
     if isinstance(network, Method):
         kinds = (*kinds, "gradient")
-    levels: tuple[float | Literal["otsu"], ...] = (*THRESHOLDS, "otsu")
+    free: tuple[Literal["auto", "otsu"], ...] = ("auto", "otsu")
+    levels: tuple[Threshold, ...] = (*THRESHOLDS, *free)
 
     def boxes(maps: Tensor) -> Tensor:
         return torch.stack([boxes_from_maps(maps, level, encoder_maps.shape) for level in levels])
@@ -125,13 +126,13 @@ def map_scores(
         at["online"] = boxes(seen.normalised(torch.from_numpy(rows).to(seen.maps.device)).cpu())
     scores: dict[str, dict[str, float]] = {}
     for name, each in at.items():
-        otsu = each[-1].numpy()
-        area = float(np.median(np.prod(otsu[:, 2:] - otsu[:, :2], axis=1)))
-        scores[name] = best_threshold(each[:-1].numpy(), part)
-        scores[f"{name}, otsu"] = {**localisation(otsu, part), "area": area}
+        scores[name] = best_threshold(each[: -len(free)].numpy(), part)
+        for rule, found in zip(free, each[-len(free) :].numpy(), strict=True):
+            area = float(np.median(np.prod(found[:, 2:] - found[:, :2], axis=1)))
+            scores[f"{name}, {rule}"] = {**localisation(found, part), "area": area}
     if seen is not None:
         level = THRESHOLDS.index(scores["activation"]["threshold"])
-        for name, number in (("online", level), ("online, otsu", -1)):
+        for name, number in (("online", level), ("online, auto", -2), ("online, otsu", -1)):
             agreement = iou(at["online"][number], at["activation"][number]).mean()
             scores[name]["agreement"] = float(agreement)
     return scores | box_scores.reference(part)

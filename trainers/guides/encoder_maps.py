@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dali_views import SampleIndex, recipes
-from dali_views.maps.align import Centres
-from dali_views.maps.boxes import boxes_from_maps
+from dali_views.maps.align import Offset
+from dali_views.maps.boxes import Threshold, boxes_from_maps
 from dali_views.maps.heatmap import (
     align_maps,
     evaluating,
     feature_grid,
     gradient_map,
     heatmaps,
-    layer_centres,
+    layer_offset,
 )  # fmt: skip
 from dali_views.maps.tap import FeatureTap
 
@@ -90,7 +90,7 @@ class EncoderMaps:
 
     def boxes(
         self, network: Method | Backbone, index: SampleIndex, kind: cfg.MapKind,
-        thresholds: Sequence[float | Literal["otsu"]],
+        thresholds: Sequence[Threshold],
     ) -> NDArray[np.float32]:  # fmt: skip
         """(T, N, 4) boxes of a whole index at each threshold, equal on all ranks."""
         rows, boxes = [], []
@@ -115,13 +115,13 @@ def _gradient_maps(network: Method | Backbone, images: Tensor, how: cfg.Maps) ->
         score = network.alignment(images, images.flip(3))
         (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
     maps = gradient_map(*(as_grid(backbone, each) for each in (tap.features, gradient)))
-    return align_maps(maps, centres_of(backbone, layer, images)) if how.aligned else maps
+    return align_maps(maps, offset_of(backbone, layer, images)) if how.aligned else maps
 
 
-def centres_of(backbone: Backbone, layer: str, images: Tensor) -> Centres | None:
-    """Where the cells of an encoder's layer look in images (B, 3, H, W) of this shape."""
+def offset_of(backbone: Backbone, layer: str, images: Tensor) -> Offset | None:
+    """How far the maps of an encoder's layer lie beside images (B, 3, H, W) of this shape."""
     last = backbone.channels_last_maps
-    return layer_centres(backbone, images, layer, backbone.prefix_tokens, channels_last=last)
+    return layer_offset(backbone, images, layer, backbone.prefix_tokens, channels_last=last)
 
 
 def as_grid(backbone: Backbone, features: Tensor) -> Tensor:

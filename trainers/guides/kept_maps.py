@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dali_views.maps.align import Centres, align
+from dali_views.maps.align import Offset, align
 from dali_views.maps.coordinates import map_to_image
 from dali_views.maps.heatmap import activations, feature_grid
 from dali_views.maps.tap import FeatureTap
@@ -28,17 +28,15 @@ class ViewMaps:
     rows of its output belong to view 0, view 1 and so on. Calls in eval mode are not collected. For the layer
     see `FeatureTap`, for tokens and channels `dali_views.maps.heatmap.feature_grid`.
 
-    Args:
-        centres: by the side of a view in pixels, where the cells look in it. A mirrored view has them on the
-            same side of the view, so maps are aligned before they are put back into the image.
+    `offsets` holds, by the side of a view in pixels, how far its maps lie beside it. A mirrored view has its
+    maps on the same side of the view, so they are aligned before they are put back into the image.
     """
 
     def __init__(
         self, backbone: nn.Module, layer: str, prefix_tokens: int = 0, channels_last: bool = False,
-        centres: Mapping[int, Centres | None] | None = None,
     ) -> None:  # fmt: skip
         self.prefix, self.channels_last = prefix_tokens, channels_last
-        self.centres = centres or {}
+        self.offsets: dict[int, Offset | None] = {}
         self.seen: list[tuple[int, Tensor]] = []
         self._tap = FeatureTap(backbone, layer)
         backbone.register_forward_hook(self._keep)  # after each call, when the tap has the layer's output
@@ -57,7 +55,7 @@ class ViewMaps:
         views = []
         for side, maps in self.seen:
             deviation, mean = torch.std_mean(maps)
-            placed = align((maps - mean) / deviation.clamp(min=1e-6), self.centres.get(side))
+            placed = align((maps - mean) / deviation.clamp(min=1e-6), self.offsets.get(side))
             views += list(placed.view(-1, samples, *maps.shape[1:]))
         self.seen = []
         return views

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from dali_views import Batch, RegionTable
+from dali_views.maps.align import Offset
 
 from .. import config as cfg
 from ..data import training_views
 from ..engine import ranks
-from .encoder_maps import EncoderMaps, centres_of
+from .encoder_maps import EncoderMaps, offset_of
 from .guide import Guide, Training, boxes_due
 from .kept_maps import KeptMaps, ViewMaps
 from .reading import warn_if_wide, write
@@ -39,11 +40,8 @@ class OnlineCrop(Guide):
         net = training.method.backbone
         layer = config.layer or net.feature_layer
         length, device = len(training.index), training.setting.device
-        sides = {view.size for view in shown} if config.aligned else ()
-        centres = {
-            side: centres_of(net, layer, torch.empty(1, 3, side, side, device=device)) for side in sides
-        }
-        self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps, centres)
+        self.sides = {view.size for view in shown} if config.aligned else set()
+        self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps)
         self.maps = KeptMaps(length, config.map_size, config.rate, device)
 
     def after_step(self, batch: Batch) -> None:
@@ -52,6 +50,7 @@ class OnlineCrop(Guide):
                 self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
 
     def begin(self, regions: RegionTable) -> None:
+        self._measure()
         if self.config.warmup == 0:
             encoder_maps = EncoderMaps(self.training.setting, self.training.views, self.config)
             for part in encoder_maps.located(self.training.method, self.training.index, "activation"):
@@ -63,9 +62,17 @@ class OnlineCrop(Guide):
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         self.maps.sync()
+        self._measure()
         if due := boxes_due(epoch, epochs, self.config):
             self._read(regions)
         return due
+
+    def _measure(self) -> None:
+        """How far maps of views lie beside them, with the weights as they are now, for the next epoch."""
+        net, device = self.training.method.backbone, self.training.setting.device
+        for side in self.sides:
+            shape = torch.empty(1, 3, side, side, device=device)
+            self.views.offsets[side] = offset_of(net, self.config.layer or net.feature_layer, shape)
 
     def _read(self, regions: RegionTable) -> None:
         """Boxes from the kept maps, which are equal on all ranks; each reads the boxes of its share."""
@@ -81,8 +88,10 @@ class OnlineCrop(Guide):
         self.maps.sync()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "maps": self.maps.state_dict()}
+        kept = {"maps": self.maps.state_dict(), "offsets": dict(self.views.offsets)}
+        return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.maps.load_state_dict(state["maps"])
+        self.views.offsets = {side: offset and Offset(*offset) for side, offset in state["offsets"].items()}
