@@ -205,8 +205,8 @@ def test_frozen_boxes_of_a_run_are_those_of_its_encoder_and_stay_while_another_t
     kept = checkpoint.load(tmp_path / "run")["regions"]
     assert (kept["writes"] == 1).all()
     encoder, _ = frozen_encoder(config.views, tmp_path / "past", torch.device("cpu"))
-    maps = EncoderMaps(join(config), config.views, config.guide).whole(encoder, index, "principal")
-    assert torch.equal(kept["boxes"][:, 0], boxes_from_maps(maps, 0.5, (64, 64)))
+    maps = EncoderMaps(join(config), config.views, config.guide).whole(encoder, index, "activation")
+    assert torch.equal(kept["boxes"][:, 0], boxes_from_maps(maps, 0.5, (64, 64), "part"))
     several = begun(config_of("frozen_boxes", scenes, tmp_path / "more", "guide.regions=3"), index)
     assert several.boxes.shape == (80, 3, 4)
     assert (several.weights > 0).sum(1).max() > 1
@@ -330,7 +330,7 @@ def test_a_pair_is_scored_by_the_map_of_each_image_that_a_view_was_cut_from(
     assert isinstance(config.box_guide, cfg.Saliency)
     guide = Saliency(config.box_guide, training_of(config, index))
     guide.maps.maps[:] = 1.0
-    guide.maps.maps[1, :, :7] = 0.0  # half of image 1 is salient, all of the others
+    guide.maps.maps[1, :, :8] = 0.0  # half of image 1 is salient, all of the others
     guide.passes = 1
     rows = torch.tensor([0, 2])
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 2, 4)

@@ -34,8 +34,8 @@ def thresholds(maps: Tensor, threshold: Threshold) -> Tensor:
     """The level of each map (B, h, w) that separates the object from the background, (B, 1, 1).
 
     A number is the level of all maps. "auto" is the median of the map plus 0.6 of what its maximum lies above
-    it (ours): as good as the best number that true boxes chose, over layers and networks, for objects of less
-    than a third of the image (docs/results.md). "otsu" chooses it per map so that the values above and below differ
+    it (ours): for objects of less than a third of the image as good as the best number, over layers and
+    networks (docs/results.md). "otsu" chooses it per map so that the values above and below differ
     most (Otsu 1979): maps whose values are all high, as a transformer's, then still have a box. No value of a
     constant map lies above its level.
     """

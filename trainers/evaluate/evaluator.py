@@ -107,8 +107,8 @@ def map_scores(
 
     Returns:
         By row, `best_threshold` of each kind of map, and `localisation` and the median "area" of its boxes by
-        each rule for the threshold ("KIND, auto", "KIND, otsu"); `reference` boxes. The rows of `seen` also have "agreement", the mean
-        IoU with boxes from the maps of whole images.
+        each rule that needs no true boxes ("KIND, auto", "KIND, otsu"); `reference` boxes. The rows of `seen`
+        also have "agreement", the mean IoU with boxes from the maps of whole images.
     """
     rows = spread_rows(len(index))
     part = index.subset(rows)
