@@ -1,4 +1,4 @@
-"""Moves the true boxes of a COCO file until they overlap the true ones by a given IoU: dose for a dose-response curve.
+"""Moves the true boxes of a COCO file until their IoU with the true ones is a given one: the dose of a curve.
 
 python tests/bench/jitter_boxes.py instances.json 0.6 jittered.json
 
