@@ -2,7 +2,7 @@
 
 python tests/bench/guide_costs.py CONFIG OUT.csv [key=value ...]
 
-CONFIG has guide.name online_crop. The pass asks the same layer at the same size.
+CONFIG has guide.name online_crop. The passes look at the same layer at the same size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from dali_views import RegionTable
-from dali_views.maps.boxes import boxes_from_maps
 from dali_views.system.machine import machine
 from trainers import config as cfg
 from trainers.config import file as config_file
@@ -25,7 +24,7 @@ from trainers.data import open_data, training_loader
 from trainers.engine import optim
 from trainers.engine.setting import join
 from trainers.guides import Training
-from trainers.guides.encoder_maps import EncoderMaps
+from trainers.guides.contrastive_crop import ContrastiveCrop
 from trainers.guides.online_crop import OnlineCrop
 from trainers.methods import Method, method_of
 
@@ -47,7 +46,11 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
     }
     guide = config.guide
     online = OnlineCrop(guide, Training(method, index, config.views, setting, Path(config.run.out)))
-    encoder_maps = EncoderMaps(setting, config.views, guide)
+    shown = {"layer": guide.layer, "size": guide.size, "warmup": 0}
+    published = {"threshold": 0.1, "reading": "extent", "rate": 1.0, "aligned": False, "skip_whole": False}
+    training = Training(bare, index, config.views, setting, Path(config.run.out))
+    ours = ContrastiveCrop(cfg.ContrastiveCrop(**shown), training)
+    theirs = ContrastiveCrop(cfg.ContrastiveCrop(**shown, **published), training)
     epochs = iter(range(10**6))
 
     def train(method: Method, after_step: Callable[..., None]) -> None:
@@ -70,11 +73,10 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
     def read() -> None:
         online.after_epoch(regions, guide.warmup + guide.interval, 10**6)
 
-    def localise() -> None:
-        for found in encoder_maps.located(method, index, "activation"):
-            regions.update(found.rows, boxes_from_maps(found.maps, guide.threshold, encoder_maps.shape))
-
-    turns = {"epoch": plain, "epoch with online maps": with_maps, "online boxes": read, "pass": localise}
+    turns = {
+        "epoch": plain, "epoch with online maps": with_maps, "online boxes": read,
+        "pass": lambda: ours.begin(regions), "pass as published": lambda: theirs.begin(regions),
+    }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(ROUNDS + 1):
         for name, turn in turns.items():

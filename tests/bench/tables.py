@@ -32,6 +32,10 @@ _WORDS = {
 # Names of arms of comparisons that are not names of guides.
 _ARMS = {
     "untrained": "untrained", "random": "none: random crops", "true_boxes": "`true_boxes` (control)",
+    "shuffled": "true boxes of other images (control)", "matched": "true boxes elsewhere (control)",
+    "frozen_boxes": "`frozen_boxes`", "frozen_lite0": "`frozen_boxes`, EfficientNet-Lite0",
+    "contrastive_crop_published": "`contrastive_crop` as published",
+    "iou_80": "IoU 0.80", "iou_60": "IoU 0.60", "iou_40": "IoU 0.40", "iou_25": "IoU 0.25",
     "ccrop": "`contrastive_crop`", "online": "`online_crop`", "pairs": "`semantic_pairs`",
     "pairs_label": "pairs by label (control)", "pairs_random": "pairs at random (control)",
 }  # fmt: skip
