@@ -81,9 +81,8 @@ def map_offset(
     """
     found = _known.setdefault(model, {})
     key = (key, *images.shape[1:])
-    state = sum(
-        0 if each.is_inference() else each._version for each in model.state_dict(keep_vars=True).values()
-    )
+    weights = (*model.parameters(), *model.buffers())
+    state = sum(0 if each.is_inference() else each._version for each in weights)
     if found.get(key, (None,))[0] != state:
         try:
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
