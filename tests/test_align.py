@@ -13,7 +13,7 @@ from torchvision import models
 
 from dali_views.maps.align import Offset, align
 from dali_views.maps.coordinates import map_to_image
-from dali_views.maps.heatmap import feature_grid, heatmaps, layer_offset
+from dali_views.maps.heatmap import align_maps, feature_grid, heatmaps, layer_offset
 from dali_views.maps.tap import FeatureTap
 
 DILATED = partial(timm.create_model, "resnet26", output_stride=8)
@@ -42,6 +42,23 @@ def test_an_offset_that_the_weights_make_is_found(column):
     # Cell i looks at i + (column + 0.5) / 8, and is drawn around i + 0.5.
     assert offset.x == pytest.approx(0.5 - (column + 0.5) / 8, abs=0.1)
     assert offset.y == pytest.approx(0, abs=0.1)
+
+
+def test_half_images_of_a_network_under_autocast_are_no_obstacle():
+    net, images = Column(0).eval(), torch.zeros(1, 3, 128, 128)
+    expected = layer_offset(net, images, "end")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer_offset(Column(0).eval(), images.half(), "end") == expected
+    assert layer_offset(Column(0).eval().bfloat16(), images.bfloat16(), "end") == pytest.approx(
+        expected, abs=0.05
+    )
+
+
+def test_a_constant_map_stays_constant():
+    maps = torch.stack([torch.ones(8, 8), torch.linspace(0, 1, 64).view(8, 8)])
+    placed = align_maps(maps, Offset(0.43, 0.43))
+    assert torch.equal(placed[0], maps[0])
+    assert (placed[1].min(), placed[1].max()) == (0, 1)
 
 
 def test_tokens_lie_in_their_patches():

@@ -72,7 +72,8 @@ def map_offset(
     Args:
         model: the network, in eval mode; neither compiled nor wrapped.
         run: images (B, C, H, W) -> features (B, C', h, w) of the layer.
-        images: a batch of inputs, of which only shape, type and device count.
+        images: a batch of inputs, of which only shape and device count; the network sees made-up ones in the
+            type of its weights, because autocast, under which the images may have another type, is off.
         key: what tells this layer from other layers of the model.
 
     Returns:
@@ -82,11 +83,12 @@ def map_offset(
     found = _known.setdefault(model, {})
     key = (key, *images.shape[1:])
     weights = (*model.parameters(), *model.buffers())
+    kind = next((each.dtype for each in weights if each.is_floating_point()), images.dtype)
     state = sum(0 if each.is_inference() else each._version for each in weights)
     if found.get(key, (None,))[0] != state:
         try:
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                offset, reason = _measure(run, images)
+                offset, reason = _measure(run, images[:1].to(kind))
         except Exception as error:  # a ViT takes images of one size only; others may fail on made-up ones
             offset, reason = None, f"{type(error).__name__}: {error}".split("\n")[0]
         if offset is None:

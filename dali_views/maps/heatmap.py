@@ -213,5 +213,9 @@ def layer_offset(
 
 
 def align_maps(maps: Tensor, offset: Offset | None) -> Tensor:
-    """Maps (B, h, w) in [0, 1] at their places in the image, again from 0 to 1."""
-    return maps if offset is None else _min_max(align(maps, offset))
+    """Maps (B, h, w) in [0, 1] at their places in the image, again from 0 to 1; constant maps stay."""
+    if offset is None:
+        return maps
+    # Interpolation rounds a constant map, and min-max would make a map of the rounding errors.
+    constant = maps.amax((1, 2), keepdim=True) == maps.amin((1, 2), keepdim=True)
+    return torch.where(constant, maps, _min_max(align(maps, offset)))
