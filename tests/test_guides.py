@@ -28,6 +28,7 @@ from trainers.config import file as config_file
 from trainers.encoders.frozen import frozen_encoder
 from trainers.engine import checkpoint
 from trainers.engine.setting import join
+from trainers.evaluate.evaluator import seen_maps
 from trainers.guides import build_guide
 from trainers.guides.encoder_maps import EncoderMaps
 from trainers.guides.fixed_boxes import TrueBoxes
@@ -276,6 +277,18 @@ def test_controls_take_boxes_to_other_images_or_other_places(
     np.testing.assert_allclose(matched[:, 2:] - matched[:, :2], true[:, 2:] - true[:, :2], atol=1e-6)
     assert ((matched >= 0) & (matched <= 1)).all()
     assert (matched != true).any(1).mean() > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:more than half of the boxes")
+def test_maps_that_a_controlled_guide_has_kept_are_found_in_its_checkpoint(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    config = config_of("online, first", scenes, tmp_path / "run", "guide.control=shuffled")
+    guide = build_guide(config.guide, training_of(config, index))
+    guide.begin(RegionTable(80))
+    found = seen_maps(config.box_guide, {"guide": guide.state_dict()}, 80)
+    assert found is not None
+    assert found.maps.isfinite().all()
 
 
 def test_a_control_pairs_the_images_that_the_encoder_pairs_and_a_band_without_pairs_is_told(

@@ -143,8 +143,10 @@ def seen_maps(guide: cfg.BoxGuide, saved: Mapping[str, Any], length: int) -> Kep
     if not isinstance(guide, cfg.OnlineCrop):
         return None
     state = saved["guide"]
+    for outer in ("boxes", "guide"):  # of semantic pairs, and of a control
+        state = state.get(outer, state)
     maps = KeptMaps(length, guide.map_size, guide.rate, torch.device("cpu"))
-    maps.load_state_dict(state.get("boxes", state)["maps"])
+    maps.load_state_dict(state["maps"])
     return maps
 
 
