@@ -14,7 +14,8 @@ import torch
 from mutations import Trap
 from touches import killed_at_every_touch
 
-from trainers.engine.checkpoint import LAST, PREVIOUS, load, save
+from trainers.engine.checkpoint import LAST, PREVIOUS, load, restore, save
+from trainers.guides.kept_maps import KeptMaps
 
 
 def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
@@ -35,6 +36,12 @@ def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
     assert back["scalar"] == 1.5
     torch.testing.assert_close(back["net"], net.state_dict(), atol=0, rtol=0)
     assert back["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
+
+
+def test_a_state_without_an_entry_is_told_to_be_of_another_version() -> None:
+    maps = KeptMaps(2, 3, 1.0, torch.device("cpu"))
+    with pytest.raises(ValueError, match="the checkpoint's guide has no entry 'maps'"):
+        restore({"guide": {"passes": 1}}, {"guide": maps})
 
 
 def test_what_cannot_be_read_back_is_refused_and_leaves_the_last_one(tmp_path: Path) -> None:

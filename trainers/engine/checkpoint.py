@@ -95,10 +95,19 @@ def load_run(folder: str | Path) -> dict[str, Any]:
 
 
 def restore(saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Put the states of parts back into them; an empty state (of an unused gradient scaler) is left out."""
+    """Put the states of parts back into them; an empty state (of an unused gradient scaler) is left out.
+
+    A ValueError if a state lacks an entry, as that of a version which did not have it.
+    """
     for name, part in parts.items():
         if saved[name] != {}:
-            part.load_state_dict(saved[name])
+            try:
+                part.load_state_dict(saved[name])
+            except KeyError as error:
+                raise ValueError(
+                    f"the checkpoint's {name} has no entry {error}, so another version wrote it; finish "
+                    "the run with that version, or begin it again in another run.out"
+                ) from error
 
 
 def read(path: Path, legacy: bool = False) -> Any:
