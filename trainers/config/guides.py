@@ -23,7 +23,8 @@ class Boxes(Section):
 
     control: Literal["none", "shuffled", "matched"] = "none"
     """To show that a gain comes from looking. shuffled: each image gets the boxes of another one; matched:
-    boxes of the same height and width at random places, drawn anew every epoch."""
+    boxes of the same height and width at random places, drawn anew every epoch. Loss weights of saliency
+    still look; its `temperature` null switches them off."""
 
 
 class Read(Boxes, Maps):
@@ -94,11 +95,12 @@ class FrozenBoxes(Read):
 
 
 class OnlineCrop(Localised):
-    """ContrastiveCrop's boxes from the maps of the views seen in training, without a pass (ours)."""
+    """ContrastiveCrop's boxes from a first pass, then from maps of the views seen in training (ours)."""
 
     name: Literal["online_crop"] = "online_crop"
     size: Count | None = None
-    """Side in pixels of the square on which boxes are read off a map; absent: the size of the views."""
+    """Side in pixels of the square to which whole images are squashed for the first pass, and on which boxes
+    are read off a map; absent: the size of the views."""
     interval: Count = 1
     """Epochs between box updates, which cost next to nothing here."""
     map_size: Count = 16

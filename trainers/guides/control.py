@@ -22,6 +22,8 @@ class Controlled(Guide):
     "shuffled": image i gets boxes and weights of another image, the same one for the whole run. Overlap and
     places of crops are as guided ones; only the object is missing.
     "matched": boxes keep height and width and go to random places of their own image, anew every epoch.
+
+    `weights` stay those of the guide: the saliency of a crop is that of the image it was cut from.
     """
 
     def __init__(self, guide: Guide) -> None:

@@ -137,9 +137,12 @@ def check_layers(config: cfg.Config, backbone: Backbone) -> None:
     """
     guide, how, size = config.box_guide, config.localise, config.views.size
     if isinstance(guide, cfg.Read) and getattr(guide, "encoder", "untrained") == "untrained":
-        # The key `size` of online_crop is only what boxes are read off; its maps are of the views.
-        seen = size if isinstance(guide, cfg.OnlineCrop) else guide.size or size
-        _check_layer(backbone, guide, seen, "guide" if guide is config.guide else "guide.boxes")
+        key, sizes = "guide" if guide is config.guide else "guide.boxes", {guide.size or size}
+        if isinstance(guide, cfg.OnlineCrop):
+            # Whole images are seen in the first pass only; all other maps are of the views.
+            sizes = {size} | (sizes if guide.warmup == 0 else set())
+        for each in sorted(sizes):
+            _check_layer(backbone, guide, each, key)
     if how.layer is not None or how.size is not None:
         _check_layer(backbone, how, how.size or size, "localise")
 

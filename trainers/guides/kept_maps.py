@@ -62,10 +62,11 @@ class ViewMaps:
 
 
 class KeptMaps:
-    """Maps (N, size, size), half precision, on the device: per cell an exponential average over the views.
+    """Maps (N, size, size), half precision, on the device: per cell an average over views or passes.
 
-    A cell that no view has shown yet is NaN. 1.28 million maps of 14 x 14 take 502 MB. The average, its
-    rate (weight of a new view) and the standardisation are our choice; no paper has maps without a pass.
+    A cell that no view has shown yet is NaN. 1.28 million maps of 16 x 16 take 656 MB. The exponential
+    average, its rate (weight of a new map) and the standardisation are our choice; no paper has maps
+    without a pass.
     """
 
     def __init__(self, length: int, size: int, rate: float, device: torch.device) -> None:

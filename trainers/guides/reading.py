@@ -97,7 +97,8 @@ def warn_if_wide(regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple
     if wide.mean() <= 0.5:
         return
     sample, advice = maps[:_SHOWN], "no threshold changes that: look at the heatmaps, or at another layer"
-    for level in _LEVELS:
+    several, rectangle = getattr(how, "regions", 1) > 1, getattr(how, "reading", "") == "rectangle"
+    for level in () if rectangle and not several else _LEVELS:  # a rectangle takes no threshold
         area = float(areas(_read(sample, how.model_copy(update={"threshold": level}), shape)[0]).median())
         if area <= _USEFUL:
             advice = f"guide.threshold={level} gives boxes with a median of {area:.0%} of the image"
