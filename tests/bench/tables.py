@@ -27,6 +27,7 @@ _TABLE = re.compile(r"(<!-- table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- 
 _WORDS = {
     "simclr": "SimCLR", "moco": "MoCo v2", "byol": "BYOL", "simsiam": "SimSiam", "dino": "DINO",
     "scfs": "SCFS", "colours": "histogram of colours", "tiny-imagenet-50": "Tiny-ImageNet", "otsu": "Otsu",
+    "held-out": "held-out photographs", "clean": "plain CIFAR-10",
     "online boxes": "reading boxes off online maps", "pass": "localisation pass",
 }  # fmt: skip
 # Names of arms of comparisons that are not names of guides.
@@ -103,6 +104,8 @@ def table(pattern: str, baseline: str | None = None) -> str:
     for key, columns in _COLUMNS.items():
         if key in first:
             return _flat(lines, columns)
+    if "agreement" in first:
+        return _readings(lines)
     for key, grid in _GRIDS.items():
         if key in first:
             return _grid(lines, grid)
@@ -143,6 +146,26 @@ def _grid(lines: Sequence[dict[str, str]], grid: _Grid) -> str:
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     rows = [[name, *(row.get(column, "") for column in columns)] for name, row in cells.items()]
     return _markdown(["", *columns], rows)
+
+
+def _readings(lines: Sequence[dict[str, str]]) -> str:
+    """CorLoc of activation maps, as they are and aligned, by extent and by part, and by rules."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for line in lines:
+        if line["map"] != "activation" or line["layer"] not in ("layer2", "layer3", "blocks.2", "blocks.6"):
+            continue
+        row = rows.setdefault(tuple(line[name] for name in ("data", "network", "size", "layer")), {})
+        which = line["reading"], line["aligned"]
+        if which in (("part", "False"), ("part", "True"), ("extent", "True")):
+            row[" ".join(which)] = line["corloc"]
+        if which == ("part", "True"):
+            row |= {rule: line[f"{rule} corloc"] for rule in ("auto", "otsu")}
+    heads = {
+        "part False": "part, as it is", "part True": "part", "extent True": "extent", "auto": "part, auto",
+        "otsu": "part, Otsu",
+    }  # fmt: skip
+    cells = [[*names, *(_number(row.get(head, ""), "%") for head in heads)] for names, row in rows.items()]
+    return _markdown(["images", "network", "pixels", "layer", *heads.values()], cells)
 
 
 def _comparison(lines: Sequence[dict[str, str]], baseline: str | None) -> str:
