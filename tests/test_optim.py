@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainers.config import LARS, SGD
-from trainers.engine.optim import Lars, build_optimizer, lr_at, param_groups, set_lr
+from trainers.config import LARS, SGD, AdamW
+from trainers.engine.optim import (
+    Lars,
+    build_optimizer,
+    clip_each,
+    guard_fused_sgd,
+    lr_at,
+    param_groups,
+    set_lr,
+)
 
 
 def small_net() -> nn.Sequential:
@@ -67,6 +77,90 @@ def test_lars_follows_its_formula_for_weights_and_plain_momentum_for_biases() ->
         b -= u
         assert weight.tolist()[0] == pytest.approx(w, abs=1e-12)
         assert bias.item() == pytest.approx(b, abs=1e-12)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called inside."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_lars_and_clipping_call_as_many_operators_for_many_tensors_as_for_few() -> None:
+    found = []
+    for layers in (2, 9):
+        net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))
+        optimizer = build_optimizer(net, LARS(lr=1.0))
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with Calls() as steps:
+            optimizer.step()
+        with Calls() as clips:
+            clip_each(net.parameters(), 1.0)
+        found.append((steps.number, clips.number))
+    assert found[0] == found[1]
+
+
+def test_clipping_shortens_each_gradient_by_itself_and_leaves_short_ones() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([30.0, 40.0]), torch.tensor([0.3, 0.4])
+    clip_each(parameters, 5.0)
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([3.0, 4.0]))
+    assert parameters[1].grad.tolist() == torch.tensor([0.3, 0.4]).tolist()
+
+
+@pytest.mark.parametrize("config", [SGD(), AdamW()])
+def test_a_checkpoint_of_a_gpu_is_continued_on_the_cpu_and_no_optimiser_changes_its_kind(config: Any) -> None:
+    """On a GPU the optimisers are fused, and their numbers of steps lie there."""
+    nets = [small_net() for _ in range(2)]
+    kind = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.SGD
+    optimizers = [build_optimizer(net, config) for net in nets]
+    there = kind([dict(group) for group in optimizers[0].param_groups], fused=True)
+    for step in range(3):
+        for net, optimizer in zip(nets, (there if step < 2 else optimizers[0], optimizers[1]), strict=True):
+            if step == 2 and net is nets[0]:
+                optimizer.load_state_dict(there.state_dict())
+            optimizer.zero_grad()
+            net(torch.ones(4, 3) + torch.arange(4.0)[:, None]).square().mean().backward()
+            optimizer.step()
+    assert [group["fused"] for group in optimizers[0].param_groups] == [None, None]
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_fused_sgd_takes_the_steps_of_a_plain_one_although_gradients_overflow_or_come_later(
+    restored: bool,
+) -> None:
+    """PyTorch's has undefined velocities then, or fails."""
+    nets, steps = [small_net() for _ in range(2)], []
+    for net, fused in zip(nets, (True, None), strict=True):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        if fused:
+            guard_fused_sgd(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        for step in range(6):
+            images = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            scaler.scale(net(images).square().mean()).backward()
+            if step == 0:
+                net.get_parameter("0.bias").grad.fill_(math.inf)
+            if step < 3:
+                net.get_parameter("2.weight").grad = None
+            scaler.step(optimizer)
+            scaler.update(1.0)
+            steps.append([parameter.detach().clone() for parameter in net.parameters()])
+            if restored and step == 2:
+                state = optimizer.state_dict()
+                state["state"].pop(4, None)  # as one that has had no gradient yet
+                optimizer.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(steps[0], small_net().parameters(), strict=True)), "skipped"
+    for ours, plain in zip(steps[:6], steps[6:], strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_lars_restored_in_the_middle_goes_on_as_if_never_stopped() -> None:

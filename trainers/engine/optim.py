@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainers import config as cfg
 
 __all__ = [
-    "Clock", "Lars", "build_optimizer", "clip_each", "cosine", "linear", "lr_at", "param_groups", "set_lr",
-    "set_weight_decay",
+    "Clock", "Lars", "build_optimizer", "clip_each", "cosine", "fused", "linear", "lr_at", "param_groups",
+    "set_lr", "set_weight_decay",
 ]  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
 def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
     """Shorten the gradient of every parameter to the length `longest`, each by itself, as DINO does."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    factors = torch._foreach_norm(grads)  # on the device: no gradient's length is read by the CPU
-    torch._foreach_mul_(grads, [(longest / (norm + 1e-6)).clamp(max=1) for norm in factors])
+    lengths = torch.stack(torch._foreach_norm(grads))  # on the device: the CPU reads no gradient's length
+    torch._foreach_mul_(grads, (longest / (lengths + 1e-6)).clamp(max=1).unbind())
 
 
 def param_groups(
@@ -124,11 +124,44 @@ def build_optimizer(module: nn.Module, config: cfg.Optim, constant: Collection[s
         raise ValueError("the module has no trainable parameter; nothing is left to optimise")
     match config:
         case cfg.SGD():
-            return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum)
+            return fused(torch.optim.SGD, groups, lr=config.peak_lr, momentum=config.momentum)
         case cfg.LARS():
             return Lars(groups, lr=config.peak_lr, momentum=config.momentum, trust=config.trust)
         case cfg.AdamW():
-            return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas)
+            return fused(torch.optim.AdamW, groups, lr=config.peak_lr, betas=config.betas)
+
+
+def fused(kind: Callable[..., Optimizer], groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    """An optimiser of torch in one kernel for many tensors, if they are on a GPU."""
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
+    optimizer = kind(groups, fused=on_gpu, **options)
+
+    def keep_fused(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint may come from another kind of device."""
+        return {**state, "param_groups": [{**group, "fused": on_gpu} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_fused)
+    if on_gpu and isinstance(optimizer, torch.optim.SGD):
+        guard_fused_sgd(optimizer)
+    return optimizer
+
+
+def guard_fused_sgd(optimizer: torch.optim.SGD) -> None:
+    """Keep PyTorch's fused SGD from velocities that nothing was written to.
+
+    It leaves them so if gradients overflow in the first step, and fails if a parameter gets its first
+    gradient later than others. So they begin at 0, which gives the same steps; and the gradient scaler skips
+    a step that overflows, as it does for optimisers that are not fused.
+    """
+
+    def begin(optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+    begin(optimizer)
+    optimizer.register_load_state_dict_post_hook(begin)
+    optimizer._step_supports_amp_scaling = False
 
 
 class Lars(Optimizer):
@@ -161,19 +194,25 @@ class Lars(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            decay, lr = group["weight_decay"], group["lr"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                update = weight.grad.add(weight, alpha=decay)
-                if group["adapt"]:
-                    length, slope = weight.norm(), weight.grad.norm()
-                    local = group["trust"] * length / (slope + decay * length)
-                    # where() and not if: a comparison in Python would wait for the GPU at every tensor.
-                    update.mul_(torch.where((length > 0) & (slope > 0), local, 1.0))
-                state = self.state[weight]
-                if "velocity" not in state:
-                    state["velocity"] = torch.zeros_like(weight)
-                state["velocity"].mul_(group["momentum"]).add_(update, alpha=lr)
-                weight.sub_(state["velocity"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._step(group, weights, [weight.grad for weight in weights])
         return loss
+
+    def _step(self, group: Mapping[str, Any], weights: list[Tensor], grads: list[Tensor]) -> None:
+        """All tensors of a group together: one call for each operation, not one per tensor."""
+        decay = group["weight_decay"]
+        updates = torch._foreach_add(grads, weights, alpha=decay)
+        if group["adapt"]:
+            length, slope = (torch.stack(torch._foreach_norm(each)) for each in (weights, grads))
+            local = group["trust"] * length / (slope + decay * length)
+            # where() and not if: a comparison in Python would wait for the GPU.
+            local = torch.where((length > 0) & (slope > 0), local, 1.0)
+            torch._foreach_mul_(updates, local.unbind())
+        for weight in weights:
+            if "velocity" not in self.state[weight]:
+                self.state[weight]["velocity"] = torch.zeros_like(weight)
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates, alpha=group["lr"])
+        torch._foreach_sub_(weights, velocities)

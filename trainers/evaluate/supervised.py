@@ -25,7 +25,7 @@ from dali_views import SampleIndex
 from .. import config as cfg
 from ..encoders.backbones import Backbone
 from ..engine import checkpoint, interrupt, ranks
-from ..engine.optim import Lars
+from ..engine.optim import Lars, fused
 from ..engine.setting import Setting
 from .learners import Learner, Recipe, rate
 
@@ -173,7 +173,7 @@ def _optimizer(learner: Learner, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "lars":
         return Lars(groups, lr=1.0, momentum=momentum, weight_decay=decay)
     nesterov = recipe.optimizer == "nesterov"
-    return torch.optim.SGD(groups, lr=1.0, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+    return fused(torch.optim.SGD, groups, lr=1.0, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
 def _description(
