@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.evaluate.knn import extract, knn_accuracy
+from trainers.evaluate import knn
+from trainers.evaluate.knn import extract, knn_accuracy, share
 
 
 def plain_knn(bank: Tensor, labels: Tensor, tests: Tensor, answers: Tensor, k: int, t: float) -> list[float]:
@@ -54,6 +55,19 @@ def test_a_low_temperature_does_not_overflow_and_few_classes_are_fine() -> None:
     assert found == {"top1": 1.0, "top5": 1.0}
 
 
+def test_a_share_of_the_bank_is_compared_in_tiles_and_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, tests = (torch.randn(rows, 6, generator=generator).half() for rows in (80, 50))
+    labels, answers = (torch.randint(-1, 9, (rows,), generator=generator) for rows in (80, 50))
+    for rows in (1, 7, 79, 80, 1000):
+        monkeypatch.setattr(knn, "_TILE", 6 * rows)
+        ours = knn_accuracy(bank, labels, tests, answers, 20, 0.1, chunk=7)
+        plain = plain_knn(bank.float(), labels, tests.float(), answers, 20, 0.1)
+        assert [ours["top1"], ours["top5"]] == pytest.approx(plain)
+
+
 def test_missing_labels_are_refused() -> None:
     features, none, labels = torch.eye(3), torch.full((3,), -1), torch.tensor([0, 1, 1])
     for side, bank, tests in (("training", none, labels), ("test", labels, none)):
@@ -78,3 +92,22 @@ def test_features_come_in_index_order_and_once_and_the_mode_is_restored() -> Non
     assert net.get_buffer("0.num_batches_tracked").item() == 0
     with pytest.raises(ValueError, match="no batch"):
         extract(net, [], "cpu")
+
+
+class Batches(list):
+    """In place of a loader of whole batches."""
+
+    batch_size = 3
+
+
+def test_a_share_has_each_sample_once_with_a_label_in_rows_of_length_1() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3, affine=False, eps=0.0)).train()
+    features, labels = share(net, Batches(batches([[5, 2, 9], [0, 5]])), "cpu")  # type: ignore[arg-type]
+    assert labels.tolist() == [1, 2, 1, 0, -1]
+    assert features.dtype == torch.float16
+    torch.testing.assert_close(
+        features.float().norm(dim=1), torch.tensor([1.0, 1, 1, 0, 1]), atol=1e-3, rtol=0
+    )
+    assert net.training
+    with pytest.raises(ValueError, match="no batch"):
+        share(net, Batches(), "cpu")  # type: ignore[arg-type]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.engine import ranks as distributed
 from trainers.engine.optim import Clock
+from trainers.evaluate.knn import knn_accuracy, share
 from trainers.methods import Method
 
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.25], dtype=torch.float64)
@@ -61,8 +64,36 @@ def learn_on_one_rank(rank: int, folder: str) -> None:
         parallel = DistributedDataParallel(method, broadcast_buffers=False)
         found[name] = learn(method, slice(2 * rank, 2 * rank + 2), parallel)
     found["mean"] = distributed.all_mean(torch.tensor(float(rank)))
+    found["knn"] = knn_of(slice(rank, None, 2))
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.cleanup()
+
+
+class Samples:
+    """In place of a loader: 90 samples in batches, of which the last are shown again, on another rank."""
+
+    batch_size = 8
+
+    def __init__(self, seed: int, part: slice) -> None:
+        self.rows = torch.cat([torch.arange(90), torch.arange(79, 90)])[part].split(8)
+        draw = torch.Generator().manual_seed(seed)
+        self.labels = torch.randint(-1, 9, (90,), generator=draw)
+        centres = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+        self.features = centres[self.labels] + 1.2 * torch.randn(90, 6, generator=draw)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        for rows in self.rows:
+            yield SimpleNamespace(views=[self.features[rows]], label=self.labels[rows], index=rows)
+
+
+def knn_of(part: slice) -> dict[str, Any]:
+    """Scores of this rank's part of the samples, and how many of them have a label."""
+    bank, tests = (share(torch.nn.Identity(), Samples(seed, part), "cpu") for seed in (1, 2))  # type: ignore[arg-type]
+    counts = [int((labels >= 0).sum()) for _, labels in (bank, tests)]
+    return {"scores": [knn_accuracy(*bank, *tests, k, chunk=7) for k in (1, 20, 999)], "counts": counts}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +122,17 @@ def test_two_ranks_have_the_losses_gradients_and_state_of_one_with_the_joined_ba
 
 def test_gathers_take_unequal_numbers_of_rows_and_means_are_over_ranks(ranks: list[dict[str, Any]]) -> None:
     assert [(rank["rows"].tolist(), rank["mean"].item()) for rank in ranks] == [([7], 0.5)] * 2
+
+
+def test_ranks_that_share_the_bank_of_knn_find_what_one_finds_in_all_of_it(
+    ranks: list[dict[str, Any]],
+) -> None:
+    alone, counts = knn_of(slice(None)), [rank["knn"]["counts"] for rank in ranks]
+    assert [sum(each) for each in zip(*counts, strict=True)] == alone["counts"]
+    assert 0 < counts[0][0] < alone["counts"][0]
+    for rank in ranks:
+        assert rank["knn"]["scores"] == alone["scores"]
+    assert 0.2 < alone["scores"][1]["top1"] < 1
 
 
 def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dali_views import SampleIndex
+from dali_views import SampleIndex, ViewLoader
 
 from .. import config as cfg
 from ..data import evaluation_views, plain_loader
@@ -18,7 +18,9 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.setting import Setting
 
-__all__ = ["extract", "knn", "knn_accuracy"]
+__all__ = ["extract", "knn", "knn_accuracy", "share"]
+
+_TILE = 2**24  # numbers of the bank that are compared at a time, 64 MiB in float32
 
 
 def knn(
@@ -26,6 +28,11 @@ def knn(
     k: Sequence[int] = (200,), temperature: float = 0.1,
 ) -> dict[int, dict[str, float]]:  # fmt: skip
     """Weighted kNN top-1 and top-5 of an encoder's pooled features, as shares, for each k.
+
+    The W ranks share the bank of N images, see `share`. Peak memory on each device, beside the network and a
+    batch of at most 256 images, is 2 (N / W + M) D bytes and 0.3 GB for M queries, which count three times if
+    there are several ranks: for ImageNet (N = 1,281,167, M = 50,000, D = 2048) at most 5.8 GB on one GPU, and
+    1.6 GB on eight.
 
     Raises:
         ValueError: a k is below 1, the nearest neighbour would not count most, or as `knn_accuracy`.
@@ -36,10 +43,39 @@ def knn(
         raise ValueError(f"the temperature of kNN should be above 0, not {temperature}")
     plain = evaluation_views(views)
     voters, asked = (
-        extract(encoder, plain_loader(setting, views, each, plain), setting.device, setting.autocast)
+        share(encoder, plain_loader(setting, views, each, plain), setting.device, setting.autocast)
         for each in (bank, queries)
     )
-    return {each: knn_accuracy(*voters[:2], *asked[:2], each, temperature) for each in k}
+    return {each: knn_accuracy(*voters, *asked, each, temperature) for each in k}
+
+
+def _features(
+    encoder: Callable[[Tensor], Tensor], loader: Iterable[Any], device: torch.device | str,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """Features (B, ...) float32 of the first view, labels and rows (B,), batch by batch, on the device."""
+    module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
+    training = module.training
+    module.eval()
+    batch = None
+    try:
+        for batch in loader:
+            with context():
+                found = encoder(batch.views[0].to(device)).float()
+            yield found, batch.label.to(device).long(), batch.index.to(device).long()
+    finally:
+        module.train(training)
+    if batch is None:
+        raise ValueError("the loader gave no batch; nothing to extract features from")
+
+
+def _once(index: Tensor) -> Tensor:
+    """Places of the first of equal numbers in index (N,), by ascending number."""
+    order = torch.argsort(index, stable=True)
+    ordered = index[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
 
 
 @torch.no_grad()
@@ -60,29 +96,37 @@ def extract(
     Returns:
         features (N, D) float32, labels (N,) int64, index (N,) int64, on `device`, equal on all ranks.
     """
-    module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
-    training = module.training
-    module.eval()
-    features, labels, index = [], [], []
-    try:
-        for batch in loader:
-            with context():
-                features.append(encoder(batch.views[0].to(device)).float())
-            labels.append(batch.label.to(device))
-            index.append(batch.index.to(device))
-    finally:
-        module.train(training)
-    if not features:
-        raise ValueError("the loader gave no batch; nothing to extract features from")
-    all_index = ranks.gather_rows(torch.cat(index).long())
-    all_features = ranks.gather_rows(torch.cat(features))
-    all_labels = ranks.gather_rows(torch.cat(labels).long())
-    order = torch.argsort(all_index, stable=True)
-    sorted_index = all_index[order]
-    first = torch.ones_like(sorted_index, dtype=torch.bool)
-    first[1:] = sorted_index[1:] != sorted_index[:-1]
-    rows = order[first]
-    return all_features[rows], all_labels[rows], all_index[rows]
+    parts = zip(*_features(encoder, loader, device, context), strict=True)
+    features, labels, index = (ranks.gather_rows(torch.cat(each)) for each in parts)
+    rows = _once(index)
+    return features[rows], labels[rows], index[rows]
+
+
+@torch.no_grad()
+def share(
+    encoder: Callable[[Tensor], Tensor], loader: ViewLoader, device: torch.device | str,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """This rank's share of what `extract` gathers, in a quarter of its memory or less.
+
+    Returns:
+        features (n, D) float16, rows of length 1, written in place batch by batch; labels (n,) int64, where a
+        sample that occurs more than once, on whatever rank, has -1 but for once.
+    """
+    whole, count = torch.empty(0), 0
+    labels, index = [], []
+    for found, label, row in _features(encoder, loader, device, context):
+        if not count:
+            whole = found.new_empty(len(loader) * loader.batch_size, found.shape[1], dtype=torch.float16)
+        whole[count : count + len(found)] = F.normalize(found, dim=1)
+        count += len(found)
+        labels.append(label)
+        index.append(row)
+    mine = torch.cat(index)
+    everyone = ranks.gather_rows(torch.stack([mine, torch.full_like(mine, ranks.rank())], dim=1))
+    kept = torch.zeros(len(everyone), dtype=torch.bool, device=mine.device)
+    kept[_once(everyone[:, 0])] = True
+    return whole[:count], torch.cat(labels).masked_fill(~kept[everyone[:, 1] == ranks.rank()], -1)
 
 
 @torch.no_grad()
@@ -95,37 +139,63 @@ def knn_accuracy(
     Each neighbour votes for its class with exp(cos / temperature). Samples with label -1 are left out.
 
     Args:
-        train_features, test_features: (N, D) and (M, D), any scale; rows are normalised here.
+        train_features, test_features: (N, D) and (M, D), float of any width and scale; rows are normalised
+            and compared in float32. With several ranks these are shares: all ranks' rows count, once each.
         train_labels, test_labels: (N,) and (M,) int64.
         temperature: the paper has 0.07, MoCo's CIFAR demo 0.1.
-        chunk: test samples compared at a time; memory is chunk * N * 4 bytes.
+        chunk: test samples compared at a time, with at most 2^24 numbers of training samples.
 
     Returns:
-        {"top1": share, "top5": share} in [0, 1]; top5 uses the best min(5, classes).
+        {"top1": share, "top5": share} in [0, 1], equal on all ranks; top5 uses the best min(5, classes).
 
     Raises:
         ValueError: no labelled sample on one of the sides.
     """
-    known, asked = train_labels >= 0, test_labels >= 0
-    bank, bank_labels = F.normalize(train_features[known], dim=1), train_labels[known]
-    tests, answers = F.normalize(test_features[asked], dim=1), test_labels[asked]
-    if not len(bank) or not len(tests):
-        side = "training" if not len(bank) else "test"
+    tests, answers = ranks.gather_rows(test_features), ranks.gather_rows(test_labels)
+    named = F.pad(train_labels, (0, 1), value=-1)  # a share may be empty
+    facts = ranks.gather(torch.stack([(named >= 0).sum(), named.max()])[None])
+    voters, classes, asked = int(facts[:, 0].sum()), int(facts[:, 1].max()) + 1, int((answers >= 0).sum())
+    if not voters or not asked:
+        side = "training" if not voters else "test"
         raise ValueError(
             f"no {side} sample has a label, and kNN needs labels on both sides; "
             "name labelled folders by data.eval_train and data.eval_val"
         )
-    classes = int(bank_labels.max()) + 1
-    k = min(k, len(bank))
-    hits = torch.zeros(2, dtype=torch.long, device=bank.device)
+    k = min(k, voters)
+    hits = torch.zeros(2, dtype=torch.long, device=tests.device)
     for queries, truth in zip(torch.split(tests, chunk), torch.split(answers, chunk), strict=True):
-        cosines, neighbours = (queries @ bank.T).topk(k, dim=1)
+        nearest = _nearest(F.normalize(queries.float(), dim=1), train_features, train_labels, k)
+        cosines, neighbours = (ranks.gather(each[None]).transpose(0, 1).flatten(1) for each in nearest)
+        cosines, neighbours = _greatest(cosines, neighbours, k)
         # Relative to the nearest: the same ranking, and no temperature overflows.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(queries), classes, dtype=weights.dtype, device=bank.device)
-        votes.scatter_add_(1, bank_labels[neighbours], weights)
+        votes = torch.zeros(len(queries), classes, dtype=weights.dtype, device=tests.device)
+        votes.scatter_add_(1, neighbours, weights)
         best = votes.topk(min(5, classes), dim=1)
-        right = (best.indices == truth[:, None]) & (best.values > 0)  # a class nobody voted for is no answer
+        # A class nobody voted for is no answer, and -1 is no class.
+        right = (best.indices == truth[:, None]) & (best.values > 0)
         hits += torch.stack([right[:, 0].sum(), right.sum()])
-    top1, top5 = (hits.double() / len(tests)).tolist()
+    top1, top5 = (hits.double() / asked).tolist()
     return {"top1": top1, "top5": top5}
+
+
+def _nearest(queries: Tensor, features: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and labels (Q, k) of the k nearest rows with a label; cosine -inf where there are fewer.
+
+    Args:
+        queries: (Q, D) float32, rows of length 1.
+        features, labels: (N, D) and (N,).
+    """
+    best = queries.new_full((len(queries), k), -torch.inf), labels.new_zeros((len(queries), k))
+    rows = max(1, _TILE // features.shape[1])
+    for part, named in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+        cosines = (queries @ F.normalize(part.float(), dim=1).T).masked_fill_(named < 0, -torch.inf)
+        cosines, places = cosines.topk(min(k, len(named)), dim=1)
+        best = _greatest(torch.cat([best[0], cosines], 1), torch.cat([best[1], named[places]], 1), k)
+    return best
+
+
+def _greatest(cosines: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest cosines of each row, with their labels."""
+    values, places = cosines.topk(k, dim=1)
+    return values, labels.gather(1, places)
