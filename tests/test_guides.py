@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -30,10 +31,10 @@ from trainers.engine import checkpoint
 from trainers.engine.setting import join
 from trainers.evaluate.evaluator import seen_maps
 from trainers.guides import build_guide
-from trainers.guides.encoder_maps import EncoderMaps
+from trainers.guides.encoder_maps import EncoderMaps, Located
 from trainers.guides.fixed_boxes import TrueBoxes
 from trainers.guides.guide import Guide, Training
-from trainers.guides.reading import WIDE
+from trainers.guides.reading import WIDE, write
 from trainers.guides.saliency import Saliency
 from trainers.guides.semantic_pairs import PARTNERS, SemanticPairs
 from trainers.methods import method_of
@@ -244,6 +245,24 @@ def test_a_guide_whose_boxes_are_whole_images_names_a_threshold_that_helps(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         begun(config_of("averaged", scenes, tmp_path / "mended", advice), index)
+
+
+@pytest.mark.parametrize("how", [cfg.ContrastiveCrop(), cfg.ContrastiveCrop(reading="part"), cfg.Saliency()])
+def test_boxes_are_read_when_the_device_has_the_next_maps_to_compute(how: cfg.Read) -> None:
+    regions, written = RegionTable(12, getattr(how, "regions", 1)), []
+    maps = torch.rand(12, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def parts() -> Iterator[Located]:
+        for rows in torch.arange(12).split(4):
+            written.append(int(regions.writes.sum()))  # the device is given the next part
+            yield Located(rows, maps[rows])
+
+    write(regions, parts(), how.model_copy(update={"skip_whole": False}), (8, 8))
+    assert written == [0, 0, 4]
+    assert (regions.writes == 1).all()
+    alone = RegionTable(12, regions.regions)
+    write(alone, [Located(torch.arange(12), maps)], how.model_copy(update={"skip_whole": False}), (8, 8))
+    assert np.array_equal(regions.boxes, alone.boxes)
 
 
 def test_the_momentum_network_looks_where_there_is_one(

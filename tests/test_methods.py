@@ -13,7 +13,15 @@ from trainers.encoders.backbones import build_backbone
 from trainers.engine.optim import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.dino import across_views
-from trainers.methods.networks import Centre, ema_update, momentum_copy, projector, simsiam_projector
+from trainers.methods.networks import (
+    Centre,
+    PrototypeHead,
+    ema_update,
+    momentum_copy,
+    normalise,
+    projector,
+    simsiam_projector,
+)  # fmt: skip
 from trainers.methods.scfs import LayerHead, Stages, feature_search
 
 
@@ -178,6 +186,14 @@ def test_simsiam_stops_the_gradient_at_the_target_and_keeps_the_predictors_rate(
 def dino(**keys: object) -> Method:
     torch.manual_seed(1)
     return build_method(cfg.DINO(**{**SMALL["dino"].model_dump(), **keys}), tiny_backbone())
+
+
+def test_logits_of_prototypes_are_products_in_single_precision_under_autocast() -> None:
+    head, features = PrototypeHead(8, 16, 6, 12), torch.randn(5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        unit, logits = normalise(head.mlp(features)), head(features)
+    assert unit.dtype == torch.float32
+    assert torch.equal(logits, nn.functional.linear(unit, normalise(head.last_layer.weight)))
 
 
 def test_the_prototypes_do_not_learn_in_the_first_epoch() -> None:

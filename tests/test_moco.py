@@ -119,6 +119,9 @@ def test_split_keys_are_encoded_in_mixed_groups_and_come_back_in_order() -> None
     keys = [method._keys(images, seed) for seed in range(20)]
     assert any(not torch.allclose(keys[0], other) for other in keys[1:]), "groups should differ between steps"
     assert torch.equal(keys[0], method._keys(images, 0)), "the mix is a function of the step"
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    mixed = normalise(method.key_projector(method.key_backbone(images[order])))
+    assert torch.equal(keys[3], mixed[torch.argsort(order)])
     method.eval()  # with running statistics grouping is moot, so any order must give the plain keys
     plain = nn.functional.normalize(method.key_projector(method.key_backbone(images)), dim=1)
     torch.testing.assert_close(method._keys(images, 3), plain)

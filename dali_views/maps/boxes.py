@@ -136,7 +136,7 @@ def _best_rectangles(maps: Tensor) -> Tensor:
     maps = F.adaptive_avg_pool2d(maps, (height, width)).double()
     # Integral image: the sum in rows y0 to y1 and columns x0 to x1 takes four look-ups.
     sums = F.pad((maps - maps.mean((1, 2), keepdim=True)).cumsum(1).cumsum(2), (1, 0, 1, 0))
-    rows, columns = (torch.combinations(torch.arange(n + 1, device=maps.device)) for n in (height, width))
+    rows, columns = (torch.triu_indices(n + 1, n + 1, 1, device=maps.device).T for n in (height, width))
     cells = rows.diff() * columns.diff().T  # (R, C), of each pair of rows and pair of columns
     # With a mean of 0, the variance between n of N cells and the rest is the square of sum / sqrt(n (N - n)).
     spread = (cells * (height * width - cells)).clamp(min=1).double().sqrt()
@@ -147,7 +147,8 @@ def _best_rectangles(maps: Tensor) -> Tensor:
         best.append((inside / spread).flatten(1).argmax(1))
     found = torch.cat(best)
     (y0, y1), (x0, x1) = rows[found // len(columns)].T / height, columns[found % len(columns)].T / width
-    return torch.where(constant, maps.new_tensor([0, 0, 1, 1]), torch.stack([y0, x0, y1, x1], 1)).float()
+    whole = torch.arange(4, device=maps.device) // 2  # a list of numbers would be copied, with a wait
+    return torch.where(constant, whole, torch.stack([y0, x0, y1, x1], 1)).float()
 
 
 def regions_from_maps(

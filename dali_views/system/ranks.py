@@ -56,6 +56,14 @@ def torch_device(device: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; the host does not wait for it.
+
+    A copy from pageable memory would wait for all work of the stream.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def all_gather(array: NDArray[Any]) -> list[NDArray[Any]]:
     """The arrays of all ranks, in rank order; shapes and types must agree. A collective call."""
     import torch

@@ -49,6 +49,7 @@ def init(kind: str) -> torch.device:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # views have few shapes
     elif kind != "cpu":
         raise ValueError(f"device kind should be gpu or cpu, not {kind!r}")
     if os.environ.keys() >= {"WORLD_SIZE", "RANK"} and not dist.is_initialized():

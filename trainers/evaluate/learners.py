@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dali_views import SampleIndex, View, ViewLoader
 from dali_views.plan import order
+from dali_views.system.ranks import to_device
 
 from .. import config as cfg
 from ..data import evaluation_views, loader_options, plain_loader
@@ -19,7 +20,7 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.optim import lr_at
 from ..engine.setting import Setting
-from ..methods.networks import joined_batch_norm
+from ..methods.networks import joined_batch_norm, synced_batch_norm
 from .knn import extract
 
 __all__ = ["Learner", "Recipe", "rate"]
@@ -83,7 +84,7 @@ class Learner:
         joined_batch_norm(self.encoder)
         self.encoder.to(self.setting.device)
         if ranks.world() > 1 and self.setting.device.type == "cuda":
-            self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)  # type: ignore[no-untyped-call]
+            self.encoder = synced_batch_norm(self.encoder)
         self.encoder.requires_grad_(True)  # a momentum encoder had it off
         self.module = _Classifier(self.setting, self.encoder, self.head)
 
@@ -109,7 +110,7 @@ class Learner:
         for step in range(self.steps):
             mine = order.rank_slice(step * batch, len(labels), batch, ranks.rank(), ranks.world())
             found = order.rows(mine, len(labels), self.setting.seed, epoch)
-            rows = torch.from_numpy(found).to(self.setting.device)
+            rows = to_device(torch.from_numpy(found), self.setting.device)
             yield features[rows], labels[rows]
 
     def score(self) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from dali_views.maps.align import Offset
 from .. import config as cfg
 from ..data import training_views
 from ..engine import ranks
-from .encoder_maps import EncoderMaps, offset_of
+from .encoder_maps import EncoderMaps, Located, offset_of
 from .guide import Guide, Training, boxes_due
 from .kept_maps import KeptMaps, ViewMaps
 from .reading import warn_if_wide, write
@@ -78,9 +78,13 @@ class OnlineCrop(Guide):
         """Boxes from the kept maps, which are equal on all ranks; each reads the boxes of its share."""
         side = self.config.size or self.training.views.size
         first, step = ranks.rank() * _CHUNK, ranks.world() * _CHUNK
-        for start in range(first, len(regions), step):
-            rows = torch.arange(start, min(start + _CHUNK, len(regions)), device=self.maps.maps.device)
-            write(regions, rows, self.maps.normalised(rows), self.config, (side, side))
+
+        def parts() -> Iterator[Located]:
+            for start in range(first, len(regions), step):
+                rows = torch.arange(start, min(start + _CHUNK, len(regions)), device=self.maps.maps.device)
+                yield Located(rows, self.maps.normalised(rows))
+
+        write(regions, parts(), self.config, (side, side))
         regions.sync()
         warn_if_wide(regions, self.maps.normalised(slice(_CHUNK)), self.config, (side, side))
 

@@ -6,17 +6,20 @@ images -> network -> maps -> (average with earlier maps) -> boxes -> region tabl
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from dali_views import RegionTable
 from dali_views.maps.boxes import boxes_from_maps, regions_from_maps
+from dali_views.regions.queue import UpdateQueue
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone
 from ..methods import Method
-from .encoder_maps import EncoderMaps
+from .encoder_maps import EncoderMaps, Located
 from .guide import Training
 from .kept_maps import KeptMaps
 
@@ -39,35 +42,69 @@ def localise(
         kept: maps of earlier passes; if its rate is below 1, boxes are read off the averages.
     """
     encoder_maps = EncoderMaps(training.setting, training.views, how)
-    for part in encoder_maps.located(network, training.index, how.map):
-        maps = part.maps
-        if kept is not None:
-            kept.put(part.rows, maps)
-            maps = kept.normalised(part.rows) if kept.rate < 1 else maps
-        write(regions, part.rows, maps, how, encoder_maps.shape)
+    latest = None
+
+    def parts() -> Iterator[Located]:
+        nonlocal latest
+        for rows, maps in encoder_maps.located(network, training.index, how.map):
+            latest = maps
+            if kept is not None:
+                kept.put(rows, maps)
+                latest = kept.normalised(rows) if kept.rate < 1 else maps
+            yield Located(rows, latest)
+
+    write(regions, parts(), how, encoder_maps.shape)
     regions.sync()
     if kept is not None:
         kept.sync()
-    warn_if_wide(regions, maps, how, encoder_maps.shape)
+    if latest is not None:
+        warn_if_wide(regions, latest, how, encoder_maps.shape)
 
 
-def write(regions: RegionTable, rows: Tensor, maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> None:
-    """Read boxes (and weights, if the guide has several regions) off maps (B, h, w); write rows (B,).
+def write(regions: RegionTable, parts: Iterable[Located], how: cfg.Read, shape: tuple[int, int]) -> None:
+    """Read boxes (and weights, if the guide has several regions) off maps (B, h, w); write their rows (B,).
 
     With `skip_whole` a row whose box is nearly the whole image is left as it was.
     """
-    boxes, weights = _read(maps, how, shape)
-    if how.skip_whole:
-        useful = areas(boxes) <= WIDE
-        rows, boxes, weights = rows[useful], boxes[useful], None if weights is None else weights[useful]
-    regions.update(rows, boxes, weights)
+
+    def read() -> Iterator[dict[str, Tensor]]:
+        for rows, maps in parts:
+            found = {"maps": maps} if _on_host(how) else {"boxes": _read(maps, how, shape)[0]}
+            yield {"rows": rows, **found}
+
+    for found in _one_behind(read()):
+        rows, boxes, weights = found["rows"], found.get("boxes"), None
+        if boxes is None:
+            boxes, weights = _read(found["maps"], how, shape)
+        if how.skip_whole:
+            useful = areas(boxes) <= WIDE
+            rows, boxes, weights = rows[useful], boxes[useful], None if weights is None else weights[useful]
+        regions.update(rows, boxes, weights)
+
+
+def _one_behind(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The same on the CPU. The host waits for each when the device has the next one to compute."""
+    coming = UpdateQueue()
+    for batch in batches:
+        yield from (values for values, _ in coming.arrived(wait=True))
+        coming.add(batch, 0)
+    yield from (values for values, _ in coming.arrived(wait=True))
 
 
 def _read(maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    if isinstance(how, cfg.Saliency) or (isinstance(how, cfg.FrozenBoxes) and how.regions > 1):
+    if _has_regions(how):
         return regions_from_maps(maps, how.regions, how.threshold, how.min_area, size=shape)
     assert isinstance(how, cfg.ContrastiveCrop | cfg.FrozenBoxes | cfg.OnlineCrop)
     return boxes_from_maps(maps, how.threshold, shape, how.reading), None
+
+
+def _has_regions(how: cfg.Read) -> TypeIs[cfg.Saliency | cfg.FrozenBoxes]:
+    return isinstance(how, cfg.Saliency) or (isinstance(how, cfg.FrozenBoxes) and how.regions > 1)
+
+
+def _on_host(how: cfg.Read) -> bool:
+    """Whether boxes are those of connected parts, which the host looks for."""
+    return _has_regions(how) or getattr(how, "reading", "") == "part"
 
 
 def areas(boxes: Tensor) -> Tensor:

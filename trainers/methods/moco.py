@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dali_views.system.ranks import to_device
 from trainers import config as cfg
 from trainers.encoders.backbones import Backbone
 from trainers.engine import ranks
@@ -128,6 +129,7 @@ class MoCo(Method):
         start, rows = ranks.rank() * len(images), len(images)
         # Equal on all ranks without communication, and again after a resume.
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
-        mixed = everything[order[start : start + rows].to(images.device)]
-        keys = ranks.gather(normalise(self.key_projector(self.key_backbone(mixed))))
-        return keys[torch.argsort(order).to(images.device)]
+        both = to_device(torch.cat([order[start : start + rows], torch.argsort(order)]), images.device)
+        mine, back = torch.split(both, [rows, len(order)])
+        keys = ranks.gather(normalise(self.key_projector(self.key_backbone(everything[mine]))))
+        return keys[back]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import _functions
 
 from trainers.engine import ranks
 
 __all__ = [
-    "Centre", "PrototypeHead", "SplitBatchNorm2d", "ema_update", "joined_batch_norm", "momentum_copy",
-    "normalise", "projector", "simsiam_projector", "split_batch_norm",
+    "Centre", "PrototypeHead", "SplitBatchNorm2d", "SyncBatchNorm", "ema_update", "joined_batch_norm",
+    "momentum_copy", "normalise", "projector", "simsiam_projector", "split_batch_norm", "synced_batch_norm",
 ]  # fmt: skip
 
 Net = TypeVar("Net", bound=nn.Module)
+_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # the name before 2.14
 
 
 def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequential:
@@ -64,8 +67,13 @@ class PrototypeHead(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, dim) -> logits (B, prototypes), float32; the product is in the run's precision."""
-        return full(F.linear(normalise(self.mlp(features)), F.normalize(self.last_layer.weight, dim=1)))
+        """Features (B, dim) -> logits (B, prototypes), float32.
+
+        So is their product: a temperature of 0.04 would make steps of 0.1 out of those of bfloat16.
+        """
+        unit = normalise(self.mlp(features))
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(unit, F.normalize(self.last_layer.weight, dim=1))
 
 
 def full(x: Tensor) -> Tensor:
@@ -169,6 +177,61 @@ def joined_batch_norm(module: nn.Module) -> None:
             _replace(module, name, nn.BatchNorm2d(child.num_features, child.eps, child.rate))
         else:
             joined_batch_norm(child)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """PyTorch's batch norm over all processes, without its wait of the host in every layer.
+
+    PyTorch leaves out processes whose batch is empty; the host waits for the device to know how many stay. No
+    batch is empty here. Statistics and gradients are the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or ranks.world() == 1 or self.momentum is None:
+            return super().forward(input)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return cast(Tensor, _OverRanks.apply(
+            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum,
+        ))  # type: ignore[no-untyped-call]  # fmt: skip
+
+
+class _OverRanks(_functions.SyncBatchNorm):
+    """Only the forward pass differs; the backward pass is PyTorch's."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None,
+        var: Tensor | None, eps: float, momentum: float,
+    ) -> Tensor:  # fmt: skip
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            input = input.contiguous()
+        own_mean, own_inverse = torch.batch_norm_stats(input, eps)
+        count = own_mean.new_full((1,), input.numel() // input.shape[1])
+        own = torch.cat([own_mean, own_inverse, count])
+        everyone = own.new_empty(ranks.world() * len(own))
+        _gather(everyone, own)
+        means, inverses, counts = torch.split(everyone.view(-1, len(own)), input.shape[1], dim=1)
+        total = torch.batch_norm_gather_stats_with_counts(
+            input, means, inverses, mean, var, momentum, eps, counts.flatten()
+        )
+        ctx.save_for_backward(input, weight, *total, counts.int())
+        ctx.process_group = dist.group.WORLD
+        return torch.batch_norm_elemt(input, weight, bias, *total, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # Without those of the group and its size, which are arguments in PyTorch.
+        return tuple(_functions.SyncBatchNorm.backward(ctx, gradient)[:7])  # type: ignore[no-untyped-call]
+
+
+def synced_batch_norm(module: Net) -> Net:
+    """The module, or one in its place, with batch norm over all processes; its parameters stay."""
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    for part in synced.modules():
+        if type(part) is nn.SyncBatchNorm:
+            part.__class__ = SyncBatchNorm
+    return cast(Net, synced)
 
 
 def _replace(module: nn.Module, name: str, norm: nn.Module) -> None:
