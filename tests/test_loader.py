@@ -17,7 +17,9 @@ from conftest import noise_images, without_waiting
 from nvidia.dali import Pipeline, fn, types
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+from dali_views.graph.build import release_memory
 from dali_views.graph.decode import decode
+from dali_views.loader.batch import Stats, StreamWaits
 
 FULL = replace(recipes.moco_v2(24, crop="contrastive")[0], solarise=0.2)
 VIEWS = [FULL, FULL]
@@ -370,6 +372,61 @@ def test_stats_count_the_epoch(small_index):
     assert 0 < loader.stats.wait_share <= 1
 
 
+def test_the_waits_of_a_stream_are_those_between_the_marks_that_it_has_passed():
+    came, clock = iter([1.0, 3.0, 10.0, 10.5]), {"now": 0.0}
+
+    class Mark:
+        """In place of an event of CUDA; the stream comes to it at the time `at`."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(came)
+
+        def query(self) -> bool:
+            return self.at <= clock["now"]
+
+        def elapsed_time(self, other: Mark) -> float:
+            return 1000 * (other.at - self.at)
+
+    waits, found = StreamWaits(Mark), []
+    for _ in range(2):
+        with waits.measured():
+            pass
+    for clock["now"] in (0.5, 3.5, 10.2, 11.0):
+        found.append(waits.seconds())
+    assert found == [0.0, 2.0, 2.0, 2.5]
+    assert Stats(seconds=5.0, stream=waits).gpu_wait_share == 0.5
+    assert Stats(seconds=5.0).gpu_wait_share is None
+
+
+@pytest.mark.gpu
+def test_memory_of_a_graph_that_is_gone_returns_to_the_gpu(photographs):
+    index = SampleIndex.from_folder(photographs, cache=False, progress=False)
+    for _ in ViewLoader(index, recipes.moco_v2(224), len(index)):
+        pass
+    del _
+    torch.cuda.synchronize()
+    before, _ = torch.cuda.mem_get_info()
+    release_memory("gpu")
+    assert torch.cuda.mem_get_info()[0] > before
+
+
+@pytest.mark.gpu
+def test_the_gpus_wait_for_views_is_measured_without_a_wait_of_the_host(small_index):
+    loader = ViewLoader(small_index, recipes.moco_v2(32), 8, device="gpu")
+    for epoch in range(2):  # the second one without the start of the graph
+        loader.set_epoch(epoch)
+        batches = iter(loader)
+        next(batches)
+        with without_waiting("gpu"):
+            assert len(list(batches)) == 4
+            assert loader.stats.gpu_waited is not None
+        torch.cuda.synchronize()
+        assert loader.stats.gpu_waited > 0
+
+
 def test_a_profiler_sees_the_stages_of_a_batch(small_index):
     loader = ViewLoader(small_index, recipes.moco_v2(32), 8, regions=RegionTable(40), device="cpu")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -379,6 +436,17 @@ def test_a_profiler_sees_the_stages_of_a_batch(small_index):
     assert counts["dali_views: freeze regions"] == 1
     assert counts["dali_views: plan"] == counts["dali_views: batch"] == batches
     assert counts["dali_views: wait for views"] == batches + 1  # the last one finds the epoch at its end
+
+
+def test_what_comes_with_the_views_is_one_block_of_memory_sent_at_once(small_index):
+    batch = next(iter(ViewLoader(small_index, VIEWS, 7, regions=written_table(small_index), device="cpu")))
+    parts = {name: part for name, part in vars(batch).items() if name != "views"}
+    assert len({part.untyped_storage().data_ptr() for part in parts.values()}) == 1
+    before = {name: part.clone() for name, part in parts.items()}
+    for name, part in parts.items():
+        part.fill_(1)
+        assert all(torch.equal(before[other], parts[other]) for other in parts if other != name)
+        part.copy_(before[name])
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dali_views import RegionTable
+from dali_views.graph.build import release_memory
 from dali_views.system.files import atomic_write
 from dali_views.system.machine import stage
 
@@ -31,6 +32,7 @@ from .guides import Training, build_guide
 from .guides.encoder_maps import check_layers
 from .guides.guide import outlook
 from .methods import Method, method_of
+from .methods.networks import synced_batch_norm
 from .report import CONFIG, INDEX
 from .report.report import Report, check_wandb
 
@@ -74,7 +76,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     regions = RegionTable(len(data.train), config.regions)
     loader = training_loader(setting, config.views, data.train, regions, method.split_bn)
     if method.sync_bn and ranks.world() > 1 and device.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+        method = synced_batch_norm(method)
     method = method.to(device).to(memory_format=torch.channels_last)
     network = wrap(method, config.run.compile, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
@@ -102,6 +104,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 report.guide(regions, empty, 0, step)
             if config.run.evaluate_every:
                 result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
+            release_memory(setting.kind)
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)
@@ -145,10 +148,12 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
             before = regions.snapshot()
             if guide.after_epoch(regions, epoch + 1, config.run.epochs):
                 report.guide(regions, before, epoch + 1, step)
+                release_memory(setting.kind)
             every, final = config.run.evaluate_every, epoch + 1 == config.run.epochs
             if every and (final or is_due(epoch + 1, every)):
                 moment = f"epoch {epoch + 1}"
                 result.scores[moment] = report.scores(evaluator.run(), epoch + 1, step)
+                release_memory(setting.kind)
             loader.set_epoch(epoch + 1)
             save(config, keep, step)
     result.step, result.finished, result.ctrl_c = step, step == total, interrupt.ctrl_c

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, backend, fn, types
 
 from ..data.source import Form
 from ..plan.draw import ViewPlan
@@ -133,6 +133,15 @@ def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) 
 def _parameters(view: View) -> list[str]:
     """The parts of a ViewPlan that this view's operators read."""
     return ["start", "end", *colour.parameters(view)]
+
+
+def release_memory(device: str) -> None:
+    """Return the memory that no graph uses, on the GPU and pinned on the host; nothing for ``"cpu"``.
+
+    DALI keeps what it ever took: what a pass over larger images or batches took would be lost to training.
+    """
+    if device == "gpu":
+        backend.ReleaseUnusedMemory()
 
 
 def default_threads() -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..plan.draw import Plan
+from ..system.ranks import to_device
 
 _FROM_PLAN = ("index", "crops", "flipped", "boxes", "weights", "partner")
 
@@ -40,7 +46,7 @@ class Batch:
     ) -> Batch:
         """The batch of a plan, with V views that are already on the device and labels (B,)."""
         arrays = {name: getattr(drawn, name) for name in _FROM_PLAN} | {"label": labels.astype(np.int64)}
-        return cls(views, **{name: _tensor(array, device) for name, array in arrays.items()})
+        return cls(views, **_together(arrays, device))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -52,10 +58,17 @@ class Batch:
         return Batch(views, **{name: tensor.to(device) for name, tensor in parts.items()})
 
 
-def _tensor(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    own = torch.from_numpy(np.array(array))  # a copy: plans share read-only memory with the region table
-    # A copy from pageable memory would wait for all work of the stream.
-    return own if device.type == "cpu" else own.pin_memory().to(device, non_blocking=True)
+def _together(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies of arrays as tensors on the device, parts of one block of memory that was sent at once."""
+    # Wide numbers first, so that each part begins where numbers of its type may lie.
+    names = sorted(arrays, key=lambda name: -arrays[name].itemsize)
+    packed = np.concatenate([np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in names])
+    sent = to_device(torch.from_numpy(packed), device)
+    parts = torch.split(sent, [arrays[name].nbytes for name in names])
+    return {
+        name: part.view(getattr(torch, arrays[name].dtype.name)).view(arrays[name].shape)
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
 @dataclass
@@ -67,9 +80,12 @@ class Stats:
     seconds: float = 0.0
     """From the first request for a batch until the latest one was handed out."""
     waited: float = 0.0
-    """Seconds of these that the consumer waited for a batch."""
+    """Seconds of these that the host waited for a batch. On a GPU, a batch is handed out before its views are
+    ready, so this says little; see `gpu_waited`."""
     bad_images: int = 0
     """Images known to be unreadable, found in this or earlier epochs."""
+    stream: StreamWaits | None = None
+    """What the consumer's stream on the GPU waited; None on the CPU."""
 
     @property
     def images_per_second(self) -> float:
@@ -78,5 +94,50 @@ class Stats:
 
     @property
     def wait_share(self) -> float:
-        """Share of the time that the consumer waited for the loader, in [0, 1]."""
+        """Share of the time that the host waited for the loader, in [0, 1]."""
         return self.waited / self.seconds if self.seconds else 0.0
+
+    @property
+    def gpu_waited(self) -> float | None:
+        """Seconds that the consumer's stream on the GPU had nothing to do but wait for a batch, as far as the
+        GPU has come; None on the CPU. Asking does not wait."""
+        return None if self.stream is None else self.stream.seconds()
+
+    @property
+    def gpu_wait_share(self) -> float | None:
+        """The same as a share of the time; None on the CPU."""
+        waited = self.gpu_waited
+        return None if waited is None else waited / self.seconds if self.seconds else 0.0
+
+
+class StreamWaits:
+    """The time that a stream of a GPU spends between pairs of marks that are put into it.
+
+    When it comes to the first mark, all that was launched before is done; at the second, so is what it then
+    waits for: it is idle between them.
+
+    Args:
+        mark: makes an event of CUDA; `record`, `query` and `elapsed_time` are used.
+    """
+
+    def __init__(self, mark: Callable[..., Any] = torch.cuda.Event) -> None:
+        self._mark = partial(mark, enable_timing=True)
+        self._pairs: deque[tuple[Any, Any]] = deque()  # that the stream has perhaps not come to yet
+        self._seconds = 0.0
+
+    @contextmanager
+    def measured(self, *stream: Any) -> Iterator[None]:
+        """Put one mark into the stream, by default the current one, before and one after."""
+        first, second = self._mark(), self._mark()
+        first.record(*stream)
+        yield
+        second.record(*stream)
+        self._pairs.append((first, second))
+        self.seconds()  # so that few marks are kept
+
+    def seconds(self) -> float:
+        """The sum over the pairs that the stream has passed."""
+        while self._pairs and self._pairs[0][1].query():
+            first, second = self._pairs.popleft()
+            self._seconds += first.elapsed_time(second) / 1000
+        return self._seconds

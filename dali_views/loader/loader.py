@@ -7,6 +7,7 @@ import operator
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ..regions.snapshot import Snapshot, entry
 from ..regions.table import RegionTable
 from ..system.machine import stage
 from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
-from .batch import Batch, Stats
+from .batch import Batch, Stats, StreamWaits
 from .quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -275,7 +276,9 @@ class ViewLoader:
         self._passes += 1
         mine = self._passes
         self._seek()
-        self.stats = Stats(bad_images=self._quarantine.count)
+        self.stats = Stats(
+            bad_images=self._quarantine.count, stream=StreamWaits() if self._stream() else None
+        )
         began = time.perf_counter()
         while True:
             if mine != self._passes:
@@ -284,7 +287,8 @@ class ViewLoader:
                     "begun; iterate over one at a time, or make a second ViewLoader."
                 )
             asked = time.perf_counter()
-            batch = self._take()
+            with nullcontext() if self.stats.stream is None else self.stats.stream.measured(*self._stream()):
+                batch = self._take()
             now = time.perf_counter()
             self.stats.waited += now - asked
             self.stats.seconds = now - began
@@ -305,12 +309,15 @@ class ViewLoader:
         # The feed must not hold this loader: without a cycle, both are freed as soon as they are dropped.
         self._feed.seek(self._epoch.plan, range(self.position, stop, self.global_batch))
 
+    def _stream(self) -> list[torch.cuda.Stream]:
+        """The consumer's, which waits for views; none on the CPU."""
+        return [torch.cuda.current_stream(self.device)] if self.device.type == "cuda" else []
+
     def _take(self) -> Batch | None:
         """The next batch, or None at the end of the epoch. Unreadable images are replaced on the way."""
-        stream = [torch.cuda.current_stream(self.device)] if self.device.type == "cuda" else []
         while True:
             try:
-                taken = self._feed.take(*stream)
+                taken = self._feed.take(*self._stream())
             except RuntimeError as error:
                 self._set_aside(error)
                 continue

@@ -229,7 +229,8 @@ class Throughput:
     def __init__(self, loader: ViewLoader, images: int) -> None:
         self._loader, self._images, self._stats = loader, images, loader.stats
         self._since: tuple[float, int] | None = None  # seconds, and steps taken
-        self._counted = self._waited = 0.0
+        # Seconds that the host and the GPU have waited: in this epoch, and since the last reading.
+        self._counted, self._waited = np.zeros(2), np.zeros(2)
         self.latest: dict[str, float] = {}  # result of `read`
 
     def pause(self) -> None:
@@ -238,24 +239,30 @@ class Throughput:
 
     def step(self, step: int) -> None:
         """Step number `step` (from 1) has been launched."""
-        stats = self._loader.stats  # replaced at every epoch
-        self._waited += stats.waited - (self._counted if stats is self._stats else 0.0)
-        self._stats, self._counted = stats, stats.waited
+        stats = self._loader.stats
+        if stats is not self._stats:
+            # Replaced at every epoch; meanwhile the GPU has come to the end of the old one.
+            self._waited[1] += (self._stats.gpu_waited or 0.0) - self._counted[1]
+            self._stats, self._counted = stats, np.zeros(2)
+        now = np.array([stats.waited, stats.gpu_waited or 0.0])
+        self._waited += now - self._counted
+        self._counted = now
         if self._since is None:
-            self._since, self._waited = (time.perf_counter(), step), 0.0
+            self._since, self._waited = (time.perf_counter(), step), np.zeros(2)
 
     def read(self, step: int) -> dict[str, float]:
-        """images_per_second, and wait_share, the share of the time in which the loop waited for the loader,
-        up to step number `step`, which has ended. Empty at the first step after a pause."""
+        """images_per_second; wait_share, the share of the time in which the host waited for the loader; and
+        gpu_wait_share, that in which a GPU did; up to step number `step`, which has ended. Empty at the first
+        step after a pause."""
         if self._since is None or step == self._since[1]:
             return {}
         now = time.perf_counter()
         seconds, steps = now - self._since[0], step - self._since[1]
-        self.latest = {
-            "images_per_second": self._images * steps / seconds,
-            "wait_share": self._waited / seconds,
-        }
-        self._since, self._waited = (now, step), 0.0
+        host, gpu = (self._waited / seconds).tolist()
+        self.latest = {"images_per_second": self._images * steps / seconds, "wait_share": host}
+        if self._stats.stream is not None:
+            self.latest["gpu_wait_share"] = gpu
+        self._since, self._waited = (now, step), np.zeros(2)
         return self.latest
 
 
