@@ -117,7 +117,7 @@ def test_a_cold_turn_reads_no_file_twice(small_index, capsys, tmp_path):
 def test_training_costs_are_shares_of_a_step(setup):
     rows = costs.training(replace(setup, batch_size=4), "resnet18", 1, 0.1, str)
     figures = {row.name.removeprefix("resnet18: "): row for row in rows}
-    speeds, shares = ["model alone", "loader alone", "both"], ["waiting for a batch", "updating rows"]
+    speeds, shares = ["model alone", "loader alone", "both"], ["host waiting for a batch", "updating rows"]
     assert list(figures) == [*speeds, *shares, "lost to loading"]
     assert min(figures[name].value for name in speeds) > 0
     assert all(0 < figures[name].value < 1 for name in shares)

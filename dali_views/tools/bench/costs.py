@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from nvidia.dali import fn, types
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import get_model
 
 from ...data.index import SampleIndex
+from ...graph.build import PREFETCH
 from ...graph.decode import decode
 from . import dataloaders as dl
 from . import gpu_peers, published
@@ -26,7 +28,7 @@ from .contest import OF_TIME, Batches, Contender, Report, Row, Setup, figure, sp
 from .loaders import batches, endless, guided, loader_of, short_graph, table_of_boxes
 
 _SAMPLES = 50  # readings of a process's memory, evenly spread
-_BUSY = 20  # products of matrices per batch
+_BUSY = 8  # resizes and blurs of a batch
 
 
 class _Trainer:
@@ -90,7 +92,7 @@ def training(
     trainer = _Trainer(name, torch.device("cuda" if setup.device == "gpu" else "cpu"))
     views, table = guided(setup.views), table_of_boxes(setup)
     resident = next(iter(loader_of(setup, views, table)))
-    shares: dict[str, list[float]] = {"waiting for a batch": [], "updating rows": []}
+    shares: dict[str, list[float]] = {"host waiting for a batch": [], "updating rows": []}
 
     def alone() -> Batches:
         while True:
@@ -108,7 +110,9 @@ def training(
                 updating += time.perf_counter() - done
                 yield len(batch)
         finally:
-            shares["waiting for a batch"].append(loader.stats.wait_share)
+            shares["host waiting for a batch"].append(loader.stats.wait_share)
+            if (on_gpu := loader.stats.gpu_wait_share) is not None:
+                shares.setdefault("GPU waiting for views", []).append(on_gpu)
             shares["updating rows"].append(updating / (time.perf_counter() - began))
 
     starts: dict[str, Callable[[], Batches]] = {
@@ -207,9 +211,9 @@ def _device(setup: Setup) -> float:
 def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[Row]:
     """Rows that count images whose pixels differ from a quiet decode, by share of the hardware decoder.
 
-    The JPEG hardware of some GPUs was seen to write batches before earlier work on the caller's stream was
-    done (pytorch/vision, pull request 9606). Here the same files are decoded again and again into memory that
-    has just been freed, while the stream is busy.
+    The JPEG hardware of some GPUs was seen to write a batch before earlier work on its memory was done
+    (pytorch/vision, pull request 9606). So slow operators read the decoded images here, the first ones at
+    once and the last one at the end, while the next batch is decoded into memory that has become free.
     """
     index = distinct(setup.index)
     rows = []
@@ -229,19 +233,31 @@ def distinct(index: SampleIndex) -> SampleIndex:
 
 
 def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False) -> list[int]:
-    """CRC-32 of the decoded pixels of every image, in the order of the index."""
+    """CRC-32 of the decoded pixels of every image, in the order of the index.
+
+    Batches are decoded one by one, or, if `busy`, two at a time and read by slow operators.
+    """
     gpu = setup.device == "gpu"
     rows = np.split(np.arange(len(index)), range(setup.batch_size, len(index), setup.batch_size))
-    act = partial(decode, device=setup.device, hw_decoder_load=load)
-    graph = short_graph(replace(setup, index=index), iter(rows), act)
-    side = 4096 if gpu else 256
-    matrix = torch.randn(side, side, device="cuda" if gpu else "cpu")
+
+    def act(encoded: Any) -> Any:
+        images = decode(encoded, setup.device, load)
+        return _read_slowly(images, 512 if gpu else 32) if busy else images
+
+    graph = short_graph(replace(setup, index=index), iter(rows), act, depth=PREFETCH if busy else 1)
     sums: list[int] = []
     for _ in rows:
-        for _ in range(_BUSY if busy else 0):
-            matrix = torch.tanh(matrix @ matrix)
         (images,) = graph.run(*([torch.cuda.current_stream()] if gpu else []))
         on_host = images.as_cpu() if gpu else images
         sums += [zlib.crc32(on_host.at(i).tobytes()) for i in range(len(on_host))]
         del images, on_host  # so that the next batch is written into these buffers
     return sums
+
+
+def _read_slowly(images: Any, side: int) -> Any:
+    """The images unchanged, after operators at this size that have read them before."""
+    slow = images
+    for _ in range(_BUSY):
+        slow = fn.gaussian_blur(fn.resize(slow, size=[side, side]), window_size=31)
+    # No byte is above 255, so this is 0; but the images are not read before it is known.
+    return images ^ fn.cast(fn.reductions.max(slow) > 255, dtype=types.UINT8)

@@ -105,9 +105,11 @@ def _cut(setup: Setup, act: Callable[[Any], Any]) -> Batches:
         yield setup.batch_size
 
 
-def short_graph(setup: Setup, rows: Iterator[Any], act: Callable[[Any], Any]) -> Pipeline:
+def short_graph(
+    setup: Setup, rows: Iterator[Any], act: Callable[[Any], Any], depth: int = PREFETCH
+) -> Pipeline:
     """A built graph that reads the images of each batch of rows and applies `act` to the encoded bytes."""
-    gpu, depth = setup.device == "gpu", PREFETCH
+    gpu = setup.device == "gpu"
     graph = Pipeline(setup.batch_size, setup.workers, 0 if gpu else None, seed=0, prefetch_queue_depth=depth)
     with graph:
         source = map(setup.index.inputs, rows)
