@@ -141,7 +141,7 @@ def release_memory(device: str) -> None:
     DALI keeps what it ever took: what a pass over larger images or batches took would be lost to training.
     """
     if device == "gpu":
-        backend.ReleaseUnusedMemory()
+        backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # of a compiled module
 
 
 def default_threads() -> int:
