@@ -113,20 +113,19 @@ def share(
         features (n, D) float16, rows of length 1, written in place batch by batch; labels (n,) int64, where a
         sample that occurs more than once, on whatever rank, has -1 but for once.
     """
-    whole, count = torch.empty(0), 0
-    labels, index = [], []
+    most, count = len(loader) * loader.batch_size, 0
     for found, label, row in _features(encoder, loader, device, context):
         if not count:
-            whole = found.new_empty(len(loader) * loader.batch_size, found.shape[1], dtype=torch.float16)
-        whole[count : count + len(found)] = F.normalize(found, dim=1)
-        count += len(found)
-        labels.append(label)
-        index.append(row)
-    mine = torch.cat(index)
+            features = found.new_empty(most, found.shape[1], dtype=torch.float16)
+            labels, index = label.new_empty(most), row.new_empty(most)
+        part = slice(count, count + len(found))
+        features[part], labels[part], index[part] = F.normalize(found, dim=1), label, row
+        count = part.stop
+    mine = index[:count]
     everyone = ranks.gather_rows(torch.stack([mine, torch.full_like(mine, ranks.rank())], dim=1))
     kept = torch.zeros(len(everyone), dtype=torch.bool, device=mine.device)
     kept[_once(everyone[:, 0])] = True
-    return whole[:count], torch.cat(labels).masked_fill(~kept[everyone[:, 1] == ranks.rank()], -1)
+    return features[:count], labels[:count].masked_fill(~kept[everyone[:, 1] == ranks.rank()], -1)
 
 
 @torch.no_grad()
