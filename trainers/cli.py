@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dali_views.tools.command_line import Answer, Parser, carry_out
 
-from . import compare, demo
+from . import bench, compare, demo
 from .config import file as config_file
 from .data import open_data
 from .encoders.backbones import Backbone
@@ -217,6 +217,8 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
     "report": (_report, "write report.html of a run again, from the files in its folder", "report runs/a"),
     "export": (_export, "the encoder's weights as torchvision or timm names them",
                "export runs/a encoder.safetensors --format timm"),
+    "bench": (bench.command, "images per second, memory and waits of methods and guides",
+              "bench photos\nbench photos --methods moco --guides none online_crop --csv bench.csv"),
     "compare": (compare.command, "several configurations on one budget, in one table",
                 "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare"),
 }
@@ -236,6 +238,7 @@ def _parser() -> Parser:
         of[name] = named.add_parser(name, help=help, parents=[common], examples=lines)
         of[name].set_defaults(run_command=command)
 
+    bench.add(of["bench"])
     told = "YAML files, merged in order; configs/... are in the package"
     of["pretrain"].add_argument("config", nargs="+", help=told)
     told = "YAML files (+ joins those of one), and key=value for all"
