@@ -69,6 +69,29 @@ def test_a_comparison_subtracts_seed_by_seed_and_takes_in_the_files_that_exist(
         tables.table("cpu_*_new.csv", "truth")
 
 
+def test_files_of_gpus_stand_under_their_machines_and_a_sentence_where_there_is_none(
+    tables, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(tables.table.__globals__, "ROOT", tmp_path)
+    page = "<!-- gpu table: gpu_loaders*.csv -->\nold\n<!-- end -->\n"
+    page += "<!-- gpu table: gpu_memory*.csv -->\n<!-- end -->\n"
+    assert tables.rendered(page).count("Not yet measured on a GPU.\n<!-- end -->") == 2
+    head = "part,name,measure,value,ratio,of_limit,kind,views,size,batch_size,machine\n"
+    for gpu, rate in (("", 9000), ("_b", 7000)):
+        row = f'loaders,decode only,images/s,{rate},10,1,limit,0,224,256,"16 cores, GPU{gpu}"\n'
+        (tmp_path / f"gpu_loaders{gpu}.csv").write_text(head + row)
+    (tmp_path / "gpu_memory.csv").write_text(
+        head + "memory,peak on the device,MiB,2048,,,ours,0,224,64,one GPU\n"
+    )
+    first, second, third, last = tables.rendered(page).split(" pixels:\n")
+    assert first.endswith("-->\n16 cores, GPU; batch 256, 224")
+    assert ["decode only", "9000", "", "10.00", "1.00"] in _cells(second)
+    assert "16 cores, GPU_b; batch 256" in second
+    assert "one GPU; batch 64" in third
+    assert last.endswith("| peak on the device | 2048 | MiB |\n<!-- end -->\n")
+    assert tables.rendered(tables.rendered(page)) == tables.rendered(page)
+
+
 def _cells(table: str) -> list[list[str]]:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     return rows[:1] + rows[2:]

@@ -6,7 +6,8 @@ python tests/bench/tables.py --check    # fails if that would change anything
 A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`. FILE may hold one `*`: all files of
 such a name stand side by side, named by what it stands for. Without any, the table stays empty, and a note
 says so. For files of `trainers compare`, `<!-- table: FILE.csv against ARM -->` names the arm to subtract; by
-default it is the first.
+default it is the first. After `<!-- gpu table: FILE.csv -->` each file, written by `dali-views gpu-report`,
+stands under the name of its machine; without any, a sentence stands there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from trainers.compare_table import Row, Run, difference, mean_and_deviation, sco
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md")
-_TABLE = re.compile(r"(<!-- table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- (gpu )?table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_UNMEASURED = "Not yet measured on a GPU.\n"
 # Words of files, and better ones; several files side by side stand in this order.
 _WORDS = {
     "simclr": "SimCLR", "moco": "MoCo v2", "byol": "BYOL", "simsiam": "SimSiam", "dino": "DINO",
@@ -89,7 +91,11 @@ _SOURCES: dict[str, tuple[str, int | str | None]] = {
 
 def rendered(text: str) -> str:
     """The text with every marked table made anew."""
-    return _TABLE.sub(lambda found: found[1] + table(found[2], found[3]) + found[4], text)
+
+    def made(found: re.Match[str]) -> str:
+        return found[1] + (_on_gpus(found[3]) if found[2] else table(found[3], found[4])) + found[5]
+
+    return _TABLE.sub(made, text)
 
 
 def table(pattern: str, baseline: str | None = None) -> str:
@@ -98,6 +104,22 @@ def table(pattern: str, baseline: str | None = None) -> str:
     if not lines:
         print(f"no file is named {pattern} yet; its table stays empty", file=sys.stderr)
         return ""
+    return _table(lines, baseline)
+
+
+def _on_gpus(pattern: str) -> str:
+    """The files of a pattern one after the other, each under its machine and batch size."""
+    files: dict[str, list[dict[str, str]]] = {}
+    for line in _lines(pattern):
+        files.setdefault(line["file"], []).append(line)
+    parts = []
+    for lines in files.values():
+        size = f"batch {lines[0]['batch_size']}, {lines[0]['size']} pixels"
+        parts.append(f"{lines[0]['machine']}; {size}:\n\n{_table(lines)}")
+    return "\n".join(parts) or _UNMEASURED
+
+
+def _table(lines: Sequence[dict[str, str]], baseline: str | None = None) -> str:
     first = lines[0]
     if "config" in first:
         return _comparison(lines, baseline)
