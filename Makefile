@@ -4,11 +4,12 @@
 # make check     lint and type check
 # make docs      the documentation as a site that needs no network, in build/site
 # make coverage  run all tests and list the lines of the packages that none of them reaches
+# make gpu       all that only a GPU can show, in ten minutes: runs/gpu/report.html; DATA=photos takes your images
 # make tables    the tables of figures in README.md and docs, from the files in tests/bench/results
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-.PHONY: demo test slow check docs coverage tables clean
+.PHONY: demo test slow check docs coverage gpu tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -31,6 +32,9 @@ docs: $(VENV)/.installed
 
 coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered
+
+gpu: $(VENV)/.installed
+	$(BIN)/python -W ignore -m dali_views gpu-report runs/gpu $(DATA)
 
 tables: $(VENV)/.installed
 	$(BIN)/python -W ignore tests/bench/tables.py

@@ -22,13 +22,14 @@ COMMANDS = {
     "show": ("show", "draw images, boxes, crops and views into a picture or a page"),
     "bench": ("bench", "speed beside the limits and other loaders, cost in training, memory"),
     "pack": ("pack", "copy a data set to tar shards, smaller if desired; resumes after a kill"),
+    "gpu-report": ("gpu_report", "tests, pixels, speed and memory on this GPU, in ten minutes and one page"),
     "doctor": ("doctor", "report what this machine can do, and what to change"),
 }
 """Module below `tools` and help of each command. The module has `EXAMPLES`, `add(parser)` and `run(args)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, 1 for a fault that `check` or `doctor` finds, 2 for a mistake."""
+    """Run one command; exit code 0, 1 for a fault that a command was to find, 2 for a mistake."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         args = _parser(words[:1]).parse_args(words)

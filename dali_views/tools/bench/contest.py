@@ -94,7 +94,7 @@ def take_turns(
     report: Report = print,
     until: float = math.inf,
 ) -> Rates:
-    """Images per second of each contender in every round; a peer that fails leaves, and `report` gets a line.
+    """Images per second of each contender in every round, told to `report`; a peer that fails leaves.
 
     After the time `until` (of the clock `time.monotonic`) no further peer is tried. Another round begins only
     if it ends before, should it take as long as the last one.
@@ -114,7 +114,9 @@ def take_turns(
             for index in cold:
                 _forget_files(index)
             try:
-                rates[contender.name].append(rate(contender.start(), seconds, most))
+                found = rate(contender.start(), seconds, most)
+                rates[contender.name].append(found)
+                report(f"{contender.name}: {found:.0f} images/s")
             except Exception as error:
                 if contender.kind != "peer":
                     raise

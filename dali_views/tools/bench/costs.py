@@ -29,6 +29,7 @@ from .loaders import batches, endless, guided, loader_of, short_graph, table_of_
 
 _SAMPLES = 50  # readings of a process's memory, evenly spread
 _BUSY = 8  # resizes and blurs of a batch
+_MOST = 500  # images whose pixels are compared
 
 
 class _Trainer:
@@ -120,7 +121,8 @@ def training(
         f"{name}: loader alone": partial(batches, setup, views, 1),
         f"{name}: both": both,
     }
-    contenders = [Contender(key, "ours", setup.device, start, 2) for key, start in starts.items()]
+    own = "views of its own" * recipe
+    contenders = [Contender(key, "ours", setup.device, start, 2, own) for key, start in starts.items()]
     fed = {
         "torchvision in workers": partial(dl.batches, setup, dl.pil_image, dl.pil_view, trainer),
         "Kornia on the device": partial(gpu_peers.kornia, setup, trainer),
@@ -227,9 +229,10 @@ def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[R
 
 
 def distinct(index: SampleIndex) -> SampleIndex:
-    """Each image of the index once."""
+    """Each image of the index once, or `_MOST` of them at equal distances."""
     assert index.paths is not None
-    return index.subset(np.unique(index.paths, axis=0, return_index=True)[1])
+    rows = np.unique(index.paths, axis=0, return_index=True)[1]
+    return index.subset(rows[np.linspace(0, len(rows) - 1, min(_MOST, len(rows))).astype(int)])
 
 
 def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False) -> list[int]:

@@ -34,13 +34,13 @@ from .contest import Batches, Contender, Report, Setup
 BASE = "torchvision PIL"  # every ratio refers to this contender, the first
 DECODE = "torchcodec, decode only"
 NEEDS = {
-    "albumentations cv2": ("albumentations", "cv2"),
-    "lightly MoCoV2Transform": ("lightly",),
-    "SPDL + torchvision v2": ("spdl",),
-    "FFCV": ("ffcv",),
     "Kornia": ("kornia",),
     "torchcodec + Kornia": ("torchcodec", "kornia"),
     DECODE: ("torchcodec",),
+    "albumentations cv2": ("albumentations", "cv2"),
+    "SPDL + torchvision v2": ("spdl",),
+    "FFCV": ("ffcv",),
+    "lightly MoCoV2Transform": ("lightly",),
 }
 """Modules beyond our own requirements that a peer imports."""
 
@@ -56,22 +56,22 @@ def contenders(setup: Setup) -> list[Contender]:
     loader, once = partial(dl.batches, setup), replace(setup, views=setup.views[:1])
     found = {
         BASE: (partial(loader, dl.pil_image, dl.pil_view), ""),
+        "Kornia": (partial(gpu_peers.kornia, setup), squashed),
+        "torchcodec + Kornia": (partial(gpu_peers.torchcodec, setup), "JPEG only"),
+        DECODE: (partial(gpu_peers.torchcodec_decode, setup), "makes no views; JPEG only"),
+        "solo-learn DALI": (partial(_solo_learn, setup), f"blurs with {_TAPS} taps; cubic resize"),
+        "albumentations cv2": (
+            partial(loader, dl.cv2_image, dl.albumented, worker_init_fn=dl.one_thread),
+            "shrinks by area averages",
+        ),
+        "SPDL + torchvision v2": (partial(_spdl, setup), blurs),
+        "FFCV": (partial(_ffcv, setup), "no hue, grayscale, blur; images of at most 500 pixels"),
         "torchvision v2 tensors": (partial(loader, dl.tensor_image, dl.tensor_view), blurs),
         "ContrastiveCrop PIL": (
             partial(loader, dl.pil_image, partial(dl.pil_view, boxed=True)),
             "crops guided by a box",
         ),
-        "albumentations cv2": (
-            partial(loader, dl.cv2_image, dl.albumented, worker_init_fn=dl.one_thread),
-            "shrinks by area averages",
-        ),
         "lightly MoCoV2Transform": (partial(dl.batches, once, dl.pil_image, dl.lightly_pair), ""),
-        "solo-learn DALI": (partial(_solo_learn, setup), f"blurs with {_TAPS} taps; cubic resize"),
-        "SPDL + torchvision v2": (partial(_spdl, setup), blurs),
-        "FFCV": (partial(_ffcv, setup), "no hue, grayscale, blur; images of at most 500 pixels"),
-        "Kornia": (partial(gpu_peers.kornia, setup), squashed),
-        "torchcodec + Kornia": (partial(gpu_peers.torchcodec, setup), "JPEG only"),
-        DECODE: (partial(gpu_peers.torchcodec_decode, setup), "makes no views; JPEG only"),
     }
     if list(setup.views) != recipes.moco_v2(setup.views[0].size):
         del found["lightly MoCoV2Transform"]

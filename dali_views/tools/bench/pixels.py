@@ -15,7 +15,6 @@ from .loaders import loader_of
 
 _LOADS = (0.0, 0.65, 1.0)
 _SIZES = (5, 8)  # batch sizes beside the one that is measured
-_MOST = 512  # images
 
 
 def pixels(setup: Setup, report: Report = print) -> list[Row]:
@@ -25,7 +24,6 @@ def pixels(setup: Setup, report: Report = print) -> list[Row]:
     decoder (DALI, pull requests 2232 and 4272). So the place in the batch may decide what decodes an image.
     """
     index = distinct(setup.index)
-    index = index.subset(np.arange(min(_MOST, len(index))))
     sizes = list(dict.fromkeys([*_SIZES, min(setup.batch_size, len(index))]))
     rows, by_cuda = [], None
     for load in _LOADS if setup.device == "gpu" else (0.0,):
