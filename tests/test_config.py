@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trainers.config import LARS, SGD, Config, ContrastiveCrop, Data, MoCo, Run, Saliency, SimCLR
+from trainers.config import (
+    DINO,
+    LARS,
+    SCFS,
+    SGD,
+    Config,
+    ContrastiveCrop,
+    Data,
+    Knn,
+    Method,
+    MoCo,
+    Run,
+    Saliency,
+    SimCLR,
+)
 from trainers.config.file import ConfigError, dump, load
 from trainers.data import training_views
 
@@ -119,11 +134,11 @@ def test_a_guides_intervals_may_be_shares_of_the_run(tmp_path: Path) -> None:
     for epochs, warmup, interval in ((500, 100, 50), (8, 1, 1)):
         found = load(path, [f"run.epochs={epochs}"]).guide
         assert (found.warmup, found.interval) == (warmup, interval)  # type: ignore[union-attr]
-    path = write(tmp_path, f"{MINIMAL}views: {{crop: inside, partner: true}}\nguide: {{name: semantic_pairs, "
-                 f"control: label, boxes: {guide}}}\n")  # fmt: skip
+    path = write(tmp_path, f"{MINIMAL}views: {{crop: inside, partner: replace}}\n"
+                 f"guide: {{name: semantic_pairs, control: label, boxes: {guide}}}\n")  # fmt: skip
     assert load(path).box_guide.interval == 10  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match=r"guide.warmup should be a valid integer, not 'a%'"):
-        load(path, ["guide={name: saliency, warmup: a%}", "views.partner=false"])
+        load(path, ["guide={name: saliency, warmup: a%}", "views.partner=none"])
 
 
 def test_a_base_is_relative_to_its_file_and_is_changed_key_by_key(tmp_path: Path) -> None:
@@ -149,7 +164,7 @@ def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path)
     assert load(path, ["optim.name=lars"]).optim == LARS()
     assert load(path, ["method.name=moco"]).method == MoCo(queue=64)
     guide = "{name: semantic_pairs, control: label, boxes: {name: contrastive_crop, warmup: 3, interval: 4}}"
-    path = write(tmp_path, f"{MINIMAL}views: {{partner: true, crop: contrastive}}\nguide: {guide}\n")
+    path = write(tmp_path, f"{MINIMAL}views: {{partner: add, crop: contrastive}}\nguide: {guide}\n")
     assert load(path, ["guide.boxes.warmup=2"]).box_guide == ContrastiveCrop(warmup=2, interval=4)
     assert load(path, ["guide.boxes.name=saliency"]).box_guide == Saliency()
 
@@ -178,9 +193,18 @@ def test_a_missing_file_and_a_circle_of_bases_are_named(tmp_path: Path) -> None:
         load(tmp_path / "a.yaml")
 
 
+def test_neighbours_are_as_the_methods_authors_report_them_or_as_given() -> None:
+    def neighbours(method: Method, **keys: Any) -> tuple[int, float]:
+        run, data = Run(out="a"), Data(kind="folder", path="b")
+        return Config(run=run, data=data, method=method, knn=Knn(**keys)).neighbours
+
+    assert neighbours(SimCLR()) == (200, 0.1)
+    assert neighbours(SCFS()) == neighbours(DINO()) == (20, 0.07)
+    assert neighbours(DINO(), k=10) == (10, 0.07)
+
+
 def test_the_learning_rate_scales_with_the_batch_only_when_asked() -> None:
     assert SGD(lr=0.03, min_lr=0.003, batch=512).peak_lr == pytest.approx(0.06)
-    assert SGD(lr=0.03, min_lr=0.003, batch=512).floor_lr == pytest.approx(0.006)
     assert SGD(lr=0.5, batch=512, lr_scaling=False).peak_lr == 0.5
 
 

@@ -39,7 +39,7 @@ def test_knn_of_several_k_and_of_the_baselines(run, capsys):
     assert cli.main(["knn", str(run / "last.pt"), "-k", "5", "--encoder", "colours"]) == 0
     assert cli.main(["knn", str(run), "-k", "5", "--encoder", "untrained"]) == 0
     told = capsys.readouterr().out
-    assert "trained encoder, 3 steps: kNN (k 1, 48 neighbours, 16 queries): top-1" in told
+    assert "trained encoder, 3 steps: kNN (k 1, T 0.07, 48 neighbours, 16 queries): top-1" in told
     assert "colours encoder" in told
     lines = lines_of(run, "evaluations.jsonl")[-4:]
     expected = [("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5)]
@@ -102,7 +102,7 @@ def test_mistakes_are_answered_in_one_sentence(run, tmp_path, capsys, monkeypatc
         (["export", run, tmp_path / "out", "run.threads=1"], "unrecognized arguments: run.threads=1"),
         (["linear", tmp_path], "there is no checkpoint"),
         (["linear", run, "probe.epoch=3"], "did you mean probe.epochs?"),
-        (["knn", run, "--temperature", "0"], "above 0, not 0.0"),
+        (["knn", run, "knn.temperature=0"], "knn.temperature should be greater than 0, not 0"),
         (["knn", run, "-k", "5", "0"], "at least 1, not 0"),
         (["knn", run, "model.backbone=resnet18", "method.hidden_dim=8"],
          "with another method.hidden_dim, model.backbone"),

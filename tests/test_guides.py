@@ -26,6 +26,7 @@ from dali_views.maps import boxes_from_maps
 from dali_views.tools.scenes import make_scenes
 from trainers import config as cfg
 from trainers.config import file as config_file
+from trainers.data import training_loader
 from trainers.encoders.frozen import frozen_encoder
 from trainers.engine import checkpoint
 from trainers.engine.setting import join
@@ -49,7 +50,7 @@ MULTI_CROP = {
 }  # fmt: skip
 SMALL = {"hidden_dim": 64, "output_dim": 32}
 DINO = {
-    **SMALL, "bottleneck_dim": 16, "output_dim": 64, "bn": True, "momentum": 0.9, "freeze_last_layer": 0.25,
+    **SMALL, "bottleneck_dim": 16, "output_dim": 64, "bn": True, "momentum": 0.99, "freeze_last_layer": 0.25,
 }  # fmt: skip
 LAYERS = {"layer_bottleneck": 16, "layer_hidden": 64, "layer_output": 32}
 MOCO = {"queue": 16, "momentum": 0.9, "split_bn": 2, "bn": True}
@@ -59,8 +60,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "moco": ({"name": "moco", **SMALL, **MOCO, "temperature": 0.1}, MILD, 0.05),
     "byol": ({"name": "byol", **SMALL, "momentum": 0.9}, TWO_VIEWS, 0.05),
     "simsiam": ({"name": "simsiam", **SMALL, "predictor_dim": 16}, TWO_VIEWS, 0.5),
-    "dino": ({"name": "dino", **DINO}, MULTI_CROP, 0.01),
-    "scfs": ({"name": "scfs", **DINO, **LAYERS}, MULTI_CROP, 0.01),
+    "dino": ({"name": "dino", **DINO}, MULTI_CROP, 0.05),
+    "scfs": ({"name": "scfs", **DINO, **LAYERS}, MULTI_CROP, 0.05),
 }
 FIRST = {"moco": 1}  # step from which on the queue holds keys, and not the noise it started with
 TIMES = {"warmup": 1, "interval": 1, "size": 64, "threshold": 0.5, "skip_whole": False}
@@ -81,6 +82,7 @@ GUIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Two guides at once.
 GUIDES["pairs, online"] = {**GUIDES["semantic_pairs"], "boxes": GUIDES["online_crop"]}
+GUIDES["added pairs, online"] = GUIDES["pairs, online"]
 GUIDES["pairs, salient"] = {**GUIDES["semantic_pairs"], "boxes": GUIDES["saliency"]}
 # Quick are each method with one guide and each guide with one method.
 PAIRS = [
@@ -106,7 +108,8 @@ def config_of(
     """A run of five steps an epoch into `out`, guided from the second epoch on."""
     keys, views, rate = METHODS[method]
     if "pairs" in guide:
-        views = {**views, "partner": True, "crop": "contrastive" if "," in guide else "random"}
+        partner = "add" if "added" in guide else "replace"
+        views = {**views, "partner": partner, "crop": "contrastive" if "," in guide else "random"}
     run = {"out": str(out), "epochs": 3, "evaluate_every": 0, "log_every": 1, "device": "cpu", "threads": 1}
     tree = {
         "run": run, "data": scenes, "views": views, "model": {"backbone": "test_resnet"}, "method": keys,
@@ -332,6 +335,28 @@ def test_a_control_pairs_the_images_that_the_encoder_pairs_and_a_band_without_pa
     assert not torch.equal(random, found)
     with pytest.raises(ValueError, match=r"no image has a partner of similarity 0\.5 to 0\.5001.*quantile"):
         partners("guide.control=none", "guide.band=[0.5, 0.5001]")
+
+
+def test_added_pairs_are_those_with_a_partner_beside_all_ordinary_ones(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+) -> None:
+    config = config_of("added pairs, online", scenes, tmp_path / "run")
+    training, regions = training_of(config, index), RegionTable(len(index))
+    training.out.mkdir()
+    guide = build_guide(config.guide, training)
+    guide.begin(regions)
+    batch = next(iter(training_loader(training.setting, config.views, index, regions)))
+
+    def network(views: list[torch.Tensor], kin: torch.Tensor | None) -> torch.Tensor:
+        first, second = views
+        return (first * second).mean(dim=(1, 2, 3))
+
+    first, second, partner = batch.views
+    paired = batch.partner != batch.index
+    assert paired.any()
+    assert not paired.all()
+    expected = network([first, second], None) + network([first, partner], None) * paired
+    torch.testing.assert_close(guide.losses(network, batch), expected)
 
 
 def test_pairing_anew_is_no_pass_of_the_guide_for_boxes(scenes: dict[str, Any], tmp_path: Path) -> None:

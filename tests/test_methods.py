@@ -89,10 +89,13 @@ def test_numbers_and_sizes_of_views_that_do_not_fit_are_refused() -> None:
 
 
 def test_projectors_have_the_published_shapes() -> None:
+    simclr = build_method(cfg.SimCLR(output_dim=6), tiny_backbone())
     for head, layers in (
         (projector(8, None, 4, bn=True), ["Linear(8, 8)", "BatchNorm1d", "ReLU", "Linear(8, 4)"]),
         (projector(8, 16, 4, bn=False), ["Linear(8, 16)", "ReLU", "Linear(16, 4)"]),
         (projector(8, 0, 4, bn=True), ["Linear(8, 4)"]),
+        (simclr.projector, ["Linear(8, 8)", "BatchNorm1d", "ReLU", "Linear(8, 6)",
+                            "BatchNorm1d"]),
         (simsiam_projector(8, 6, 4), ["Linear(8, 6)", "BatchNorm1d", "ReLU", "Linear(6, 6)", "BatchNorm1d",
                                       "ReLU", "Linear(6, 4)", "BatchNorm1d"]),
     ):  # fmt: skip
@@ -102,6 +105,7 @@ def test_projectors_have_the_published_shapes() -> None:
                 found[place] += f"({layer.in_features}, {layer.out_features})"
         assert found == layers
     assert not list(head[-1].parameters())
+    assert [name for name, _ in simclr.projector[-1].named_parameters()] == ["weight"]
     assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
 
 
@@ -196,6 +200,16 @@ def test_logits_of_prototypes_are_products_in_single_precision_under_autocast() 
     assert torch.equal(logits, nn.functional.linear(unit, normalise(head.last_layer.weight)))
 
 
+def test_prototypes_start_as_pytorchs_linear_layers_do_and_the_layers_before_them_small() -> None:
+    head = PrototypeHead(64, 128, 256, 500)
+    lengths = head.last_layer.weight.norm(dim=1)  # of 256 numbers, uniform in +- 1/16
+    assert lengths.mean().item() == pytest.approx(3**-0.5, abs=0.01)
+    assert head.last_layer.weight.abs().max() <= 1 / 16
+    first = head.mlp[0]
+    assert first.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not first.bias.any()
+
+
 def test_the_prototypes_do_not_learn_in_the_first_epoch() -> None:
     method = dino(freeze_last_layer=1, momentum=0.5)
     start = method.head.last_layer.weight.detach().clone()
@@ -249,6 +263,23 @@ def test_scfs_adds_to_dinos_loss_one_loss_per_layer_of_a_global_and_a_searching_
                 terms.append(-(target.softmax(1) * logits[crop].log_softmax(1)).sum(1) / 2)
             expected = expected + torch.stack(terms).sum(0) / 2
         torch.testing.assert_close(method(views), expected)
+
+
+def test_the_losses_of_scfs_can_be_left_out_one_by_one_and_no_weight_stays_without_a_gradient() -> None:
+    whole, views = small_method("scfs").eval(), views_for("scfs", 3)
+    parts = []
+    for part in ("final", "global", "search"):
+        config = cfg.SCFS(**{**SMALL["scfs"].model_dump(), "losses": (part,)})
+        method = build_method(config, tiny_backbone()).eval()
+        method.load_state_dict(whole.state_dict(), strict=False)
+        parts.append(method(views[:2] if part == "global" else views))
+        parts[-1].mean().backward()
+        learning = [p for p in method.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in learning)
+        if part != "final":
+            with_all = sum(p.requires_grad for p in whole.parameters())
+            assert len(learning) < with_all
+    torch.testing.assert_close(sum(parts), whole(views))
 
 
 def test_the_search_gives_no_gradient_to_its_query_nor_to_the_teacher() -> None:

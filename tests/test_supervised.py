@@ -160,7 +160,7 @@ def test_rates_fall_by_drops_between_epochs_or_along_half_a_cosine():
     moco = [rate(PROBES["moco"], epoch * 7, 7) for epoch in range(100)]
     assert moco == pytest.approx([1.0] * 60 + [0.1] * 20 + [0.01] * 20)
     assert rate(PROBES["moco"], 60 * 7 - 1, 7) == 1.0
-    orl = [rate(FEW_LABELS, epoch, 1) for epoch in range(20)]
+    orl = [rate(FEW_LABELS["other"], epoch, 1) for epoch in range(20)]
     assert orl == pytest.approx([1.0] * 12 + [0.2] * 4 + [0.04] * 4)
     cosine = [rate(Recipe(epochs=2, batch=8, head_lr=1.0), step, 4) for step in range(9)]
     assert cosine == pytest.approx([(1 + np.cos(np.pi * step / 8)) / 2 for step in range(9)])
@@ -179,10 +179,16 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
     peaks = {name: recipe.head_lr * recipe.batch / 256 for name, recipe in PROBES.items()}
     published = {"moco": 30, "small": 10, "simclr": 1.6, "byol": 0.8, "simsiam": 1.6, "dino": 0.08}
     assert peaks == pytest.approx(published)
-    assert classifiers.finetune_recipe(cfg.FineTune(), 0.01) == FEW_LABELS
-    assert classifiers.finetune_recipe(cfg.FineTune(), 0.1) == MORE_LABELS
-    changed = classifiers.finetune_recipe(cfg.FineTune(lr=0.02, head_lr=5.0, weight_decay=0.0), 0.01)
-    assert changed == replace(FEW_LABELS, head_lr=5.0, encoder_lr=0.02, weight_decay=0.0)
+    tuned = classifiers.finetune_recipe
+    for method, name in ((cfg.MoCo(), "other"), (cfg.SimCLR(), "simclr"), (cfg.BYOL(), "byol")):
+        assert tuned(config(method=method), 0.01) == FEW_LABELS[name]
+        assert tuned(config(method=method), 0.1) == MORE_LABELS[name]
+    keys = {"lr": 0.02, "head_lr": 5.0, "weight_decay": 0.0}
+    changed = tuned(config(finetune=cfg.FineTune(recipe="other", **keys)), 0.01)
+    assert changed == replace(FEW_LABELS["other"], head_lr=5.0, encoder_lr=0.02, weight_decay=0.0)
+    simclr, byol = FEW_LABELS["simclr"], FEW_LABELS["byol"]
+    assert simclr.encoder_lr * 4096 / 256 == pytest.approx(0.8)
+    assert byol.encoder_lr * 1024 / 256 == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("recipe", "mark"), [("simclr", "nesterov"), ("simsiam", "trust")])
@@ -348,7 +354,7 @@ def test_listed_images_are_found_by_file_name_or_by_path_and_set_the_recipe(phot
     settings = tuning_of(1, labels=str(file), weight_decay=None)
     tune(settings, encoder(), sets(photos, colours(32, 2)), tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run")["description"]
-    assert saved["weight_decay"] == MORE_LABELS.weight_decay  # a sixth of the labels
+    assert saved["weight_decay"] == MORE_LABELS["simclr"].weight_decay  # a sixth of the labels
     assert saved["batch"] == 16
 
 

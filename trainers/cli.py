@@ -149,11 +149,14 @@ def _knn(args: argparse.Namespace) -> Answer:
     bank, queries = run.data.bank, run.data.queries
     if queries is None:
         raise ValueError("kNN needs labels; name labelled folders by data.eval_train=DIR data.eval_val=DIR")
-    found = knn_scores(run.setting, run.config.views, run.encoder(), bank, queries, args.k, args.temperature)
+    k, temperature = run.config.neighbours
+    found = knn_scores(
+        run.setting, run.config.views, run.encoder(), bank, queries, args.k or [k], temperature
+    )
     lines = []
     for k, scores in found.items():
         run.record({"k": k, **scores})
-        told = f"kNN (k {k}, {len(bank)} neighbours, {len(queries)} queries)"
+        told = f"kNN (k {k}, T {temperature:g}, {len(bank)} neighbours, {len(queries)} queries)"
         lines.append(f"{run.title}: {told}: top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}")
     return Answer({"encoder": args.encoder, "step": run.saved["step"], "k": found}, "\n".join(lines))
 
@@ -259,8 +262,7 @@ def _parser() -> Parser:
         of[name].add_argument("--encoder", choices=kinds, default="trained", help="the others are baselines")
     which = "trained, untrained, or another one on the run's data: timm:NAME or torchvision:NAME"
     of["localise"].add_argument("--encoder", default="trained", metavar="WHICH", help=which)
-    of["knn"].add_argument("-k", type=int, nargs="+", default=[200], help="neighbours (200)")
-    of["knn"].add_argument("--temperature", type=float, default=0.1, help="of their votes (0.1)")
+    of["knn"].add_argument("-k", type=int, nargs="+", help="neighbours (knn.k)")
     for name in ("linear", "finetune"):
         of[name].add_argument("--name", help="folder below the run for its checkpoints (the command's name)")
     of["export"].add_argument("out", type=Path, help="safetensors file to write")

@@ -48,7 +48,7 @@ Evaluation = Literal["knn", "linear"]
 UNTRAINED = "untrained"
 RECORD = "compare.json"  # in a run's folder: how long it trained, and on what
 _BUDGET = (
-    *("data.", "model.", "probe.", "localise.", "optim.batch"),
+    *("data.", "model.", "knn.", "probe.", "localise.", "optim.batch"),
     *("run.epochs", "run.max_steps", "run.evaluate_every", "views.size", "views.mean", "views.std"),
 )
 
@@ -142,7 +142,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
             # None if run.evaluate_every is 0 or run.max_steps cut an epoch short.
             if ranks.any_rank(not found):
                 regions = RegionTable(len(data.train))
-                evaluator = Evaluator(setting, config.views, config.localise, data, encoder, regions)
+                evaluator = Evaluator(setting, config, data, encoder, regions)
                 line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
                 found = [_scores(line)]
                 if ranks.is_main():

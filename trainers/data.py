@@ -155,7 +155,11 @@ def from_torchvision(kind: Literal["cifar10", "cifar100", "stl10"], folder: str,
 
 
 def training_views(config: cfg.Views) -> list[View]:
-    """The recipe's views with the configuration's changes; a ValueError if it does not take one of them."""
+    """The recipe's views with the configuration's changes, and a partner's last if it is added.
+
+    Raises:
+        ValueError: the recipe does not take one of the changes.
+    """
     if config.name not in recipes.BY_NAME:
         raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
     optional = (
@@ -169,8 +173,11 @@ def training_views(config: cfg.Views) -> list[View]:
             f"the recipe {config.name} does not take {keys}; leave it out, or choose another views.name"
         )
     views = recipes.BY_NAME[config.name](config.size, **settings)
-    if config.partner:
-        views[1] = replace(views[1], source="partner")
+    match config.partner:
+        case "replace":
+            views[1] = replace(views[1], source="partner")
+        case "add":
+            views.append(replace(views[1], source="partner"))
     return views
 
 

@@ -82,7 +82,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.precision is torch.float16)
     guide = build_guide(config.guide, Training(method, data.train, config.views, setting, out))
-    evaluator = Evaluator(setting, config.views, config.localise, data, method.encoder, regions)
+    evaluator = Evaluator(setting, config, data, method.encoder, regions)
 
     total = config.run.epochs * len(loader)
     warmup = round(config.optim.warmup_epochs * len(loader))
@@ -111,7 +111,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
             regions.check_equal()
             for batch in loader if not stop else ():
                 clock = Clock(step, len(loader), config.run.epochs)
-                lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.floor_lr)
+                lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.min_lr)
                 optim.set_lr(optimizer, lr, config.optim.peak_lr)
                 if config.optim.final_weight_decay is not None:
                     decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
@@ -119,11 +119,11 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 ranks.seed_step(setting.seed, step)
                 method.before_step(clock)
                 with stage("trainers: forward"), setting.autocast():
-                    losses = network(batch.views, guide.kin(batch))
+                    losses = guide.losses(network, batch)
                 loss = (losses * guide.weights(batch)).mean()
                 optimizer.zero_grad(set_to_none=True)
                 with stage("trainers: backward"):
-                    scaler.scale(loss).backward()
+                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 scaler.unscale_(optimizer)
                 if config.optim.clip is not None:
                     optim.clip_each(method.parameters(), config.optim.clip)
@@ -194,7 +194,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
     if saved is not None:
         changed = config_file.differences(config_file.parse(saved["config"]), config)
         # These do not change what is trained: device, threads, evaluations, caches.
-        free = ("run.", "localise.", "probe.", "finetune.", "data.cache_")
+        free = ("run.", "localise.", "knn.", "probe.", "finetune.", "data.cache_")
         fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
         if fixed:
             raise ValueError(

@@ -27,14 +27,14 @@ from .guides import (
     TrueBoxes,
 )
 from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, Method, MoCo, Optim, SimCLR, SimSiam
-from .sections import Data, FineTune, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
+from .sections import Data, FineTune, Knn, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
     "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
-    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Localise", "Localised",
-    "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Passes", "Probe",
-    "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam", "TrueBoxes",
-    "Views", "check",
+    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Knn", "Localise",
+    "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Passes",
+    "Probe", "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam",
+    "TrueBoxes", "Views", "check",
 ]  # fmt: skip
 
 
@@ -57,6 +57,8 @@ class Config(Section):
     """The optimiser and its schedule, chosen by `name`."""
     localise: Localise = Localise()
     """How evaluations find the object in the encoder's maps."""
+    knn: Knn = Knn()
+    """How the nearest neighbours classify."""
     probe: Probe = Probe()
     """How a linear classifier is trained on the frozen encoder afterwards."""
     finetune: FineTune = FineTune()
@@ -65,10 +67,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         pairs = isinstance(self.guide, SemanticPairs)
-        if pairs != self.views.partner:
+        if pairs != (self.views.partner != "none"):
             raise ValueError(
-                f"views.partner {str(self.views.partner).lower()} does not fit guide.name {self.guide.name}: "
-                "the guide semantic_pairs finds partners, and views.partner true shows them"
+                f"views.partner {self.views.partner} does not fit guide.name {self.guide.name}: the guide "
+                "semantic_pairs finds partners, and views.partner replace or add shows them"
             )
         if self.box_guide.name != "none" and not self.views.guided:
             raise ValueError(
@@ -86,6 +88,12 @@ class Config(Section):
     def box_guide(self) -> BoxGuide:
         """The guide that writes boxes, alone or beside semantic pairs."""
         return self.guide.boxes if isinstance(self.guide, SemanticPairs) else self.guide
+
+    @property
+    def neighbours(self) -> tuple[int, float]:
+        """k and temperature of kNN: those of `knn`, else those that the method's authors report."""
+        k, temperature = (20, 0.07) if isinstance(self.method, DINO) else (200, 0.1)
+        return self.knn.k or k, self.knn.temperature or temperature
 
     @property
     def regions(self) -> int:

@@ -25,7 +25,8 @@ class SimCLR(_MethodBase):
     temperature: Positive = 0.1
     """Cosine similarities are divided by this."""
     bn: bool = True
-    """Batch norm after the projector's hidden layer; false with hidden_dim 512 is ContrastiveCrop's head."""
+    """Batch norm after both layers of the projector, the last without a shift, as in the authors' code; false
+    with hidden_dim 512 is ContrastiveCrop's head."""
 
 
 class MoCo(_MethodBase):
@@ -110,6 +111,9 @@ class SCFS(DINO):
     """The teacher's logits are divided by this, after the warm-up."""
     warmup_teacher_epochs: CountOrZero = 50
     """Epochs over which the teacher's temperature goes linearly from the first to the second."""
+    losses: tuple[Literal["final", "global", "search"], ...] = ("final", "global", "search")
+    """Which losses are added, for an ablation: DINO's own, and in every layer that of the global views (half
+    of a layer's loss) and that of the search (the other half)."""
     layers: tuple[str, ...] | None = None
     """Dotted names of the searched layers; absent: the last three stages (layer2, layer3, layer4)."""
     layer_bottleneck: Count = 256
@@ -127,11 +131,11 @@ class _OptimBase(Section):
     batch: Count = 256
     """Images per step over all processes."""
     lr_scaling: bool = True
-    """Multiply `lr` and `min_lr` by batch / 256."""
+    """Multiply `lr` by batch / 256."""
     warmup_epochs: NotNegative = 0.0
     """Epochs of linear growth of the learning rate from 0 to its peak."""
     min_lr: NotNegative = 0.0
-    """Learning rate at the end of the cosine, in the unit of `lr`."""
+    """Learning rate at the end of the cosine, whatever the batch."""
     decay_norms: bool = False
     """Decay also biases and 1-D weights, as the code of MoCo, SimSiam and ContrastiveCrop does."""
     clip: Positive | None = None
@@ -147,11 +151,6 @@ class _OptimBase(Section):
     def peak_lr(self) -> float:
         """Learning rate at the top of the schedule, after scaling."""
         return self.lr * self.batch / 256 if self.lr_scaling else self.lr
-
-    @property
-    def floor_lr(self) -> float:
-        """Learning rate at the end of the schedule, after scaling."""
-        return self.min_lr * self.batch / 256 if self.lr_scaling else self.min_lr
 
 
 class SGD(_OptimBase):

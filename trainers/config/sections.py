@@ -138,8 +138,9 @@ class Views(Section):
     """Least and greatest crop area as shares of the image; absent: the recipe's own."""
     blur: Share | None = None
     """Probability of blur of every view (0 for small images); absent: the recipe's own."""
-    partner: bool = False
-    """Cut the second view from the image's semantic partner (guide semantic_pairs)."""
+    partner: Literal["none", "replace", "add"] = "none"
+    """What the image's semantic partner is for (guide semantic_pairs): replace: the second view is cut from
+    it; add: one view more is, and the loss of that one with the first view is added to that of the others."""
     locals: CountOrZero | None = None
     """Local views after the two global ones, in the recipe dino; absent: 8."""
     local_size: Count | None = None
@@ -199,6 +200,16 @@ class Localise(Maps):
     component of an image's positions (ours)."""
 
 
+class Knn(Section):
+    """Nearest-neighbour classification with the frozen features, during training and by `knn`."""
+
+    k: Count | None = None
+    """Neighbours that vote; absent, as below: as published, 20 for DINO and SCFS, else 200."""
+    temperature: Positive | None = None
+    """A neighbour's vote is exp(cosine / temperature); absent: 0.07 for DINO and SCFS, else 0.1, which is
+    MoCo's demo for CIFAR-10."""
+
+
 class _Training(Section):
     epochs: Count | None = None
     """Passes over the labelled images; absent, as the keys below: as published."""
@@ -222,6 +233,8 @@ class Probe(_Training):
 class FineTune(_Training):
     """Encoder and classifier trained together on a share of the labels."""
 
+    recipe: Literal["auto", "simclr", "byol", "other"] = "auto"
+    """Whose published recipe is followed; auto: the method's own, else `other`, which is ORL's and SwAV's."""
     labels: float | str = 0.01
     """Share of every class's images that keep their label, or a text file of image names, one a line."""
     head_lr: Positive | None = None

@@ -2,7 +2,7 @@
 
 Rates are per 256 images here, so that a recipe stays sensible when the batch is changed or does not fit.
 All have momentum 0.9, random crops of 8 to 100 % of the image and flips in training, the central 224 of 256
-pixels in testing (small images whole), and, except FEW_LABELS, no weight decay.
+pixels in testing (small images whole), and, except ORL's with few labels, no weight decay.
 
 Linear probes, `PROBES`:
 
@@ -19,14 +19,16 @@ Linear probes, `PROBES`:
   DINO (arXiv 2104.14294) picks a rate per model: its code's default, for ViTs, is 0.001 at batch 1024, and
   its log of ResNet-50 shows 0.3 after scaling, at a batch that is not told.
 
-Fine-tuning, `FEW_LABELS` and `MORE_LABELS`: 20 epochs, batch 256, a fifth after 12 and 16.
+Fine-tuning, `FEW_LABELS` up to 5 % of the labels and `MORE_LABELS` above; the border is our choice.
 
-- up to 5 % of the labels: rate 0.01, the classifier's 100 times that, weight decay 5e-4; ORL
-  (arXiv 2106.11952) at 1 %.
-- more: rate 0.01, the classifier's 0.2, no weight decay; SwAV (arXiv 2006.09882) at 10 %. ORL's
-  released setting at 10 % differs in the classifier's rate only, 1.
-
-The border of 5 % is our choice.
+- simclr: rate 0.05, batch 4096, Nesterov; 60 epochs at 1 % of the labels, 30 at 10 % (arXiv 2002.05709,
+  appendix B.5). How the rate falls is not told; ours is a cosine.
+- byol: batch 1024, Nesterov (arXiv 2006.07733, appendix C.2). The paper takes the best of 30 and 50 epochs
+  and of the rates 0.1, 0.05, 0.02, 0.01 and 0.005 on held-out images; 50 epochs at 1 %, 30 at 10 %, rate
+  0.02 (0.005 per 256 images) and the cosine are our choice.
+- other, for all other methods: 20 epochs, batch 256, a fifth after 12 and 16. At 1 %: rate 0.01, the
+  classifier's 100 times that, weight decay 5e-4; ORL (arXiv 2106.11952). At 10 %: rate 0.01, the classifier's
+  0.2; SwAV (arXiv 2006.09882), from which ORL's released setting differs in the classifier's rate only, 1.
 """
 
 from __future__ import annotations
@@ -70,8 +72,16 @@ PROBES: dict[str, Recipe] = {
     "dino": Recipe(epochs=100, batch=2048, head_lr=0.01),
 }
 
-MORE_LABELS = Recipe(epochs=20, batch=256, head_lr=0.2, encoder_lr=0.01, drops=(0.6, 0.8), gamma=0.2)
-FEW_LABELS = replace(MORE_LABELS, head_lr=1.0, weight_decay=5e-4)
+MORE_LABELS: dict[str, Recipe] = {
+    "simclr": replace(_SIMCLR, epochs=30, head_lr=0.05, encoder_lr=0.05),
+    "byol": replace(_SIMCLR, epochs=30, batch=1024, head_lr=0.005, encoder_lr=0.005),
+    "other": Recipe(epochs=20, batch=256, head_lr=0.2, encoder_lr=0.01, drops=(0.6, 0.8), gamma=0.2),
+}
+FEW_LABELS: dict[str, Recipe] = {
+    "simclr": replace(MORE_LABELS["simclr"], epochs=60),
+    "byol": replace(MORE_LABELS["byol"], epochs=50),
+    "other": replace(MORE_LABELS["other"], head_lr=1.0, weight_decay=5e-4),
+}
 
 
 def linear_probe(
@@ -101,7 +111,7 @@ def finetune(
         share = len(rows) / len(images)
     else:
         rows, share = labelled_share(images, labels, setting.seed), labels
-    recipe, chosen = finetune_recipe(config.finetune, share), images.subset(rows)
+    recipe, chosen = finetune_recipe(config, share), images.subset(rows)
     return train_classifier(setting, config.views, encoder, chosen, data.queries, recipe, folder, resume)
 
 
@@ -123,11 +133,13 @@ def probe_recipe(config: cfg.Config) -> Recipe:
     )  # fmt: skip
 
 
-def finetune_recipe(config: cfg.FineTune, share: float) -> Recipe:
-    """The recipe for a share of the labels, with the configuration's changes."""
+def finetune_recipe(config: cfg.Config, share: float) -> Recipe:
+    """The recipe of `config.finetune` or the method for a share of the labels, with changes."""
+    how, recipes = config.finetune, FEW_LABELS if share <= _FEW else MORE_LABELS
+    name = config.method.name if how.recipe == "auto" else how.recipe
     return _changed(
-        FEW_LABELS if share <= _FEW else MORE_LABELS, epochs=config.epochs, batch=config.batch,
-        encoder_lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay,
+        recipes.get(name, recipes["other"]), epochs=how.epochs, batch=how.batch, encoder_lr=how.lr,
+        head_lr=how.head_lr, weight_decay=how.weight_decay,
     )  # fmt: skip
 
 

@@ -47,17 +47,17 @@ class Evaluator:
     """Measures the encoder during training. Every rank takes part.
 
     kNN is measured if the data have labels; localisation (mean IoU of the encoder's box with the
-    best-matching true box, and CorLoc, by `best_threshold`) if they have boxes. Boxes are read as `how` says,
-    whatever guides the crops.
+    best-matching true box, and CorLoc, by `best_threshold`) if they have boxes. Boxes are read as `localise`
+    says, whatever guides the crops.
     """
 
     def __init__(
-        self, setting: Setting, views: cfg.Views, how: cfg.Localise, data: DataSets, encoder: Backbone,
-        regions: RegionTable,
-    ) -> None:  # fmt: skip
-        self.setting, self.views, self.how = setting, views, how
+        self, setting: Setting, config: cfg.Config, data: DataSets, encoder: Backbone, regions: RegionTable
+    ) -> None:
+        self.setting, self.views, self.how = setting, config.views, config.localise
+        self.neighbours = config.neighbours
         self.data, self.encoder, self.regions = data, encoder, regions
-        self.encoder_maps = EncoderMaps(setting, views, how)
+        self.encoder_maps = EncoderMaps(setting, self.views, self.how)
         boxed = data.queries if data.queries is not None and len(data.queries.boxes) else data.train
         self.boxed = boxed.subset(spread_rows(len(boxed))) if len(boxed.boxes) else None
         self.rows = spread_rows(len(data.train), PICTURED)
@@ -67,7 +67,9 @@ class Evaluator:
         scores: dict[str, float] = {}
         localised = None
         if self.data.queries is not None:
-            found = knn(self.setting, self.views, self.encoder, self.data.bank, self.data.queries)
+            k, temperature = self.neighbours
+            sets = self.data.bank, self.data.queries
+            found = knn(self.setting, self.views, self.encoder, *sets, [k], temperature)
             (accuracy,) = found.values()
             scores |= {"knn_top1": accuracy["top1"], "knn_top5": accuracy["top5"]}
         if self.boxed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class Guide:
     def weights(self, batch: Batch) -> Tensor:
         """Weights (B,) of the losses, before the forward pass. By default those of the region table."""
         return batch.weights
+
+    def losses(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """Losses (B,) of a batch by the method, called as `network`; see `Method.forward`."""
+        return network(batch.views, self.kin(batch))
 
     def kin(self, batch: Batch) -> Tensor | None:
         """Number and partner (B, 2) of every sample if partners are no negatives; see `Method.forward`."""

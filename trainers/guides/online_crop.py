@@ -45,7 +45,10 @@ class OnlineCrop(Guide):
         self.maps = KeptMaps(length, config.map_size, config.rate, device)
 
     def after_step(self, batch: Batch) -> None:
-        for number, view in enumerate(self.views.take(len(batch))):
+        seen = self.views.take(len(batch))
+        if self.training.views.partner == "add":
+            seen = seen[: len(seen) // 2]  # the second call sees partners, and the first view again
+        for number, view in enumerate(seen):
             if self.own[number]:
                 self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class SemanticPairs(Guide):
 
     The paper's abstract names a pre-trained encoder and a similarity; the choice of anchors, the band and how
     pairs mix with ordinary views are ours. An image without a partner, or not drawn in an epoch, is its own
-    partner, which is the ordinary pair. The guide `boxes` writes boxes and weights beside the partners.
+    partner: it has the ordinary pair alone. The guide `boxes` writes boxes and weights beside the partners.
     """
 
     config: cfg.SemanticPairs
@@ -72,6 +72,16 @@ class SemanticPairs(Guide):
 
     def weights(self, batch: Batch) -> Tensor:
         return self.boxes.weights(batch)
+
+    def losses(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        if self.training.views.partner == "replace":
+            return super().losses(network, batch)
+        # The ordinary pairs and the semantic ones are one set of pairs, of which the loss is the mean but for
+        # a factor. The guide `boxes` looks at the views of the first call.
+        *views, other = batch.views
+        own = network(views, self.kin(batch))
+        added = network([views[0], other, *views[2:]], self.kin(batch))
+        return own + added.where(batch.partner != batch.index, 0)
 
     def kin(self, batch: Batch) -> Tensor | None:
         return torch.stack([batch.index, batch.partner], dim=1) if self.config.mask else None

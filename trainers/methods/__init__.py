@@ -32,7 +32,8 @@ def build_method(config: cfg.Method, backbone: Backbone) -> Method:
 
 def method_of(config: cfg.Config) -> Method:
     """Encoder and method of a run, with initial weights from torch's global generator."""
-    sizes = [view.size for view in training_views(config.views)]
+    views = training_views(config.views)
+    sizes = [view.size for view in (views[:-1] if config.views.partner == "add" else views)]
     backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
     check_sizes(backbone, set(sizes))
     method = build_method(config.method, backbone)

@@ -23,20 +23,25 @@ Net = TypeVar("Net", bound=nn.Module)
 _gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # the name before 2.14
 
 
-def projector(dim: int, hidden: int | None, output: int, bn: bool) -> nn.Sequential:
+def projector(dim: int, hidden: int | None, output: int, bn: bool, output_bn: bool = False) -> nn.Sequential:
     """Linear, optional batch norm, ReLU, Linear: projectors, and the predictors of BYOL and SimSiam.
 
     Args:
         dim, hidden, output: widths; `hidden` None: `dim`; 0: a single linear layer.
         bn: batch norm after the hidden layer (SimCLR, BYOL, SimSiam; not MoCo v2 and ContrastiveCrop).
+        output_bn: batch norm with a scale and no shift after the last layer (the authors' code of SimCLR).
     """
-    if hidden == 0:
-        return nn.Sequential(nn.Linear(dim, output))
-    hidden = dim if hidden is None else hidden
-    norm = [nn.BatchNorm1d(hidden)] if bn else []
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=not bn), *norm, nn.ReLU(inplace=True), nn.Linear(hidden, output)
-    )
+    layers: list[nn.Module] = []
+    if hidden != 0:
+        hidden = dim if hidden is None else hidden
+        norm = [nn.BatchNorm1d(hidden)] if bn else []
+        layers, dim = [nn.Linear(dim, hidden, bias=not bn), *norm, nn.ReLU(inplace=True)], hidden
+    layers.append(nn.Linear(dim, output, bias=not output_bn))
+    if output_bn:
+        last = nn.BatchNorm1d(output)
+        last.register_parameter("bias", None)
+        layers.append(last)
+    return nn.Sequential(*layers)
 
 
 def simsiam_projector(dim: int, hidden: int, output: int) -> nn.Sequential:
@@ -50,7 +55,9 @@ def simsiam_projector(dim: int, hidden: int, output: int) -> nn.Sequential:
 class PrototypeHead(nn.Module):
     """DINO's head: three linear layers with GELU, a unit vector, its cosines with the prototypes.
 
-    Normalised prototypes are weight norm with lengths fixed at 1 (the code's norm_last_layer).
+    Normalised prototypes are weight norm with lengths fixed at 1 (the code's norm_last_layer). As there, the
+    layers before them start at N(0, 0.02), truncated, and the prototypes as PyTorch's linear layers do: at a
+    mean length of 0.58, which says how fast they turn.
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, bn: bool = False) -> None:
@@ -60,11 +67,10 @@ class PrototypeHead(nn.Module):
             layers += [nn.Linear(wide, narrow), *([nn.BatchNorm1d(narrow)] if bn else []), nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
-        for module in self.modules():
+        for module in self.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, dim) -> logits (B, prototypes), float32.

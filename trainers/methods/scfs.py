@@ -107,8 +107,9 @@ class SCFS(DINO):
     """DINO's loss plus one loss per searched layer, all of weight 1 (section 3.3 and the public code).
 
     A layer's loss is the mean of two: the global views against each other, centred, and every local crop
-    against what it found in the teacher's map of the first global view, not centred. Batch norm of the heads
-    sees the local crops as one batch, the global views as another (our choice).
+    against what it found in the teacher's map of the first global view, not centred. `method.losses` leaves
+    some out. Batch norm of the heads sees the local crops as one batch, the global views as another, as in
+    the public code.
     """
 
     def __init__(self, backbone: Backbone, config: cfg.SCFS) -> None:
@@ -122,42 +123,51 @@ class SCFS(DINO):
         # After DINO has made its copies, because hooks are copied too.
         self._student, self._teacher = (Stages(net, layers) for net in (backbone, self.teacher_backbone))
         widths = config.layer_bottleneck, config.layer_hidden, config.layer_output
-        self.layer_heads = nn.ModuleList(LayerHead(count, *widths) for count in self._student.channels())
+        channels = self._student.channels() if {"global", "search"} & set(config.losses) else ()
+        self.layer_heads = nn.ModuleList(LayerHead(count, *widths) for count in channels)
         self.teacher_layer_heads = momentum_copy(self.layer_heads)
         self.layer_centres = nn.ModuleList(
             Centre(config.layer_output, config.centre_momentum) for _ in self.layer_heads
         )
+        self.losses = config.losses
+        self.head.requires_grad_("final" in self.losses)
 
     def check_views(self, sizes: Sequence[int]) -> None:
         super().check_views(sizes)
-        if len(sizes) == GLOBAL:
+        if len(sizes) == GLOBAL and "search" in self.losses:
             raise ValueError("SCFS searches with local views, and there is none; set views.locals above 0")
 
     def forward(self, views: list[Tensor], kin: Tensor | None = None) -> Tensor:
-        batches = global_and_local(self.checked(views))
+        first, *rest = global_and_local(self.checked(views))
         with torch.no_grad():
-            target, target_maps = self._teacher(batches[0])
-        (pooled, maps), (local_pooled, local_maps) = (self._student(images) for images in batches)
-        student = self.student_logits(torch.cat([pooled, local_pooled]))
-        losses = self.final_loss(self.teacher_logits(target), student, len(views[0]))
-        for layer, parts in enumerate(zip(target_maps, maps, local_maps, strict=True)):
-            losses = losses + self.layer_loss(layer, *parts)
+            target, target_maps = self._teacher(first)
+        found = [self._student(images) for images in (first, *rest)]
+        losses, self.embedding = target.new_zeros(len(views[0])), target[: len(views[0])]
+        if "final" in self.losses:
+            student = self.student_logits(torch.cat([pooled for pooled, _ in found]))
+            losses = self.final_loss(self.teacher_logits(target), student, len(views[0]))
+        for layer in range(len(self.layer_heads)):
+            losses = losses + self.layer_loss(layer, target_maps[layer], *(maps[layer] for _, maps in found))
         return self.config.loss_scale * losses
 
-    def layer_loss(self, layer: int, target_map: Tensor, own_map: Tensor, local_map: Tensor) -> Tensor:
-        """Losses (B,) of one layer, from the teacher's and the student's maps of the global views
-        (2B, C, h, w) and the student's of the local ones (L * B, C, h', w')."""
+    def layer_loss(self, layer: int, target_map: Tensor, *maps: Tensor) -> Tensor:
+        """Losses (B,) of one layer, from the teacher's map of the global views (2B, C, h, w) and the
+        student's of them and of the local ones (L * B, C, h', w'), if there are any."""
         samples = len(target_map) // GLOBAL
-        head, teacher_head = self.layer_heads[layer], self.teacher_layer_heads[layer]
-        with torch.no_grad():
-            queries = per_view(local_map.mean(dim=(2, 3)), samples)
-            found = feature_search(queries, target_map[:samples]).flatten(0, 1)
-            centred = self.layer_centres[layer](teacher_head(target_map)) / self.temperature
-            searched = teacher_head(found) / self.temperature
-        own, local = (head(part) / self.config.student_temperature for part in (own_map, local_map))
-        global_loss = across_views(per_view(centred, samples), per_view(own, samples))
-        search_loss = cross_entropy(searched, local).view(-1, samples).mean(dim=0)
-        return (global_loss + search_loss) / 2
+        loss = target_map.new_zeros(samples, dtype=torch.float32)
+        if "global" in self.losses:
+            with torch.no_grad():
+                centred = self.layer_centres[layer](self.teacher_layer_heads[layer](target_map))
+            own = self.layer_heads[layer](maps[0]) / self.config.student_temperature
+            loss = loss + across_views(per_view(centred / self.temperature, samples), per_view(own, samples))
+        if "search" in self.losses:
+            with torch.no_grad():
+                queries = per_view(maps[1].mean(dim=(2, 3)), samples)
+                found = feature_search(queries, target_map[:samples]).flatten(0, 1)
+                searched = self.teacher_layer_heads[layer](found) / self.temperature
+            local = self.layer_heads[layer](maps[1]) / self.config.student_temperature
+            loss = loss + cross_entropy(searched, local).view(-1, samples).mean(dim=0)
+        return loss / 2
 
     def after_step(self, clock: Clock) -> None:
         super().after_step(clock)

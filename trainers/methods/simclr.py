@@ -51,7 +51,8 @@ class SimCLR(Method):
     def __init__(self, backbone: Backbone, config: cfg.SimCLR) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = projector(backbone.dim, config.hidden_dim, config.output_dim, config.bn)
+        widths = backbone.dim, config.hidden_dim, config.output_dim
+        self.projector = projector(*widths, config.bn, output_bn=config.bn)
         self.temperature = config.temperature
         self.loss_scale = config.loss_scale
 
