@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import two_classes
+from runs import lines_of
 
 from trainers import config as cfg
 from trainers.config import file as config_file
 from trainers.data import training_views
 from trainers.encoders.backbones import build_backbone
 from trainers.methods import build_method
+from trainers.pretrain import pretrain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -22,12 +27,13 @@ DATA = [name for name in FILES if name.startswith("data/")]
 GUIDES = [name for name in FILES if name.startswith("guide/")]
 RUNS = [name for name in FILES if name not in DATA + GUIDES]
 SMALL = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
+PUBLISHED = [name for name in RUNS if name != "demo.yaml"]
 # A run on the images it was published on, and on all others of its kind.
 OTHERS = [
     (run, data)
-    for run in RUNS
+    for run in PUBLISHED
     for data in DATA
-    if run != "demo.yaml" and (run.split("/")[0] in SMALL) == (Path(data).stem in SMALL)
+    if (run.split("/")[0] in SMALL) == (Path(data).stem in SMALL)
 ]
 
 
@@ -71,17 +77,17 @@ def test_other_images_change_the_images_alone(run: str, data: str) -> None:
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("run", [run for run in RUNS if run != "demo.yaml"])
+@pytest.mark.parametrize("run", PUBLISHED)
 def test_a_guide_changes_crops_and_guide_alone_and_writes_boxes_after_every_fifth(
     run: str, guide: str
 ) -> None:
     changed = differences((run, guide), (run,))
-    assert {"run.out", "views.crop", "guide.name"} <= changed
-    assert all(
-        key in ("run.out", "views.crop", "views.alpha") or key.startswith("guide.") for key in changed
-    ), changed
+    shown = {"views.partner"} if "pairs" in guide else {"views.crop", "views.alpha"}
+    assert changed & shown
+    assert {"run.out", "guide.name"} <= changed
+    assert {key for key in changed if not key.startswith("guide.")} <= {"run.out", *shown}
     config = load(run, guide)
-    if isinstance(config.guide, cfg.ContrastiveCrop):
+    if isinstance(config.guide, cfg.ContrastiveCrop | cfg.Saliency):
         assert config.guide.warmup == config.guide.interval == config.run.epochs / 5
 
 
@@ -125,3 +131,32 @@ def test_a_run_names_the_figures_it_aims_at_with_their_sources_or_says_that_ther
 def test_the_tables_of_the_readme_are_made_of_the_files() -> None:
     readme = runpy.run_path(str(CONFIGS / "table.py"))["readme"]
     assert readme() == (CONFIGS / "README.md").read_text("utf-8"), "run python configs/table.py"
+
+
+COMBINATIONS = sorted(
+    {(name, *re.findall(r"guide/\w+\.yaml", line)) for name in PUBLISHED for line in aims(name)}
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of few images and wide boxes
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "+".join(names))
+def test_a_run_with_its_guide_trains_two_steps_on_small_images(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    two_classes(tmp_path / "photos", 8)
+    config = load(*names)
+    small = ["views.size=32", "model.backbone=resnet10", "optim.batch=8"]
+    small += ["views.local_size=16"] * (len(training_views(config.views)) > 3)
+    small += ["method.output_dim=32"] * isinstance(config.method, cfg.DINO)
+    small += ["guide.warmup=1", "guide.interval=1"] * isinstance(config.guide, cfg.Localised)
+    small += ["guide.encoder=null", "guide.control=label"] * isinstance(config.guide, cfg.SemanticPairs)
+    data = {key: None for key in ("instances", "classes", "boxes", "eval_train", "eval_val")}
+    data |= {"kind": "folder", "path": str(tmp_path / "photos"), "val_share": 0}
+    run = {"out": str(tmp_path / "run"), "epochs": 3, "max_steps": 4, "log_every": 1, "threads": 1}
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(json.dumps({"data": data, "run": {**run, "device": "cpu", "evaluate_every": 0}}))
+    found = pretrain(config_file.load([*(CONFIGS / name for name in names), changed], small))
+    assert found.step == 4
+    losses = [line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert all(np.isfinite(losses))
