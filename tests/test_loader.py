@@ -86,7 +86,8 @@ def test_the_gpus_decoder_has_whole_batches_and_memory_for_usual_images(small_in
         load, usual = options["hw_decoder_load"], options["usual"]
         graph.set_outputs(decode(encoded, "gpu", load, usual=usual))
     assert b"hw_decoder_load\x12\x05float\x1d" + struct.pack("<f", 1.0) in graph.serialize()
-    assert b"preallocate_height_hint\x12\x05int64 " + bytes(usual[:1]) in graph.serialize()
+    for side, hint in zip(("height", "width"), usual, strict=True):
+        assert f"preallocate_{side}_hint".encode() + b"\x12\x05int64 " + bytes([hint]) in graph.serialize()
     sizes = small_index.sizes
     assert (sizes > usual).mean(0).max() <= 0.05 <= (sizes >= usual).mean(0).min()
 

@@ -80,12 +80,13 @@ def test_lars_follows_its_formula_for_weights_and_plain_momentum_for_biases() ->
 
 
 class Calls(TorchDispatchMode):
-    """Counts the operators that are called inside."""
+    """Counts the operators that are called inside, and those for which the host would wait for a GPU."""
 
-    number = 0
+    number = waits = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += 1
+        self.waits += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_a_gpu_is_continued_on_the_cpu_and_no_optimiser_changes_
     nets = [small_net() for _ in range(2)]
     kind = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.SGD
     optimizers = [build_optimizer(net, config) for net in nets]
-    there = kind([dict(group) for group in optimizers[0].param_groups], fused=True)
+    there = kind([{**group, "fused": True} for group in optimizers[0].param_groups])
     for step in range(3):
         for net, optimizer in zip(nets, (there if step < 2 else optimizers[0], optimizers[1]), strict=True):
             if step == 2 and net is nets[0]:
@@ -151,7 +152,9 @@ def test_a_fused_sgd_takes_the_steps_of_a_plain_one_although_gradients_overflow_
                 net.get_parameter("0.bias").grad.fill_(math.inf)
             if step < 3:
                 net.get_parameter("2.weight").grad = None
-            scaler.step(optimizer)
+            with Calls() as calls:
+                scaler.step(optimizer)
+            assert not (fused and calls.waits)
             scaler.update(1.0)
             steps.append([parameter.detach().clone() for parameter in net.parameters()])
             if restored and step == 2:

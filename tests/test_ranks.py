@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from by_hand import finish, start
+from live_bytes import LiveBytes
 from networks import SMALL, small_method, views_for, without_batch_norm
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
@@ -20,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.engine import ranks as distributed
 from trainers.engine.optim import Clock
+from trainers.evaluate import knn
 from trainers.evaluate.knn import knn_accuracy, share
 from trainers.methods import Method
 
@@ -65,21 +68,22 @@ def learn_on_one_rank(rank: int, folder: str) -> None:
         found[name] = learn(method, slice(2 * rank, 2 * rank + 2), parallel)
     found["mean"] = distributed.all_mean(torch.tensor(float(rank)))
     found["knn"] = knn_of(slice(rank, None, 2))
+    found["memory"] = [memory_of_knn(slice(rank, None, 2), width) for width in WIDTHS]
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.cleanup()
 
 
 class Samples:
-    """In place of a loader: 90 samples in batches, of which the last are shown again, on another rank."""
+    """In place of a loader: samples in batches, of which the last are shown again, on another rank."""
 
     batch_size = 8
 
-    def __init__(self, seed: int, part: slice) -> None:
-        self.rows = torch.cat([torch.arange(90), torch.arange(79, 90)])[part].split(8)
+    def __init__(self, seed: int, part: slice, count: int = 90, width: int = 6) -> None:
+        self.rows = torch.cat([torch.arange(count), torch.arange(count - 11, count)])[part].split(8)
         draw = torch.Generator().manual_seed(seed)
-        self.labels = torch.randint(-1, 9, (90,), generator=draw)
-        centres = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
-        self.features = centres[self.labels] + 1.2 * torch.randn(90, 6, generator=draw)
+        self.labels = torch.randint(-1, 9, (count,), generator=draw)
+        centres = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
+        self.features = centres[self.labels] + 1.2 * torch.randn(count, width, generator=draw)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,6 +98,20 @@ def knn_of(part: slice) -> dict[str, Any]:
     bank, tests = (share(torch.nn.Identity(), Samples(seed, part), "cpu") for seed in (1, 2))  # type: ignore[arg-type]
     counts = [int((labels >= 0).sum()) for _, labels in (bank, tests)]
     return {"scores": [knn_accuracy(*bank, *tests, k, chunk=7) for k in (1, 20, 999)], "counts": counts}
+
+
+BANK, QUERIES, TILE = 8000, 400, 2**16
+WIDTHS = (256, 16)  # the second is less than the number of queries that are compared at a time
+
+
+def memory_of_knn(part: slice, width: int) -> list[int]:
+    """Bytes that the features take at most while they are made, and then while they are compared."""
+    samples = [Samples(seed, part, count, width) for seed, count in ((1, BANK), (2, QUERIES))]
+    with patch.object(knn, "_TILE", TILE), LiveBytes() as live:
+        bank, tests = (share(torch.nn.Identity(), each, "cpu") for each in samples)  # type: ignore[arg-type]
+        made, live.peak = live.peak, live.now
+        knn_accuracy(*bank, *tests, 20, chunk=64)
+    return [made, live.peak]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +151,16 @@ def test_ranks_that_share_the_bank_of_knn_find_what_one_finds_in_all_of_it(
     for rank in ranks:
         assert rank["knn"]["scores"] == alone["scores"]
     assert 0.2 < alone["scores"][1]["top1"] < 1
+
+
+def test_knn_takes_the_memory_that_it_promises_however_wide_the_features(ranks: list[dict[str, Any]]) -> None:
+    alone = [memory_of_knn(slice(None), width) for width in WIDTHS]
+    for world, found in ((1, alone), (2, ranks[0]["memory"]), (2, ranks[1]["memory"])):
+        for width, (made, compared) in zip(WIDTHS, found, strict=True):
+            features = 2 * (BANK / world + QUERIES * (1 if world == 1 else 3)) * width
+            bank = 2 * BANK / world * width
+            assert bank < made < features + 80 * (BANK + QUERIES)  # for a moment, all ranks' rows lie there
+            assert compared < features + 20 * (BANK + QUERIES) + 0.3e9 * TILE / 2**24
 
 
 def test_without_a_process_group_everything_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:

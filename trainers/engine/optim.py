@@ -150,8 +150,8 @@ def guard_fused_sgd(optimizer: torch.optim.SGD) -> None:
     """Keep PyTorch's fused SGD from velocities that nothing was written to.
 
     It leaves them so if gradients overflow in the first step, and fails if a parameter gets its first
-    gradient later than others. So they begin at 0, which gives the same steps; and the gradient scaler skips
-    a step that overflows, as it does for optimisers that are not fused.
+    gradient later than others. So they begin at 0, which gives the same steps. The kernel itself skips a step
+    that overflows, and the host does not wait to see whether one does.
     """
 
     def begin(optimizer: Optimizer) -> None:
@@ -161,7 +161,6 @@ def guard_fused_sgd(optimizer: torch.optim.SGD) -> None:
 
     begin(optimizer)
     optimizer.register_load_state_dict_post_hook(begin)
-    optimizer._step_supports_amp_scaling = False
 
 
 class Lars(Optimizer):

@@ -20,7 +20,7 @@ from ..engine.setting import Setting
 
 __all__ = ["extract", "knn", "knn_accuracy", "share"]
 
-_TILE = 2**24  # numbers of the bank that are compared at a time, 64 MiB in float32
+_TILE = 2**24  # the most numbers of the bank that are compared at a time, and cosines; 64 MiB in float32
 
 
 def knn(
@@ -142,7 +142,8 @@ def knn_accuracy(
             and compared in float32. With several ranks these are shares: all ranks' rows count, once each.
         train_labels, test_labels: (N,) and (M,) int64.
         temperature: the paper has 0.07, MoCo's CIFAR demo 0.1.
-        chunk: test samples compared at a time, with at most 2^24 numbers of training samples.
+        chunk: test samples compared at a time, with a tile of the training samples: their numbers and the
+            cosines are at most 2^24 each.
 
     Returns:
         {"top1": share, "top5": share} in [0, 1], equal on all ranks; top5 uses the best min(5, classes).
@@ -186,7 +187,7 @@ def _nearest(queries: Tensor, features: Tensor, labels: Tensor, k: int) -> tuple
         features, labels: (N, D) and (N,).
     """
     best = queries.new_full((len(queries), k), -torch.inf), labels.new_zeros((len(queries), k))
-    rows = max(1, _TILE // features.shape[1])
+    rows = max(1, _TILE // max(features.shape[1], len(queries)))
     for part, named in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
         cosines = (queries @ F.normalize(part.float(), dim=1).T).masked_fill_(named < 0, -torch.inf)
         cosines, places = cosines.topk(min(k, len(named)), dim=1)

@@ -103,8 +103,9 @@ def momentum_copy(net: Net) -> Net:
 def ema_update(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
     """follower = momentum * follower + (1 - momentum) * leader, parameters only."""
     mine: list[Tensor] = list(follower.parameters())
+    theirs: list[Tensor] = list(leader.parameters())
     # One fused call per device and dtype instead of one kernel per tensor.
-    torch._foreach_lerp_(mine, [p.detach() for p in leader.parameters()], 1 - momentum)
+    torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
 
 class Centre(nn.Module):
