@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
         hidden_dim=8, bottleneck_dim=6, output_dim=12, freeze_last_layer=0, layers=("0", "2"),
         layer_bottleneck=4, layer_hidden=8, layer_output=5,
     ),
+    "lejepa": cfg.LeJEPA(hidden_dim=8, output_dim=4, directions=12),
 }  # fmt: skip
 
 
@@ -56,5 +57,5 @@ def without_batch_norm(method: Method) -> Method:
 def views_for(name: str, samples: int, size: int = 8, seed: int = 7) -> list[Tensor]:
     """Random views of the number that a method wants: two, and two local ones for SCFS and DINO."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = [size, size, size - 2, size - 2] if name in ("dino", "scfs") else [size, size]
+    sizes = [size, size, size - 2, size - 2] if name in ("dino", "scfs", "lejepa") else [size, size]
     return [torch.randn(samples, 3, side, side, generator=generator) for side in sizes]

@@ -56,7 +56,9 @@ def test_a_run_loads_and_its_views_can_be_built(name: str) -> None:
     whole, *small = training_views(config.views)[1:]
     assert (whole.size, whole.crop) == (config.views.size, config.views.crop)
     assert config.views.scale in (None, whole.scale)
-    assert bool(small) <= (config.method.name in ("dino", "scfs")), "other methods compare two views"
+    assert bool(small) <= (config.method.name in ("dino", "scfs", "lejepa")), (
+        "other methods compare two views"
+    )
     assert small or config.method.name != "scfs", "SCFS searches with local views"
     assert all(view.size < config.views.size and view.scale[1] <= whole.scale[1] for view in small)
     if name != "demo.yaml":  # its run folder is one of two arms

@@ -83,7 +83,9 @@ def test_the_whole_report_has_figures_of_every_part_with_their_machine(tmp_path,
         assert all("DALI" in row["machine"] and row["device"] == "cpu" for row in rows if row["device"])
         assert all(row["name"] in unescape(page) for row in rows)
     methods = [row["name"] for row in parts["methods"]["rows"]]
-    assert methods == [f"{name}, resnet18" for name in ("simclr", "moco", "byol", "simsiam", "dino", "scfs")]
+    assert methods == [
+        f"{name}, resnet18" for name in ("simclr", "moco", "byol", "simsiam", "dino", "scfs", "lejepa")
+    ]
     assert parts["loaders"]["rows"][1]["name"] == "read only"
     noise_images(tmp_path / "photos", 12)
     code, parts, _ = report(capsys, tmp_path / "own", tmp_path / "photos", *PATIENT, "--parts", "pixels")

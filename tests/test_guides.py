@@ -62,6 +62,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "simsiam": ({"name": "simsiam", **SMALL, "predictor_dim": 16}, TWO_VIEWS, 0.5),
     "dino": ({"name": "dino", **DINO}, MULTI_CROP, 0.05),
     "scfs": ({"name": "scfs", **DINO, **LAYERS}, MULTI_CROP, 0.05),
+    "lejepa": ({"name": "lejepa", **SMALL}, MULTI_CROP, 0.05),
 }
 FIRST = {"moco": 1}  # step from which on the queue holds keys, and not the noise it started with
 TIMES = {"warmup": 1, "interval": 1, "size": 64, "threshold": 0.5, "skip_whole": False}

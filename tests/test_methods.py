@@ -13,6 +13,7 @@ from trainers.encoders.backbones import build_backbone
 from trainers.engine.optim import Clock
 from trainers.methods import Method, build_method
 from trainers.methods.dino import across_views
+from trainers.methods.lejepa import epps_pulley
 from trainers.methods.networks import (
     Centre,
     PrototypeHead,
@@ -79,7 +80,7 @@ def test_numbers_and_sizes_of_views_that_do_not_fit_are_refused() -> None:
     for name in ("simclr", "moco", "byol", "simsiam"):
         with pytest.raises(ValueError, match="2 views per sample, not 3"):
             small_method(name)([first, second, local])
-    for name in ("dino", "scfs"):
+    for name in ("dino", "scfs", "lejepa"):
         with pytest.raises(ValueError, match="2 global views per sample, not 1"):
             small_method(name)([first])
         with pytest.raises(ValueError, match=r"one size and the local ones another, not \[8, 6\] pixels"):
@@ -340,3 +341,38 @@ def test_zero_init_residual_makes_every_block_the_identity_and_fits_resnets_only
     assert build_backbone("resnet10").get_parameter("layer3.0.bn2.weight").all()
     with pytest.raises(ValueError, match="zero_init_residual fits torchvision's ResNets only"):
         build_backbone("convnext_tiny", zero_init_residual=True)
+
+
+def test_lejepas_loss_is_its_formula_in_double_precision() -> None:
+    method, views = small_method("lejepa").double().eval(), [view.double() for view in views_for("lejepa", 5)]
+    method.directions.copy_(method._drawn(0))
+    z = torch.stack([method.projector(method.backbone(view)) for view in views])
+    pulled = torch.stack([(each - (z[0] + z[1]) / 2).square().mean(1) for each in z]).mean(0)
+    total = torch.zeros((), dtype=torch.float64)
+    t, step = torch.linspace(-3, 3, 33, dtype=torch.float64), 3 / 16
+    for view in z:
+        for direction in method.directions.T:
+            x = view @ direction
+            gap = (1j * t[:, None] * x).exp().mean(1) - (-(t**2) / 2).exp()
+            integrand = gap.abs() ** 2 * (-(t**2) / 2).exp()
+            total += len(x) * torch.trapezoid(integrand, dx=step)
+    regulariser = total / (len(z) * method.directions.shape[1])
+    torch.testing.assert_close(method(views), 0.98 * pulled + 0.02 * regulariser)
+
+
+def test_the_epps_pulley_statistic_is_small_for_the_normal_law_alone() -> None:
+    normal = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    constant, wide = torch.zeros(4000, 1), 3 * normal
+    two = normal.sign() + 0.01 * normal  # of the same mean and variance
+    assert epps_pulley(normal) < 5
+    assert all(epps_pulley(other) > 100 for other in (constant, wide, two))
+
+
+def test_lejepas_directions_are_unit_vectors_drawn_anew_at_every_step() -> None:
+    method, found = small_method("lejepa"), []
+    for number in (0, 1, 0):
+        method.before_step(Clock(number, 10, 1))
+        found.append(method.directions.clone())
+    torch.testing.assert_close(found[0].norm(dim=0), torch.ones(12))
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])

@@ -23,7 +23,7 @@ from trainers.report.history import History, lines_of, recorded
 from trainers.report.page import curves_of, thinned
 
 pytestmark = pytest.mark.filterwarnings("ignore:half of the boxes")
-PARTNERS = {**SMALL["views"], "partner": True}
+PARTNERS = {**SMALL["views"], "partner": "replace"}
 HOSTILE = '"><script>alert(1)</script>'
 
 

@@ -168,8 +168,8 @@ def test_rates_fall_by_drops_between_epochs_or_along_half_a_cosine():
 
 def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked_for():
     chosen = classifiers.probe_recipe
-    for method in (cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS()):
-        name = "dino" if method.name == "scfs" else method.name
+    for method in (cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS(), cfg.LeJEPA()):
+        name = {"scfs": "dino", "lejepa": "dino"}.get(method.name, method.name)
         assert chosen(config(method=method, size=224)) == PROBES[name]
         assert chosen(config(method=method, size=96)) == PROBES["small"]
     asked = cfg.Probe(recipe="byol", lr=0.4, epochs=5, batch=64, weight_decay=0.0, augment=False)

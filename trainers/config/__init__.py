@@ -26,12 +26,12 @@ from .guides import (
     SimCCrop,
     TrueBoxes,
 )
-from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, Method, MoCo, Optim, SimCLR, SimSiam
+from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, LeJEPA, Method, MoCo, Optim, SimCLR, SimSiam
 from .sections import Data, FineTune, Knn, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
     "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
-    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Knn", "Localise",
+    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Knn", "LeJEPA", "Localise",
     "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Passes",
     "Probe", "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam",
     "TrueBoxes", "Views", "check",

@@ -124,7 +124,21 @@ class SCFS(DINO):
     """Width of the unit vector that comes out of a layer's head."""
 
 
-Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS, Field(discriminator="name")]
+class LeJEPA(_MethodBase):
+    """LeJEPA, arXiv 2511.08544; the defaults are those of the authors' minimal example."""
+
+    name: Literal["lejepa"] = "lejepa"
+    hidden_dim: Count = 2048
+    """Width of the projector's two hidden layers."""
+    output_dim: Count = 16
+    """Width of the embedding, which is to be normally distributed."""
+    weight: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Share of the regulariser in the loss (lambda)."""
+    directions: Count = 256
+    """Random directions along which the distribution is tested at every step."""
+
+
+Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS | LeJEPA, Field(discriminator="name")]
 
 
 class _OptimBase(Section):

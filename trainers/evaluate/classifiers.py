@@ -57,7 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 _FEW = 0.05
-_RECIPES = {"scfs": "dino"}  # methods whose recipe has another name
+_RECIPES = {"scfs": "dino", "lejepa": "dino"}  # methods whose recipe has another name
 _SMALL = 96  # pixels of the largest views that ContrastiveCrop probes with its small-image recipe (STL-10)
 
 _MOCO = Recipe(epochs=100, batch=256, head_lr=30.0, drops=(0.6, 0.8))

@@ -11,6 +11,7 @@ from trainers.encoders.backbones import Backbone, build_backbone, check_sizes
 
 from .byol import BYOL
 from .dino import DINO
+from .lejepa import LeJEPA
 from .method import Method
 from .moco import MoCo
 from .scfs import SCFS
@@ -21,6 +22,7 @@ __all__ = ["METHODS", "Method", "build_method", "method_of"]
 
 METHODS: dict[str, Callable[[Backbone, Any], Method]] = {
     "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "dino": DINO, "scfs": SCFS,
+    "lejepa": LeJEPA,
 }  # fmt: skip
 """By `method.name`: called with the backbone and the method's section of the configuration."""
 

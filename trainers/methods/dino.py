@@ -65,15 +65,7 @@ class DINO(Method):
         self.register_buffer("temperature", torch.tensor(config.teacher_temperature), persistent=False)
 
     def check_views(self, sizes: Sequence[int]) -> None:
-        if len(sizes) < GLOBAL:
-            raise ValueError(
-                f"{type(self).__name__} needs {GLOBAL} global views per sample, not {len(sizes)}; "
-                "choose views.name dino"
-            )
-        if len(set(sizes[:GLOBAL])) > 1 or len(set(sizes[GLOBAL:])) > 1:
-            raise ValueError(
-                f"the global views should have one size and the local ones another, not {list(sizes)} pixels"
-            )
+        check_multi_crop(self, sizes)
 
     def before_step(self, clock: Clock) -> None:
         start, end = self.config.warmup_teacher_temperature, self.config.teacher_temperature
@@ -122,6 +114,23 @@ class DINO(Method):
         return self.teacher_backbone
 
     momentum_encoder = encoder
+
+
+def check_multi_crop(method: Method, sizes: Sequence[int]) -> None:
+    """Check that views of such sides are two global ones, and local ones of another size, if any.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len(sizes) < GLOBAL:
+        raise ValueError(
+            f"{type(method).__name__} needs {GLOBAL} global views per sample, not {len(sizes)}; "
+            "choose views.name dino"
+        )
+    if len(set(sizes[:GLOBAL])) > 1 or len(set(sizes[GLOBAL:])) > 1:
+        raise ValueError(
+            f"the global views should have one size and the local ones another, not {list(sizes)} pixels"
+        )
 
 
 def global_and_local(views: list[Tensor]) -> list[Tensor]:
