@@ -125,7 +125,8 @@ class MoCo(Method):
         """Keys of all ranks in rank order (world * B, D), each encoded in a batch mixed over the ranks."""
         if ranks.world() == 1 and not self.split_bn:
             return normalise(self.key_projector(self.key_backbone(images)))
-        everything = ranks.gather(images)
+        # As (B, S, S, 3), which is how channels_last images lie in memory: nothing is copied to gather them.
+        everything = ranks.gather(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         start, rows = ranks.rank() * len(images), len(images)
         # Equal on all ranks without communication, and again after a resume.
         order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))

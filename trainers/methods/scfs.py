@@ -31,7 +31,8 @@ def feature_search(queries: Tensor, features: Tensor) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
         keys, units = normalise(features), normalise(queries.flatten(0, 1)).view(queries.shape)
         attention = torch.einsum("lbc,bchw->lbhw", units.to(keys.dtype), keys).to(features.dtype)
-        return attention.unsqueeze(2) * features
+        # The product lies in memory as its first factor does, and then as `features`: channels_last stays.
+        return attention.contiguous().unsqueeze(2) * features
 
 
 class LayerHead(nn.Module):
