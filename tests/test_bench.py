@@ -161,8 +161,8 @@ def test_growth_tells_a_leak_from_a_level_that_is_reached_once():
 
 def test_decoding_gives_the_same_pixels_while_the_machine_is_busy(setup, device):
     setup = replace(setup, device=device)
-    assert len(set(costs.checksums(setup, setup.index, 0.0))) == len(setup.index)
-    rows = costs.decoder(setup, passes=2, report=str)
+    assert len(set(pixels.checksums(setup, setup.index, 0.0))) == len(setup.index)
+    rows = pixels.decoder(setup, passes=2, report=str)
     assert [row.value for row in rows] == [0] * (2 if device == "gpu" else 1)
 
 

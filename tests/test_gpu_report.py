@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import noise_images
 
-from dali_views.tools import gpu_report
+from dali_views.tools import cli, gpu_report
 from dali_views.tools.cli import main
+from trainers import cli as trainers_cli
 
 PATIENT = ["--device", "cpu", "--minutes", "2000"]  # machines that run tests may be slow
 
@@ -57,6 +58,21 @@ def test_a_part_that_hangs_is_ended_and_without_time_none_is_begun(tmp_path, cap
     code, found, _ = report(capsys, *words, "0.01", "--parts", "memory", "pixels")
     assert code == 0
     assert [part["why"] for part in found.values()] == ["no time left"] * 2
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"], ids=["with one", "without"])  # "gpu" would be skipped
+def test_the_commands_of_all_parts_are_ones_that_exist_and_write_files_named_by_the_device(device, tmp_path):
+    job = gpu_report.Job("photos", tmp_path, device, 10.0)
+    parsers = {"dali_views": cli._parser(cli.COMMANDS), "trainers": trainers_cli._parser()}
+    for name, part in gpu_report.PARTS.items():
+        words = part.command(job)
+        if name == "tests":
+            assert words == "CPU: no GPU" if device == "cpu" else "gpu" in words
+            continue
+        args = parsers[words[1]].parse_args([*words[2:], *["--minutes", "1"] * part.timed])
+        if name != "doctor":
+            assert (args.csv, args.device) == (tmp_path / f"{device}_{name}.csv", device)
+            assert args.images == ["photos"]
 
 
 def test_pixels_that_depend_on_the_batch_fail_and_known_differences_between_decoders_do_not():

@@ -94,7 +94,7 @@ def _measured(
 ) -> list[Row]:
     """The figures of each part with their setting; `elsewhere`: the same images in other places, by name."""
     from ...graph.build import default_threads
-    from . import costs, loaders, pixels
+    from . import costs, loaders, peers, pixels
     from .contest import Setup
 
     device, workers = options.device(args), args.workers or default_threads()
@@ -120,13 +120,15 @@ def _measured(
         return now + (end - now) / (contests + 1)
 
     if "loaders" in parts:
-        rows += loaders.compare(setup, *turns, only=args.only, cold=args.cold, until=until())
+        rows += loaders.compare(
+            setup, peers.installed(setup), *turns, only=args.only, cold=args.cold, until=until()
+        )
     for model in models:
         rows += costs.training(setup, model, *turns, until=until())
     if "memory" in parts:
         rows += costs.memory(setup, args.batches, args.batch_sizes)
     if "decoder" in parts:
-        rows += costs.decoder(setup)
+        rows += pixels.decoder(setup)
     if "pixels" in parts:
         rows += pixels.pixels(setup)
     if "sources" in parts:

@@ -25,7 +25,6 @@ from ...loader.loader import ViewLoader
 from ...plan import recipes
 from ...plan.views import View
 from ...regions.table import RegionTable
-from . import peers
 from .contest import OF_TIME, WARM_UP, Batches, Contender, Report, Row, Setup, speed_row, take_turns
 
 GUIDED, DECODE = "dali_views, guided", "decode only"
@@ -34,6 +33,7 @@ _HARDWARE_LOADS = (0.0, 0.5, 0.8, 1.0)  # the best share differs between GPUs
 
 def compare(
     setup: Setup,
+    peers: Sequence[Contender],
     rounds: int,
     seconds: float,
     *,
@@ -42,9 +42,9 @@ def compare(
     report: Report = print,
     until: float = math.inf,
 ) -> list[Row]:
-    """A row per limit, setting of our loader and installed peer whose name has a word of `only`, if given.
+    """A row per limit, setting of our loader and peer whose name has a word of `only`, if given.
 
-    The baseline, limits and ours come first, so that what is missing if time ends (`until`) is a peer.
+    The first peer is the baseline. It, limits and ours come first, so what is missing at `until` is a peer.
     """
     enough = 8 * WARM_UP * setup.batch_size
     if cold and len(setup.index) < enough:
@@ -52,8 +52,8 @@ def compare(
             f"With a cold cache a turn reads every file once, and {len(setup.index)} files are too few for "
             f"batches of {setup.batch_size}; give at least {enough} files or lower --batch-size."
         )
-    kept = (peers.BASE, DECODE)
-    base, *others = peers.installed(setup, report)
+    base, *others = peers
+    kept = (base.name, DECODE)
     contenders = [
         each
         for each in [base, *limits(setup), *ours(setup), *others]
