@@ -104,7 +104,9 @@ def _tests(job: Job) -> list[str] | str:
     if not job.gpu:
         return "CPU: no GPU"
     side_by_side = ["-n", "4", "--dist", "worksteal"] if find_spec("xdist") else []
-    return ["-m", "pytest", "-q", "-m", "gpu", *side_by_side, str(_ROOT / "tests")]
+    # A file of tests that cannot be imported here costs itself alone.
+    alone = "--continue-on-collection-errors"
+    return ["-m", "pytest", "-q", "-m", "gpu", alone, *side_by_side, str(_ROOT / "tests")]
 
 
 def _training(job: Job) -> list[str]:
@@ -233,14 +235,14 @@ def _carry_out(one: Found, words: Sequence[str], job: Job, seconds: float, left:
                 process.wait(10)
     one.seconds = time.monotonic() - began
     lines = log.read_text(errors="replace").splitlines()
-    one.told = [line for line in lines if line.startswith(_TOLD)]
     if job.file(one.name).is_file():
         with job.file(one.name).open(newline="") as file:
             one.rows = list(csv.DictReader(file))
     one.why = one.why or PARTS[one.name].wrong(one.rows)
     one.state = "failed" if one.why else "done"
-    if one.state == "failed" or not one.rows:
-        one.text = "\n".join(lines[-_TAIL:])
+    shown = lines[-_TAIL:] if one.state == "failed" or not one.rows else []
+    one.text = "\n".join(shown or ["The log is empty."] * (not one.rows))
+    one.told = [line for line in lines if line.startswith(_TOLD) and line not in shown]
 
 
 def _write(job: Job, found: Sequence[Found]) -> None:

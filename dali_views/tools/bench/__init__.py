@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,14 +69,17 @@ def run(args: argparse.Namespace) -> Answer:
     index = options.open_index(args)
     print(index.summary())
     places = dict(zip(_places(index.root, args.source), map(options.open_images, args.source), strict=True))
-    rows = _measured(args, index, places)
+    rows: list[Row] = []
+    for found in _measured(args, index, places):
+        rows += found
+        if args.csv is not None:
+            contest.write_csv(rows, args.csv)  # after every part, for the next may be killed
     setting = rows[0].setting
     text = (
         f"{setting['machine']}\n{args.recipe}, {args.size} pixels, batch {setting['batch_size']}, "
         f"{setting['workers']} workers, {setting['cache']} cache\n\n{contest.table(rows)}"
     )
     if args.csv is not None:
-        contest.write_csv(rows, args.csv)
         text += f"\nwritten to {args.csv}"
     return Answer({"rows": [asdict(row) for row in rows]}, text)
 
@@ -91,7 +94,7 @@ def _places(first: str, sources: Sequence[Sequence[str]]) -> list[str]:
 
 def _measured(
     args: argparse.Namespace, index: SampleIndex, elsewhere: Mapping[str, SampleIndex]
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """The figures of each part with their setting; `elsewhere`: the same images in other places, by name."""
     from ...graph.build import default_threads
     from . import costs, loaders, peers, pixels
@@ -107,7 +110,7 @@ def _measured(
         repeated = index.subset(np.tile(np.arange(len(index)), times))
         return Setup(repeated, views, batch_size, device, workers, args.hw_decoder_load, args.seed)
 
-    setup, rows = set_up(index), []
+    setup = set_up(index)
     parts = args.parts or (["sources"] if args.source else ["loaders"])
     models = args.models if "training" in parts else []
     contests = len(models) + ("loaders" in parts)
@@ -119,21 +122,6 @@ def _measured(
         now, contests = time.monotonic(), contests - 1
         return now + (end - now) / (contests + 1)
 
-    if "loaders" in parts:
-        rows += loaders.compare(
-            setup, peers.installed(setup), *turns, only=args.only, cold=args.cold, until=until()
-        )
-    for model in models:
-        rows += costs.training(setup, model, *turns, until=until())
-    if "memory" in parts:
-        rows += costs.memory(setup, args.batches, args.batch_sizes)
-    if "decoder" in parts:
-        rows += pixels.decoder(setup)
-    if "pixels" in parts:
-        rows += pixels.pixels(setup)
-    if "sources" in parts:
-        places = {name: set_up(other) for name, other in elsewhere.items()}
-        rows += loaders.compare_places({os.path.basename(index.root): setup} | places, *turns, args.cold)
     setting: dict[str, str | int | float] = {
         "recipe": args.recipe,
         "size": args.size,
@@ -144,4 +132,21 @@ def _measured(
         "images": len(index),
         "machine": machine(device),
     }
-    return [replace(row, setting=setting) for row in rows]
+
+    def told(rows: Sequence[Row]) -> list[Row]:
+        return [replace(row, setting=setting) for row in rows]
+
+    if "loaders" in parts:
+        contenders = peers.installed(setup)
+        yield told(loaders.compare(setup, contenders, *turns, only=args.only, cold=args.cold, until=until()))
+    for model in models:
+        yield told(costs.training(setup, model, *turns, until=until()))
+    if "memory" in parts:
+        yield told(costs.memory(setup, args.batches, args.batch_sizes))
+    if "decoder" in parts:
+        yield told(pixels.decoder(setup))
+    if "pixels" in parts:
+        yield told(pixels.pixels(setup))
+    if "sources" in parts:
+        places = {name: set_up(other) for name, other in elsewhere.items()}
+        yield told(loaders.compare_places({os.path.basename(index.root): setup} | places, *turns, args.cold))

@@ -20,7 +20,7 @@ from .loaders import loader_of, short_graph
 _LOADS = (0.0, 0.65, 1.0)
 _SIZES = (5, 8)  # batch sizes beside the one that is measured
 _BUSY = 8  # resizes and blurs of a batch
-_MOST = 500  # images whose pixels are compared
+_MOST, _BATCHES = 500, 16  # images that are compared, or batches, if these hold fewer
 
 
 def pixels(setup: Setup, report: Report = print) -> list[Row]:
@@ -29,7 +29,7 @@ def pixels(setup: Setup, report: Report = print) -> list[Row]:
     DALI gives a fixed share of each batch to the hardware decoder, whose pixels differ from those of the CUDA
     decoder (DALI, pull requests 2232 and 4272). So the place in the batch may decide what decodes an image.
     """
-    index = distinct(setup.index)
+    index = distinct(setup)
     sizes = list(dict.fromkeys([*_SIZES, min(setup.batch_size, len(index))]))
     rows, by_cuda = [], None
     for load in _LOADS if setup.device == "gpu" else (0.0,):
@@ -70,7 +70,7 @@ def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[R
     (pytorch/vision, pull request 9606). So slow operators read the decoded images here, the first ones at
     once and the last one at the end, while the next batch is decoded into memory that has become free.
     """
-    index = distinct(setup.index)
+    index = distinct(setup)
     rows = []
     for load in (0.0, 1.0) if setup.device == "gpu" else (0.0,):
         report(f"decoding {passes} times with {load:.0%} of JPEGs on the hardware decoder")
@@ -81,11 +81,12 @@ def decoder(setup: Setup, *, passes: int = 10, report: Report = print) -> list[R
     return rows
 
 
-def distinct(index: SampleIndex) -> SampleIndex:
-    """Each image of the index once, or `_MOST` of them at equal distances."""
-    assert index.paths is not None
-    rows = np.unique(index.paths, axis=0, return_index=True)[1]
-    return index.subset(rows[np.linspace(0, len(rows) - 1, min(_MOST, len(rows))).astype(int)])
+def distinct(setup: Setup) -> SampleIndex:
+    """Each image of the index once, or as many of them as are compared, at equal distances."""
+    assert setup.index.paths is not None
+    rows = np.unique(setup.index.paths, axis=0, return_index=True)[1]
+    count = min(_MOST, _BATCHES * setup.batch_size, len(rows))
+    return setup.index.subset(rows[np.linspace(0, len(rows) - 1, count).astype(int)])
 
 
 def checksums(setup: Setup, index: SampleIndex, load: float, busy: bool = False) -> list[int]:
