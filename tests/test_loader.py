@@ -16,7 +16,7 @@ import torch
 from conftest import noise_images, without_waiting
 from nvidia.dali import Pipeline, fn, types
 
-from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+from dali_views import RegionTable, SampleIndex, ViewLoader, recipes
 from dali_views.graph.build import release_memory
 from dali_views.graph.decode import decode
 from dali_views.loader.batch import Stats, StreamWaits
@@ -61,15 +61,6 @@ def test_equal_seeds_give_equal_bytes_wherever_the_folder_lies_and_unequal_ones_
     assert not set(runs[0]) & set(runs[3])
 
 
-def test_a_view_does_not_depend_on_batch_size_or_threads(small_index):
-    first, *others = [
-        samples(ViewLoader(small_index, VIEWS, size, device="cpu", threads=threads, drop_last=False))
-        for size, threads in ((8, 1), (8, 2), (5, 2), (40, 1))
-    ]
-    for other in others:
-        assert {row: seen[1:] for row, seen in other.items()} == {r: seen[1:] for r, seen in first.items()}
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_the_pixels_of_a_sample_do_not_depend_on_its_place_in_the_batch(photographs):
     """Its hardware and CUDA decode to different pixels, so the file must decide which of them has it."""
@@ -107,58 +98,6 @@ def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(smal
     assert rows_of(ViewLoader(small_index, VIEWS, 8, device="cpu", shuffle=False)) == list(range(40))
 
 
-@pytest.mark.parametrize(("drop", "sizes"), [(True, [12, 12, 12]), (False, [12, 12, 12, 4])])
-def test_the_last_batch_is_dropped_or_kept(small_index, drop, sizes):
-    loader = ViewLoader(small_index, VIEWS, 12, device="cpu", drop_last=drop)
-    assert [len(batch) for batch in loader] == sizes
-    assert len(loader) == len(sizes)
-
-
-def test_labels_boxes_weights_and_partner_come_with_the_batch(tmp_path):
-    for name in ("ant", "bee"):
-        noise_images(tmp_path / name, 6, seed=len(name))
-    index = SampleIndex.from_folder(tmp_path, cache=False, progress=False)
-    regions = written_table(index)
-    regions.update([2], weights=[0.25], partner=[5])
-    for batch in ViewLoader(index, VIEWS, 4, regions=regions, device="cpu"):
-        rows = batch.index.numpy()
-        assert np.array_equal(batch.label.numpy(), index.labels[rows])
-        assert np.array_equal(batch.boxes.numpy(), regions.boxes[rows, 0])
-        assert np.array_equal(batch.weights.numpy(), np.where(rows == 2, 0.25, 1.0).astype(np.float32))
-        assert np.array_equal(batch.partner.numpy(), np.where(rows == 2, 5, rows))
-
-
-@pytest.mark.parametrize("stop", [0, 1, 3, 5])
-def test_a_loader_resumed_in_mid_epoch_goes_on_as_if_never_stopped(small_index, stop):
-    whole = []
-    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=written_table(small_index))
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        whole += [digest(batch) for batch in loader]
-
-    table = written_table(small_index)
-    first = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table)
-    seen = []
-    first.set_epoch(0)
-    state = first.state_dict()
-    if stop:
-        for batch in first:
-            seen.append(digest(batch))
-            state = first.state_dict()
-            if len(seen) == stop:
-                break
-    # The table moves on in mid-epoch; the rest of the epoch must still use it as it was frozen.
-    table.update(np.arange(40), np.tile([0.0, 0.0, 0.1, 0.1], (40, 1)))
-    second = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=table)
-    second.load_state_dict(state)
-    second.set_epoch(0)
-    seen += [digest(batch) for batch in second]
-    table.load_state_dict(written_table(small_index).state_dict())
-    second.set_epoch(1)
-    seen += [digest(batch) for batch in second]
-    assert seen == whole
-
-
 def test_an_iterator_whose_loader_has_gone_elsewhere_ends_with_a_sentence(small_index):
     loader = ViewLoader(small_index, recipes.moco_v2(16), 8, device="cpu")
     first = iter(loader)
@@ -189,44 +128,6 @@ def test_a_process_that_is_forked_from_one_with_a_loader_has_its_own(small_index
     code = child.exitcode
     child.kill()
     assert code == 0
-
-
-def test_one_two_and_four_ranks_see_the_same_samples_with_the_same_views_at_the_same_step(small_index):
-    seen = []
-    for world in (1, 2, 4):
-        joined: dict[int, tuple] = {}
-        for rank in range(world):
-            loader = ViewLoader(small_index, VIEWS, 8 // world, device="cpu", rank=rank, world=world)
-            part = samples(loader)
-            assert not joined.keys() & part.keys()
-            joined |= part
-        seen.append(joined)
-    assert seen[0] == seen[1] == seen[2]
-    assert len(seen[0]) == 40
-
-
-def test_a_run_may_be_resumed_with_another_world_size(small_index):
-    whole = samples(ViewLoader(small_index, VIEWS, 8, device="cpu"))
-    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
-    batches = iter(loader)
-    next(batches), next(batches)
-    for rank in range(2):
-        half = ViewLoader(small_index, VIEWS, 4, device="cpu", rank=rank, world=2)
-        half.load_state_dict(loader.state_dict())
-        for row, (step, *rest) in samples(half).items():
-            assert whole[row] == (step + 2, *rest)
-
-
-@pytest.mark.parametrize(("length", "world"), [(40, 3), (37, 2), (33, 2)])
-def test_with_a_kept_last_batch_all_ranks_have_equally_many_steps_and_miss_nothing(
-    small_index, length, world
-):
-    index = small_index.subset(np.arange(length))
-    options = {"device": "cpu", "world": world, "drop_last": False}
-    loaders = [ViewLoader(index, [View(size=8)], 4, rank=rank, **options) for rank in range(world)]
-    batches = [[batch.index.tolist() for batch in loader] for loader in loaders]
-    assert {len(each) for each in batches} == {len(loaders[0])}
-    assert {row for each in batches for rows in each for row in rows} == set(range(length))
 
 
 def test_updates_become_visible_exactly_at_the_next_set_epoch(small_index):

@@ -1,21 +1,17 @@
-"""The same photographs in a folder, a list, shards, tables, LMDB and a bucket: byte-equal batches."""
+"""The same photographs in a folder and in a bucket: byte-equal batches. See also test_properties."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import lmdb
-import pyarrow as pa
 import pytest
 from conftest import REAL, unpack
 from s3 import Bucket
-from tables import structs, write
 from tars import pack_folder
-from test_loader import Held, digest
+from test_loader import digest
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
-from dali_views.tools.pack import pack_shards
 
 VIEWS = [*recipes.moco_v2(32, crop="contrastive"), View(size=16, source="partner")]
 BATCH = 64
@@ -50,54 +46,6 @@ def rows(folder: SampleIndex) -> Iterator[tuple[str, bytes, int]]:
         yield str(Path(folder.path(row)).relative_to(folder.root)), folder.encoded(row), label
 
 
-def as_list(folder: SampleIndex, into: Path) -> SampleIndex:
-    lines = [f"{name}\t{folder.classes[label]}\n" for name, _, label in rows(folder)]
-    (into / "list.txt").write_text("".join(lines))
-    return SampleIndex.from_list(into / "list.txt", folder.root, cache=False, progress=False)
-
-
-def as_packed(folder: SampleIndex, into: Path) -> SampleIndex:
-    pack_shards(folder, into / "packed", per_shard=150, progress=False)
-    return SampleIndex.from_shards(into / "packed" / "*.tar", cache=False, progress=False)
-
-
-def table_of(folder: SampleIndex) -> pa.Table:
-    names, images, labels = zip(*rows(folder), strict=True)
-    return pa.table({"image": structs(images, names), "label": [folder.classes[label] for label in labels]})
-
-
-def as_parquet(folder: SampleIndex, into: Path) -> SampleIndex:
-    table = table_of(folder)
-    for number, start in enumerate(range(0, len(table), 200)):
-        write(into / f"{number}.parquet", table.slice(start, 200), "parquet", 10)
-    return SampleIndex.from_table(into / "*.parquet", cache=False, progress=False)
-
-
-def as_arrow(folder: SampleIndex, into: Path) -> SampleIndex:
-    file = write(into / "a.arrow", table_of(folder), "stream", 100)
-    return SampleIndex.from_table(file, cache=False, progress=False)
-
-
-def as_lmdb(folder: SampleIndex, into: Path) -> SampleIndex:
-    with (
-        lmdb.open(str(into / "a.lmdb"), map_size=1 << 30) as environment,
-        environment.begin(write=True) as put,
-    ):
-        for name, image, _ in rows(folder):
-            put.put(name.encode(), image)
-    return SampleIndex.from_lmdb(into / "a.lmdb", cache=False, progress=False)
-
-
-def as_source(folder: SampleIndex, into: Path) -> SampleIndex:
-    names = [name for name, _, _ in rows(folder)]
-    return SampleIndex.from_source(Held(folder), folder.labels, folder.classes, names=names, progress=False)
-
-
-PLACES: list[Callable[[SampleIndex, Path], SampleIndex]] = [
-    as_list, as_packed, as_parquet, as_arrow, as_lmdb, as_source,
-]  # fmt: skip
-
-
 def loader_of(index: SampleIndex) -> ViewLoader:
     """Guided, with partners, in the second epoch; the same for all."""
     regions = RegionTable(len(index))
@@ -122,18 +70,6 @@ def same(index: SampleIndex, folder: SampleIndex, expected: list[str]) -> None:
     resumed = loader_of(index)
     resumed.load_state_dict(loader.state_dict())
     assert [digest(batch) for batch in resumed] == expected[half:]
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_the_batches_are_those_of_the_folder_also_when_resumed(place, folder, expected, tmp_path):
-    index = place(folder, tmp_path)
-    same(index, folder, expected)
-    if place is not as_source:
-        index.save(tmp_path / "index.safetensors")
-        loaded = SampleIndex.load(tmp_path / "index.safetensors")
-        assert [loaded.encoded(row) for row in (0, len(loaded) - 1)] == [
-            folder.encoded(row) for row in (0, len(folder) - 1)
-        ]
 
 
 def test_a_bucket_gives_the_batches_of_the_folder(folder, expected, bucket: Bucket):
