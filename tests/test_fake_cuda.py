@@ -204,6 +204,7 @@ NOTICED: dict[str, Callable[[Tensor], object]] = {
     "rows of a mask": lambda values: (values > 0).nonzero(),
     "equal": lambda values: torch.equal(values, values),
     "cpu": lambda values: values.cpu(),
+    "a number in one place": lambda values: values.__setitem__(0, 1.0),
     "numbers": lambda values: values.new_tensor([1, 2]),
     "pageable": lambda values: torch.zeros(3).to(CUDA, non_blocking=True),
     "blocking": lambda values: torch.zeros(3).pin_memory().to(CUDA),
@@ -213,6 +214,7 @@ PASSED: dict[str, Callable[[Tensor], object]] = {
     "pinned": lambda values: torch.zeros(3).pin_memory().to(CUDA, non_blocking=True),
     "to the CPU": lambda values: values.to(CPU, non_blocking=True),
     "filled by a mask": _filled,
+    "a number in several places": lambda values: values.__setitem__(slice(2), 1.0),
     "number": lambda values: torch.where(values > 0, values * 2, 1.0),
 }
 

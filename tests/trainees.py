@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import CPU, CUDA, Watch, fake_gpu, move, one_of
-from test_guides import GUIDES, config_of
+from test_guides import GUIDES, METHODS, config_of
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.optim import Optimizer
@@ -107,7 +107,7 @@ class Case:
     def on(self, device: torch.device, *changes: str, world: int = 1) -> Iterator[Trainee]:
         """The parts on a device, as one of `world` ranks; fake on `CUDA`, as are tensors made inside."""
         small = {"model.backbone": self.encoder, "views.size": 64, "optim.batch": LOCAL * world}
-        if self.method in ("dino", "scfs"):
+        if "locals" in METHODS[self.method][1]:
             small["views.local_size"] = 32
         guide = GUIDES[self.guide]
         for key, section in (("guide", guide), ("guide.boxes", guide.get("boxes", {}))):
