@@ -92,6 +92,7 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("data.instances=a.json", "data.instances is only read for data.kind coco"),
         ("guide.name=contrastive_crop", "views.crop random ignores"),
         ("method.split_bn=7", "does not divide optim.batch 256"),
+        ("optim.accumulate=3", "optim.accumulate 3 does not divide optim.batch 256; choose a divisor"),
         ("optim.trust=0.1", "optim.trust is not a known key"),
         ("run.epochs", "should look like section.key=value"),
         ("run.epochs=[1", "is not valid YAML"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,11 @@ def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.
     monkeypatch.setattr(ranks, "world", lambda: 4)
     with pytest.raises(ValueError, match=r"method\.split_bn 8 does not divide the 4 samples of each of 4"):
         training_loader(join(config), config.views, index, RegionTable(16), split_bn=8)
+    setting = replace(join(config), parts=8)
+    with pytest.raises(
+        ValueError, match=r"16 does not divide over 4 processes in 8 parts \(optim.accumulate"
+    ):
+        training_loader(setting, config.views, index, RegionTable(16))
+    few = index.subset(np.arange(16) < 12)
+    with pytest.raises(ValueError, match="12 images do not fill one step of 16"):
+        training_loader(replace(setting, parts=2), config.views, few, RegionTable(12))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
+from dali_views import Batch, RegionTable, SampleIndex, View, ViewLoader, recipes
 
 from . import config as cfg
 from .engine import ranks
 from .engine.setting import Setting
 
 __all__ = [
-    "DataSets", "evaluation_views", "loader_options", "open_data", "plain_loader", "training_loader",
-    "training_views",
+    "DataSets", "evaluation_views", "loader_options", "open_data", "plain_loader", "step_parts",
+    "training_loader", "training_views",
 ]  # fmt: skip
 
 
@@ -189,11 +190,16 @@ def evaluation_views(config: cfg.Views) -> list[View]:
 def training_loader(
     setting: Setting, views: cfg.Views, index: SampleIndex, regions: RegionTable, split_bn: int = 0
 ) -> ViewLoader:
-    """The guided loader. Each process takes its share of `optim.batch`, a multiple of `split_bn`."""
-    each, rest = divmod(setting.batch, ranks.world())
+    """The guided loader. A batch is this process's share of a part of `optim.batch`, see `step_parts`.
+
+    Raises:
+        ValueError: the batch does not divide, by `split_bn` either, or there are too few images for a step.
+    """
+    each, rest = divmod(setting.batch, ranks.world() * setting.parts)
     if rest:
+        parts = "" if setting.parts == 1 else f" in {setting.parts} parts (optim.accumulate)"
         raise ValueError(
-            f"optim.batch {setting.batch} does not divide over {ranks.world()} processes; "
+            f"optim.batch {setting.batch} does not divide over {ranks.world()} processes{parts}; "
             "start a number of processes that divides it"
         )
     if split_bn and each % split_bn:
@@ -201,7 +207,20 @@ def training_loader(
             f"method.split_bn {split_bn} does not divide the {each} samples of each of {ranks.world()} "
             "processes; choose a divisor, or another number of processes"
         )
+    if setting.parts > 1 and len(index) < setting.batch:
+        raise ValueError(f"{len(index)} images do not fill one step of {setting.batch}; lower optim.batch")
     return ViewLoader(index, training_views(views), each, regions=regions, **loader_options(setting, views))
+
+
+def step_parts(loader: ViewLoader, parts: int) -> Iterator[Iterator[Batch]]:
+    """The rest of the loader's epoch, step by step; each step gives its batches, which must all be taken.
+
+    Steps have the images that batches `parts` times as large would have, and there are as many of them: the
+    loader drops its last batches if they do not fill a step.
+    """
+    begun, whole, batches = loader.step // parts, len(loader) // parts, iter(loader)
+    for _ in range(begun, whole):
+        yield islice(batches, parts)
 
 
 def plain_loader(
@@ -213,7 +232,8 @@ def plain_loader(
     training does. `run.max_bad_share` is not applied: among few images, one may be a large share.
     """
     rank, world = (0, 1) if alone else (ranks.rank(), ranks.world())
-    batch = min(256, max(32, setting.batch // ranks.world()), -(-len(index) // world))
+    trained = setting.batch // setting.parts // ranks.world()
+    batch = min(256, max(32, trained), -(-len(index) // world))
     options = {**loader_options(setting, views), "rank": rank, "world": world, "max_bad_share": 1.0}
     return ViewLoader(index, shown, batch, shuffle=False, drop_last=False, **options)
 

@@ -22,11 +22,11 @@ from dali_views.system.machine import stage
 
 from . import config as cfg
 from .config import file as config_file
-from .data import open_data, training_loader
+from .data import open_data, step_parts, training_loader
 from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt, began, launch
 from .engine.optim import Clock, cosine, lr_at
-from .engine.setting import join
+from .engine.setting import Setting, join
 from .evaluate.evaluator import Evaluator
 from .guides import Training, build_guide
 from .guides.encoder_maps import check_layers
@@ -84,8 +84,10 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     guide = build_guide(config.guide, Training(method, data.train, config.views, setting, out))
     evaluator = Evaluator(setting, config, data, method.encoder, regions)
 
-    total = config.run.epochs * len(loader)
-    warmup = round(config.optim.warmup_epochs * len(loader))
+    parts = setting.parts
+    per_epoch = len(loader) // parts
+    total = config.run.epochs * per_epoch
+    warmup = round(config.optim.warmup_epochs * per_epoch)
     last = min(total, config.run.max_steps or total)
     keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader,
             "guide": guide}  # fmt: skip
@@ -93,7 +95,8 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
     if saved is not None:
         checkpoint.restore(saved, keep)
         step, saved = int(saved["step"]), None  # frees the table and the maps in it
-    report = Report(config.run, data, loader, setting.batch, last, step, outlook(config))
+    told = "\n".join(filter(None, (outlook(config), told_of_parts(method, setting))))
+    report = Report(config.run, data, loader, setting.batch, per_epoch, last, step, told)
     result = Result(finished=False, step=step)
 
     with report, Interrupt() as interrupt:
@@ -109,21 +112,27 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)
             regions.check_equal()
-            for batch in loader if not stop else ():
-                clock = Clock(step, len(loader), config.run.epochs)
+            for batches in step_parts(loader, parts) if not stop else ():
+                clock = Clock(step, per_epoch, config.run.epochs)
                 lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.min_lr)
                 optim.set_lr(optimizer, lr, config.optim.peak_lr)
                 if config.optim.final_weight_decay is not None:
                     decay = cosine(clock.share, config.optim.weight_decay, config.optim.final_weight_decay)
                     optim.set_weight_decay(optimizer, decay)
-                ranks.seed_step(setting.seed, step)
                 method.before_step(clock)
-                with stage("trainers: forward"), setting.autocast():
-                    losses = guide.losses(network, batch)
-                loss = (losses * guide.weights(batch)).mean()
                 optimizer.zero_grad(set_to_none=True)
-                with stage("trainers: backward"):
-                    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                loss = torch.zeros((), device=device)
+                for part, batch in enumerate(batches, 1):
+                    ranks.seed_step(setting.seed, step * parts + part - 1)
+                    with ranks.averaged(network, part == parts):
+                        with stage("trainers: forward"), setting.autocast():
+                            losses = guide.losses(network, batch)
+                        share = (losses * guide.weights(batch)).mean() / parts
+                        with stage("trainers: backward"):
+                            scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+                    with stage("trainers: guide"):
+                        guide.after_batch(batch)
+                    loss += share.detach()
                 scaler.unscale_(optimizer)
                 if config.optim.clip is not None:
                     optim.clip_each(method.parameters(), config.optim.clip)
@@ -131,8 +140,6 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
                 scaler.step(optimizer)
                 scaler.update()
                 method.after_step(clock)
-                with stage("trainers: guide"):
-                    guide.after_step(batch)
                 step += 1
                 report.step(step, epoch, loss, lr, method.embedding)
                 stop = step == last or interrupt.seen()
@@ -163,6 +170,17 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
 def is_due(number: int, every: int) -> bool:
     """Whether something that happens every `every` times (0: never) happens at `number` (from 1)."""
     return every > 0 and number % every == 0
+
+
+def told_of_parts(method: Method, setting: Setting) -> str:
+    """What accumulation changes besides batch norm, as a line for the start; empty if nothing."""
+    if setting.parts == 1 or not method.in_batch:
+        return ""
+    batch, parts = setting.batch, setting.parts
+    return (
+        f"the {method.in_batch} of {type(method).__name__} are those of {batch // parts} images, one part of "
+        f"a step, not of its {batch} (optim.accumulate {parts})"
+    )
 
 
 def wrap(method: Method, compiled: bool, device: torch.device) -> nn.Module:

@@ -53,7 +53,7 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
     theirs = ContrastiveCrop(cfg.ContrastiveCrop(**shown, **published), training)
     epochs = iter(range(10**6))
 
-    def train(method: Method, after_step: Callable[..., None]) -> None:
+    def train(method: Method, after_batch: Callable[..., None]) -> None:
         optimizer = optimizers[method]
         loader.set_epoch(next(epochs))
         for batch in loader:
@@ -62,13 +62,13 @@ def main(file: Path, out: Path, changes: list[str]) -> None:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            after_step(batch)
+            after_batch(batch)
 
     def plain() -> None:
         train(bare, lambda batch: None)
 
     def with_maps() -> None:
-        train(method, online.after_step)
+        train(method, online.after_batch)
 
     def read() -> None:
         online.after_epoch(regions, guide.warmup + guide.interval, 10**6)

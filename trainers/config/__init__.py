@@ -77,9 +77,15 @@ class Config(Section):
                 f"guide.name {self.box_guide.name} writes boxes that views.crop {self.views.crop} ignores; "
                 "set views.crop to contrastive or inside, or guide.name to none"
             )
-        if isinstance(self.method, MoCo) and self.method.split_bn and self.optim.batch % self.method.split_bn:
+        batch, parts = self.optim.batch, self.optim.accumulate
+        if batch % parts:
             raise ValueError(
-                f"method.split_bn {self.method.split_bn} does not divide optim.batch {self.optim.batch}; "
+                f"optim.accumulate {parts} does not divide optim.batch {batch}; choose a divisor"
+            )
+        if isinstance(self.method, MoCo) and self.method.split_bn and batch // parts % self.method.split_bn:
+            by_parts = "" if parts == 1 else f" / optim.accumulate {parts}"
+            raise ValueError(
+                f"method.split_bn {self.method.split_bn} does not divide optim.batch {batch}{by_parts}; "
                 "choose a divisor"
             )
         return self

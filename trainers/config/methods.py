@@ -144,6 +144,10 @@ Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS | LeJEPA, Field(
 class _OptimBase(Section):
     batch: Count = 256
     """Images per step over all processes."""
+    accumulate: Count = 1
+    """Parts into which a step's images are cut, one forward and backward pass each; gradients are averaged
+    before the step. A part takes the memory of its images only. Batch norm, negatives of the same batch
+    (SimCLR) and the mean to which a guide scales its weights are those of a part."""
     lr_scaling: bool = True
     """Multiply `lr` by batch / 256."""
     warmup_epochs: NotNegative = 0.0

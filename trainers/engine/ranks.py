@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -171,6 +171,16 @@ def spread(network: nn.Module, device: torch.device) -> nn.Module:
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before 2.14
     settings: dict[str, Any] = {name: False, "device_ids": None if device.type == "cpu" else [device]}
     return nn.parallel.DistributedDataParallel(network, **settings)
+
+
+def averaged(network: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Around forward and backward passes of a spread network: whether this backward pass averages gradients.
+
+    If not, they add up on each rank, and the next pass that averages takes all of them together.
+    """
+    if now or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[None], network.no_sync())
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ class Setting:
     precision: torch.dtype | None  # half precision of forward passes; None: full precision
     seed: int
     batch: int  # images of a training step over all processes
+    parts: int  # of a step, see `optim.accumulate`
     threads: int | None  # CPU threads per process that decode; None: this process's share of the cores
     on_bad_image: str
     max_bad_share: float
@@ -39,8 +40,8 @@ def join(config: cfg.Config) -> Setting:
     """Join the process group that torchrun announced, if any, and resolve `auto` for this machine."""
     run, device = config.run, ranks.init(device_kind(config.run))
     return Setting(
-        device, _precision(run.amp, device), run.seed, config.optim.batch, run.threads, run.on_bad_image,
-        run.max_bad_share, run.hw_decoder_load,
+        device, _precision(run.amp, device), run.seed, config.optim.batch, config.optim.accumulate,
+        run.threads, run.on_bad_image, run.max_bad_share, run.hw_decoder_load,
     )  # fmt: skip
 
 

@@ -73,8 +73,8 @@ class Controlled(Guide):
     def weights(self, batch: Batch) -> Tensor:
         return self.guide.weights(batch)
 
-    def after_step(self, batch: Batch) -> None:
-        self.guide.after_step(batch)
+    def after_batch(self, batch: Batch) -> None:
+        self.guide.after_batch(batch)
 
     def sync(self) -> None:
         self.guide.sync()

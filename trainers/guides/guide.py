@@ -59,8 +59,8 @@ class Guide:
         """Number and partner (B, 2) of every sample if partners are no negatives; see `Method.forward`."""
         return None
 
-    def after_step(self, batch: Batch) -> None:
-        """Called after every optimiser step. Must not wait for the device."""
+    def after_batch(self, batch: Batch) -> None:
+        """Called after every backward pass, once per part of a step. Must not wait for the device."""
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         """Called after epoch number `epoch` (from 1) of `epochs`; returns whether it wrote boxes."""

@@ -44,7 +44,7 @@ class OnlineCrop(Guide):
         self.views = ViewMaps(net, layer, net.prefix_tokens, net.channels_last_maps)
         self.maps = KeptMaps(length, config.map_size, config.rate, device)
 
-    def after_step(self, batch: Batch) -> None:
+    def after_batch(self, batch: Batch) -> None:
         seen = self.views.take(len(batch))
         if self.training.views.partner == "add":
             seen = seen[: len(seen) // 2]  # the second call sees partners, and the first view again

@@ -86,8 +86,8 @@ class SemanticPairs(Guide):
     def kin(self, batch: Batch) -> Tensor | None:
         return torch.stack([batch.index, batch.partner], dim=1) if self.config.mask else None
 
-    def after_step(self, batch: Batch) -> None:
-        self.boxes.after_step(batch)
+    def after_batch(self, batch: Batch) -> None:
+        self.boxes.after_batch(batch)
 
     def after_epoch(self, regions: RegionTable, epoch: int, epochs: int) -> bool:
         wrote = self.boxes.after_epoch(regions, epoch, epochs)

@@ -18,18 +18,22 @@ class Method(nn.Module, ABC):
     """A loss and its networks.
 
     Around every optimiser step the loop calls `before_step`, `forward` (the loop weights the losses, averages
-    and differentiates them), `after_backward`, the optimiser, and `after_step`.
+    and differentiates them), `after_backward`, the optimiser, and `after_step`. `forward` is called for every
+    part of the step (`optim.accumulate`), and twice if pairs are added: what it leaves for `after_step` must
+    add up.
     """
 
     backbone: Backbone
     """The encoder that learns by gradient."""
     embedding: Tensor
-    """(B, D) what the last loss compared, of the first view, without gradient; shows a collapse. Projections,
+    """(B, D) what the last call compared, of the first view, without gradient; shows a collapse. Projections,
     or for DINO the teacher's distributions over the prototypes."""
     sync_bn: bool = True
     """Whether batch norm is computed over all processes; False where that would reveal the answer."""
     split_bn: int = 0
     """Groups of batch norm into which the batch of each process must divide; 0: none."""
+    in_batch: str = ""
+    """What the loss of a sample takes from others of its batch, such as "negatives"; empty: nothing."""
     constant_lr: tuple[str, ...] = ()
     """Submodules whose learning rate ignores the schedule."""
 

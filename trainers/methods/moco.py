@@ -68,7 +68,7 @@ class MoCo(Method):
         self.step = 0
         # Number and partner of the sample of each key, -1 where unknown.
         self.register_buffer("queue_kin", torch.full((config.queue, 2), -1))
-        self._fresh: list[tuple[Tensor, Tensor]] = []
+        self._fresh: tuple[Tensor, Tensor] | None = None  # keys of the calls of this step, and their kin
 
     def before_step(self, clock: Clock) -> None:
         self.step = clock.step  # seeds the shuffles
@@ -86,12 +86,12 @@ class MoCo(Method):
         return log_ratio(normalise(self.projector(self.backbone(images))), key)
 
     def after_step(self, clock: Clock) -> None:
-        """Move the key encoder and enqueue the step's keys (not sooner: backward needs the old queue)."""
+        """Move the key encoder and enqueue all calls' keys (not sooner: backward needs the old queue)."""
         ema_update(self.key_backbone, self.backbone, self.momentum)
         ema_update(self.key_projector, self.projector, self.momentum)
-        if self._fresh:
-            self.enqueue(*(torch.cat(parts) for parts in zip(*self._fresh, strict=True)))
-            self._fresh.clear()
+        if self._fresh is not None:
+            self.enqueue(*self._fresh)
+            self._fresh = None
 
     @property
     def momentum_encoder(self) -> Backbone:
@@ -115,7 +115,10 @@ class MoCo(Method):
         keys = self._keys(key_view, 2 * self.step + direction)
         if self.training:
             unknown = torch.full((len(keys), 2), -1, device=keys.device)
-            self._fresh.append((keys, unknown if kin is None else ranks.gather(kin)))
+            fresh = keys, unknown if kin is None else ranks.gather(kin)
+            if self._fresh is not None:  # joined at once: every length of a list would be compiled anew
+                fresh = torch.cat([self._fresh[0], fresh[0]]), torch.cat([self._fresh[1], fresh[1]])
+            self._fresh = fresh
         start = ranks.rank() * len(query)
         excluded = None if kin is None else are_kin(kin, self.queue_kin)
         return info_nce(query, keys[start : start + len(query)], self.queue, self.temperature, excluded)

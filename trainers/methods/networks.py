@@ -111,8 +111,8 @@ def ema_update(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
 class Centre(nn.Module):
     """The running mean of a teacher's outputs over all ranks, subtracted from them (DINO, arXiv 2104.14294).
 
-    The outputs of the forward pass move the centre after the step, so that a loss depends only on the state
-    before it.
+    The outputs of all forward passes of a step move the centre after it, so that a loss depends only on the
+    state before it.
     """
 
     value: Tensor
@@ -126,13 +126,16 @@ class Centre(nn.Module):
     def forward(self, outputs: Tensor) -> Tensor:
         """Outputs (N, dim) of this rank, centred."""
         if self.training:
-            self._noted = outputs.detach().mean(dim=0)
+            # A last element counts the calls: a number that changes would recompile the forward pass.
+            noted = F.pad(outputs.detach().mean(dim=0), (0, 1), value=1.0)
+            self._noted = noted if self._noted is None else self._noted + noted
         return outputs - self.value
 
     def update(self) -> None:
-        """Move by the last outputs: c = momentum * c + (1 - momentum) * their mean."""
+        """Move by the outputs since the last update: c = momentum * c + (1 - momentum) * their mean."""
         if self._noted is not None:
-            self.value.lerp_(ranks.all_mean(self._noted), 1 - self.momentum)
+            mean = self._noted[:-1] / self._noted[-1]
+            self.value.lerp_(ranks.all_mean(mean), 1 - self.momentum)
             self._noted = None
 
 

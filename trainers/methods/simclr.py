@@ -48,6 +48,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, kin: Tensor | Non
 class SimCLR(Method):
     """Backbone, projector and NT-Xent."""
 
+    in_batch = "negatives"
+
     def __init__(self, backbone: Backbone, config: cfg.SimCLR) -> None:
         super().__init__()
         self.backbone = backbone

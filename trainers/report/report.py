@@ -45,14 +45,15 @@ class Report:
 
     Args:
         batch: images of a step, on all ranks.
+        per_epoch: optimiser steps of an epoch.
         steps: optimiser steps this process may come to.
         step: those already taken by an earlier process; later entries of it are dropped.
-        outlook: when crops will follow boxes, shown at the start.
+        outlook: lines to show at the start.
     """
 
     def __init__(
-        self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, steps: int, step: int,
-        outlook: str,
+        self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, per_epoch: int,
+        steps: int, step: int, outlook: str,
     ) -> None:  # fmt: skip
         self.run, self.index, self.loader, self.main = run, data.train, loader, ranks.is_main()
         self.throughput, self.collapse = Throughput(loader, batch), Collapse()
@@ -64,9 +65,9 @@ class Report:
         history.keep_until(self.folder / METRICS, step or -1)
         self.board, self.wandb = _boards(self.folder, run.wandb, step)
         self.history = history.History(self.folder, data.train, run.seed, step)
-        self.total, self.last, self._step, self._listed = run.epochs * len(loader), steps, step, 0
+        self.total, self.last, self._step, self._listed = run.epochs * per_epoch, steps, step, 0
         self.history.event(
-            "start", step, steps=self.total, steps_per_epoch=len(loader), processes=ranks.world(),
+            "start", step, steps=self.total, steps_per_epoch=per_epoch, processes=ranks.world(),
             machine=machine("gpu" if loader.device.type == "cuda" else "cpu"), images=len(data.train),
             classes=len(data.train.classes), true_boxes=len(data.train.boxes),
             left_out=len(data.train.left_out),
