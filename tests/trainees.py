@@ -62,7 +62,7 @@ class Trainee:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(CLOCK)
-        self.guide.after_step(self.batch)
+        self.guide.after_batch(self.batch)
 
     def step_on_fakes(self) -> None:
         """One step under watch, with any gradients, and what must hold for what it computes and leaves."""

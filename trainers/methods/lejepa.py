@@ -44,6 +44,7 @@ class LeJEPA(Method):
     There is no momentum network, no stop of gradients and no predictor.
     """
 
+    in_batch = "regularised embeddings"
     directions: Tensor
 
     def __init__(self, backbone: Backbone, config: cfg.LeJEPA) -> None:
