@@ -24,7 +24,7 @@ from dali_views import SampleIndex, ViewLoader
 from dali_views.graph import build, colour, decode
 from dali_views.loader import batch
 from dali_views.maps import boxes, heatmap
-from dali_views.tools.bench import costs
+from dali_views.tools.bench import pixels
 from trainers.engine import optim, ranks
 from trainers.evaluate.learners import Learner
 from trainers.guides import reading
@@ -267,8 +267,8 @@ def test_a_loader_or_a_decoder_with_dalis_own_share_of_the_hardware_fails(
 
 # Where the host alone read the images, and where the decoder rested meanwhile.
 BENCH = [
-    Fault(costs, "checksums", "if busy else images", "if False else images", "read images on the GPU"),
-    Fault(costs, "checksums", "PREFETCH if busy else 1", "1", "no batch is decoded"),
+    Fault(pixels, "checksums", "if busy else images", "if False else images", "read images on the GPU"),
+    Fault(pixels, "checksums", "PREFETCH if busy else 1", "1", "no batch is decoded"),
 ]
 
 

@@ -20,7 +20,7 @@ from nvidia.dali import Pipeline, backend, types
 from dali_views import SampleIndex, View, ViewLoader, recipes
 from dali_views.graph import build
 from dali_views.graph.decode import decoder
-from dali_views.tools.bench import costs
+from dali_views.tools.bench import pixels
 from dali_views.tools.bench.contest import Setup
 from dali_views.tools.bench.loaders import limits, short_graph
 from dali_views.tools.bench.peers import solo_learn_graph
@@ -167,9 +167,9 @@ def check_bench(index: SampleIndex) -> None:
         raise Kept(not_built(short_graph, *given, **options))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "short_graph", keep)
+        patch.setattr(pixels, "short_graph", keep)
         with pytest.raises(Kept) as kept:
-            costs.checksums(Setup(index, BLOCKS, 4, "gpu", 1), index, 1.0, busy=True)
+            pixels.checksums(Setup(index, BLOCKS, 4, "gpu", 1), index, 1.0, busy=True)
     (graph,) = kept.value.args
     found, _ = in_order(graph)
     (images,) = (name for one in found if one.device == "mixed" for name, _, _ in one.outputs)
