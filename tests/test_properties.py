@@ -51,10 +51,10 @@ class Sample(NamedTuple):
 
 
 def samples(batch: Any) -> list[Sample]:
-    columns = [getattr(batch, name).numpy() for name in ("boxes", "crops", "flipped")]
     numbers = [getattr(batch, name).tolist() for name in ("index", "label", "partner", "weights")]
     pixels = [[zlib.crc32(view[b].contiguous().numpy()) for view in batch.views] for b in range(len(batch))]
-    parts = [[row.tobytes() for row in column] for column in columns]
+    arrays = [getattr(batch, name) for name in ("boxes", "crops", "flipped")]
+    parts = [[row.numpy().tobytes() for row in array] for array in arrays]
     return [Sample(*rest, tuple(views)) for *rest, views in zip(*numbers, *parts, pixels, strict=True)]
 
 
@@ -289,11 +289,11 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     max_examples=-(-EXAMPLES // len(PLACES)),
     deadline=None,
     derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 def test_a_sample_is_that_of_the_plain_run_however_it_is_made(place, run, epochs, prefetch, ahead):
-    folder, index = (whole.subset(run.rows) for whole in place)
+    folder = place[0].subset(run.rows)
+    index = place[1].subset(range(IMAGES)[::-1]).subset([IMAGES - 1 - row for row in run.rows])
     wanted = [plain(folder, run, number) for number in range(len(epochs))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "PREFETCH", prefetch)
