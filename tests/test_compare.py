@@ -182,11 +182,12 @@ def test_a_diverging_run_is_noted_with_the_reason_and_the_others_go_on_and_equal
 
 def test_mistakes_and_unequal_budgets_are_told_before_anything_trains(data, tmp_path):
     one, same = write(tmp_path / "one.yaml", data), tmp_path / "two" / ".." / "one.yaml"
-    simclr, byol, misspelt, small = (
+    simclr, byol, dino, misspelt, small = (
         write(tmp_path / f"{name}.yaml", data, **changes)
         for name, changes in (
             ("simclr", {"views": {"size": 128}}),
             ("byol", {"views": {"size": 128}, "method": {"name": "byol"}}),
+            ("dino", {"views": {"size": 128, "name": "dino"}, "method": {"name": "dino"}}),
             ("misspelt", {"optim": {"rate": 1}}),
             ("small", {"model": {"stem": "small"}, "run": {"max_steps": 1}, "optim": {"batch": 8}}),
         )
@@ -196,7 +197,8 @@ def test_mistakes_and_unequal_budgets_are_told_before_anything_trains(data, tmp_
         ([one, other], 1, [], r"other has another data\.val_share than one.*--unequal"),
         ([one, small], 1, [], r"small has another model\.stem, optim\.batch, run\.max_steps than one"),
         ([one, misspelt], 1, [], r"optim\.rate is not a known key"),
-        ([simclr, byol], 1, [], r"probe\.recipe \(auto follows the method\)"),
+        ([simclr, byol], 1, ["probe.recipe=published"], r"probe\.recipe \(published follows the method\)"),
+        ([simclr, dino], 1, [], r"knn\.k or knn\.temperature \(absent, they follow the method\)"),
         ([one, same], 1, [], "named twice"),
         ([one], 0, [], "0 seeds"),
         ([one], 1, ["run.seed=3"], r"run\.seed and run\.out"),

@@ -25,7 +25,7 @@ from trainers.engine.setting import join
 from trainers.evaluate import classifiers
 from trainers.evaluate.classifiers import FEW_LABELS, MORE_LABELS, PROBES, labelled_list, labelled_share
 from trainers.evaluate.knn import extract
-from trainers.evaluate.learners import Recipe, rate
+from trainers.evaluate.learners import Recipe, rate, standard
 from trainers.evaluate.supervised import Result
 
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
@@ -167,17 +167,29 @@ def test_rates_fall_by_drops_between_epochs_or_along_half_a_cosine():
 
 
 def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked_for():
-    chosen = classifiers.probe_recipe
+    def chosen(settings: cfg.Config) -> Recipe:
+        own = settings.probe.model_copy(update={"recipe": "published"})
+        return classifiers.probe_recipe(settings.model_copy(update={"probe": own}))
+
+    assert classifiers.probe_recipe(config()) == PROBES["auto"]
     for method in (cfg.MoCo(), cfg.SimCLR(), cfg.BYOL(), cfg.SimSiam(), cfg.DINO(), cfg.SCFS(), cfg.LeJEPA()):
         name = {"scfs": "dino", "lejepa": "dino"}.get(method.name, method.name)
         assert chosen(config(method=method, size=224)) == PROBES[name]
         assert chosen(config(method=method, size=96)) == PROBES["small"]
     asked = cfg.Probe(recipe="byol", lr=0.4, epochs=5, batch=64, weight_decay=0.0, augment=False)
     expected = Recipe(epochs=5, batch=64, head_lr=0.4, optimizer="nesterov", augment=False)
-    assert chosen(config(probe=asked)) == expected
+    assert classifiers.probe_recipe(config(probe=asked)) == expected
     # Each whole step as published: rate times batch / 256.
     peaks = {name: recipe.head_lr * recipe.batch / 256 for name, recipe in PROBES.items()}
-    published = {"moco": 30, "small": 10, "simclr": 1.6, "byol": 0.8, "simsiam": 1.6, "dino": 0.08}
+    published = {
+        "moco": 30,
+        "small": 10,
+        "simclr": 1.6,
+        "byol": 0.8,
+        "simsiam": 1.6,
+        "dino": 0.08,
+        "auto": 5,
+    }
     assert peaks == pytest.approx(published)
     tuned = classifiers.finetune_recipe
     for method, name in ((cfg.MoCo(), "other"), (cfg.SimCLR(), "simclr"), (cfg.BYOL(), "byol")):
@@ -189,6 +201,27 @@ def test_the_recipe_is_the_methods_own_or_that_for_small_images_or_the_one_asked
     simclr, byol = FEW_LABELS["simclr"], FEW_LABELS["byol"]
     assert simclr.encoder_lr * 4096 / 256 == pytest.approx(0.8)
     assert byol.encoder_lr * 1024 / 256 == pytest.approx(0.02)
+
+
+def test_standardised_features_do_not_depend_on_scale_and_shift_of_a_dimension():
+    def standardised(features: Tensor) -> Tensor:
+        mean, scale = standard(features)
+        return (features - mean) * scale
+
+    draw = torch.Generator().manual_seed(0)
+    features, scale = torch.randn(50, 6, generator=draw), torch.tensor([1e-3, 1.0, 1e3, 7.0, 0.1, 1.0])
+    plain = standardised(features)
+    torch.testing.assert_close(plain, (features - features.mean(0)) / features.std(0, correction=0) / 6**0.5)
+    torch.testing.assert_close(plain.square().sum(1).mean(), torch.tensor(1.0))
+    torch.testing.assert_close(standardised(features * scale + scale), plain, atol=1e-5, rtol=1e-4)
+    features[:, 2] = 0.1  # as float32 has it, its deviation is not quite 0
+    assert not standardised(features)[:, 2].any()
+
+
+def test_a_rate_that_is_worse_than_guessing_is_warned_of(tmp_path):
+    images = sets(colours(96, 1, spread=250), colours(32, 2))
+    with pytest.warns(UserWarning, match=r"where guessing has 1\.39: its learning rate is too high"):
+        probe(probe_of(3, lr=1e6, recipe="moco"), encoder(), images, tmp_path)
 
 
 @pytest.mark.parametrize(("recipe", "mark"), [("simclr", "nesterov"), ("simsiam", "trust")])
@@ -241,7 +274,7 @@ def test_a_run_is_neither_overwritten_nor_continued_with_other_settings_data_or_
         probe(once, encoder(), data, tmp_path)
     other_tests = sets(bank, with_labels(queries, queries.labels[::-1]))
     for settings, seed, images, changed in (
-        (probe_of(2, augment=False), 0, data, "epochs, augment"),
+        (probe_of(2, augment=True), 0, data, "epochs, augment"),
         (once, 1, data, "encoder"),
         (once, 0, sets(colours(44, 1), queries), "training images"),
         (once, 0, other_tests, "test images"),
@@ -323,10 +356,15 @@ def test_two_ranks_learn_what_one_does_and_count_every_test_image_once(tmp_path)
             losses = [[epoch["loss"] for epoch in curve] for curve in (one["curve"], alone.curve)]
             assert losses[0] == pytest.approx(losses[1], abs=1e-6)
             torch.testing.assert_close(weights, learnt(tmp_path / name), atol=1e-6, rtol=0)
-        views, queries = settings.views, two_rank_data().queries
-        plain = plain_loader(join(settings), views, queries, evaluation_views(views))
-        features, labels, _ = extract(net, plain, "cpu")
+        setting, views, data = join(settings), settings.views, two_rank_data()
+        features, labels, _ = extract(
+            net, plain_loader(setting, views, data.queries, evaluation_views(views)), "cpu"
+        )
         head = [value for key, value in weights.items() if key.removeprefix("head.") in ("weight", "bias")]
+        if evaluate is probe:
+            bank = plain_loader(setting, views, data.bank, evaluation_views(views))
+            mean, scale = standard(extract(net, bank, "cpu")[0])
+            features = (features - mean) * scale
         guesses = F.linear(features, *head).argmax(1)
         assert one["curve"][-1]["top1"] == int((guesses == labels).sum()) / 513
 

@@ -246,8 +246,10 @@ def _check_budgets(configs: Mapping[str, cfg.Config], probed: bool) -> None:
     (first, model), *others = configs.items()
     for name, config in others:
         unlike = [key for key in config_file.differences(model, config) if key.startswith(_BUDGET)]
+        if not unlike and config.neighbours != model.neighbours:
+            unlike = ["knn.k or knn.temperature (absent, they follow the method)"]
         if probed and not unlike and probe_recipe(config) != probe_recipe(model):
-            unlike = ["probe.recipe (auto follows the method)"]
+            unlike = ["probe.recipe (published follows the method)"]
         if unlike:
             raise ValueError(
                 f"{name} has another {', '.join(unlike)} than {first}, which makes budgets or evaluations "

@@ -224,10 +224,12 @@ class _Training(Section):
 class Probe(_Training):
     """A linear classifier on the frozen encoder."""
 
-    recipe: Literal["auto", "moco", "simclr", "byol", "simsiam", "dino", "small"] = "auto"
-    """Whose published recipe is followed; auto: that of the method, `small` for views up to 96 pixels."""
-    augment: bool = True
-    """Random crops and flips, as published; false: features of the central view, made once (less exact)."""
+    recipe: Literal["auto", "published", "moco", "simclr", "byol", "simsiam", "dino", "small"] = "auto"
+    """auto: standardised features and a rate that suits all encoders (ours); published: the recipe of the
+    method's authors, `small` (ContrastiveCrop's) for views up to 96 pixels; or the one of that name."""
+    augment: bool | None = None
+    """Random crops and flips at every epoch, as all published recipes have it; false: features of the central
+    view, made once, as in the recipe auto; absent: as the recipe says."""
 
 
 class FineTune(_Training):

@@ -81,7 +81,7 @@ def _once(index: Tensor) -> Tensor:
 @torch.no_grad()
 def extract(
     encoder: Callable[[Tensor], Tensor], loader: Iterable[Any], device: torch.device | str,
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext, dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Features of the first view of every sample, gathered over ranks and in the order of the index.
 
@@ -92,12 +92,15 @@ def extract(
         encoder: images (B, 3, S, S) -> features (B, D), called within `context`.
         loader: batches (`dali_views.Batch`) of this rank's share, at least one.
         device: of the encoder.
+        dtype: of the features; twice their bytes are needed meanwhile, with several ranks three times.
 
     Returns:
-        features (N, D) float32, labels (N,) int64, index (N,) int64, on `device`, equal on all ranks.
+        features (N, D), labels (N,) int64, index (N,) int64, on `device`, equal on all ranks.
     """
-    parts = zip(*_features(encoder, loader, device, context), strict=True)
-    features, labels, index = (ranks.gather_rows(torch.cat(each)) for each in parts)
+    parts = [(found.to(dtype), *rest) for found, *rest in _features(encoder, loader, device, context)]
+    columns = [torch.cat(each) for each in zip(*parts, strict=True)]
+    del parts
+    features, labels, index = (ranks.gather_rows(columns.pop(0)) for _ in range(3))
     rows = _once(index)
     return features[rows], labels[rows], index[rows]
 

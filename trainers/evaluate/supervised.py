@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def train_classifier(
         mean = float(ranks.all_mean(total)) / steps
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+        if main and mean > math.log(classes) and (epoch + 1 == recipe.epochs or _rose(curve, mean)):
+            warnings.warn(
+                f"the loss of the classifier is {mean:.3g} in epoch {epoch + 1}, where guessing has "
+                f"{math.log(classes):.3g}: its learning rate is too high for these features; lower it",
+                stacklevel=2,
+            )
         top1, top5 = learner.score()
         curve.append({"loss": mean, "top1": top1, "top5": top5})
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
@@ -139,6 +145,12 @@ def train_classifier(
     bar.close()
     encoder.train(was_training)
     return Result(curve)
+
+
+def _rose(curve: Sequence[Mapping[str, float]], loss: float) -> bool:
+    """Whether a loss is the first that is above that of the first epoch."""
+    losses = [epoch["loss"] for epoch in curve]
+    return bool(losses) and loss > losses[0] == max(losses)
 
 
 def labelled(index: SampleIndex | None, side: str) -> SampleIndex:
