@@ -51,7 +51,7 @@ class Trainee:
         ranks.seed_step(self.setting.seed, CLOCK.step)
         self.method.before_step(CLOCK)
         with self.setting.autocast():
-            losses = self.method(self.batch.views, self.guide.kin(self.batch))
+            losses = self.guide.losses(self.method, self.batch)
         return losses, self.guide.weights(self.batch)
 
     def update(self) -> None:
