@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trainers.cli import main
 from trainers.config import (
     DINO,
     LARS,
@@ -21,6 +22,7 @@ from trainers.config import (
     Run,
     Saliency,
     SimCLR,
+    keys,
 )
 from trainers.config.file import ConfigError, dump, load
 from trainers.data import training_views
@@ -216,3 +218,22 @@ def test_every_field_is_documented_and_nothing_can_be_changed() -> None:
     for section in (Config, SimCLR, LARS, *(type(getattr(config, name)) for name in Config.model_fields)):
         for name, field in section.model_fields.items():
             assert field.description or name == "name", f"{section.__name__}.{name}"
+
+
+def test_keys_are_listed_with_type_default_and_meaning_in_the_words_of_a_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = keys.listed()
+    assert {key["name"].partition(".")[0] for key in found} == set(Config.model_fields)
+    assert all(key["meaning"] and key["type"] for key in found)
+    lars = {key["name"]: (key["type"], key["default"]) for key in keys.listed("optim.lars")}
+    assert lars["optim.lr"] == ("number", "0.3")
+    assert lars["optim.lr_scaling"] == ("true or false", "true")
+    scfs = {key["name"]: (key["type"], key["default"]) for key in keys.listed("method.scfs")}
+    assert scfs["method.losses"] == ("[final | global | search, ...]", "[final, global, search]")
+    assert scfs["method.layers"] == ("[text, ...] | null", "null")
+    assert main(["keys", "run"]) == 0
+    assert "run.out: text = (to be given)\n    Folder for checkpoints" in capsys.readouterr().out
+    for wrong, told in (("optics", "known: run, data"), ("optim.adam", "known: sgd, lars, adamw")):
+        assert main(["keys", wrong]) == 2
+        assert told in capsys.readouterr().err

@@ -14,8 +14,9 @@ import timm
 import torch
 import torchvision
 import yaml
-from conftest import noise_images
+from conftest import noise_images, two_classes
 from runs import ROOT
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dali_views import SampleIndex, recipes
@@ -105,7 +106,7 @@ def test_boxes_of_other_models_find_objects_where_the_published_reading_gives_wh
 def test_the_configuration_trains_as_printed_and_with_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (configuration,), (recipe,) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    (_, configuration), (recipe, _) = printed("extending.md", "yaml"), printed("extending.md", "python")
     noise_images(tmp_path / "photos", 70)
     (tmp_path / "mine.yaml").write_text(configuration)
     monkeypatch.chdir(tmp_path)
@@ -122,3 +123,36 @@ def test_the_configuration_trains_as_printed_and_with_the_recipe(
     small = [f"views.name={name}", "views.local_size=16", "method.name=dino", "method.output_dim=64"]
     assert trainer_cli.main(["pretrain", "mine.yaml", "run.out=own", *small]) == 0
     assert checkpoint.load("own")["step"] == 2
+
+
+def test_a_method_of_ones_own_trains_resumes_is_evaluated_and_exported_without_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (configuration, _), (_, method) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    two_classes(tmp_path / "photos", 24)
+    (tmp_path / "vicreg.yaml").write_text(configuration)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"__name__": "vicreg"}
+    exec(compile(method, "docs/extending.md", "exec"), scope)
+    load, pretrain, own = scope["load"], scope["pretrain"], scope["VICReg"]
+    assert pretrain(load("vicreg.yaml", ["run.max_steps=2"]), own_method=own).step == 2
+    assert pretrain(load("vicreg.yaml"), resume=True, own_method=own).finished
+    whole = pretrain(load("vicreg.yaml", ["run.out=runs/whole"]), own_method=own)
+    one, other = (checkpoint.load(f"runs/{name}")["method"] for name in ("vicreg", "whole"))
+    assert whole.finished
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    probed = ["probe.epochs=1", "probe.batch=8"]
+    for words in (
+        ["knn", "runs/vicreg", "-k", "3"],
+        ["knn", "runs/vicreg", "-k", "3", "--encoder", "untrained"],
+        ["linear", "runs/vicreg", *probed],
+        ["export", "runs/vicreg", "encoder.safetensors"],
+        ["report", "runs/vicreg"],
+    ):
+        assert trainer_cli.main(words) == 0, words
+    exported = load_file("encoder.safetensors")
+    assert torch.equal(exported["layer1.0.conv1.weight"], one["backbone.layer1.0.conv1.weight"])
+    assert trainer_cli.main(["pretrain", "vicreg.yaml", "run.out=runs/b"]) == 2
+    assert "a file or a command loads no code" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"method\.name moco does not fit"):
+        pretrain(load("vicreg.yaml", ["method={name: moco}", "run.out=runs/c"]), own_method=own)

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from dali_views.tools.command_line import Answer, Parser, carry_out
 
 from . import bench, compare, demo
+from . import config as cfg
 from .config import file as config_file
+from .config import keys
 from .data import open_data
 from .encoders.backbones import Backbone
 from .encoders.frozen import frozen_encoder
@@ -186,7 +188,10 @@ def _localise(args: argparse.Namespace) -> Answer:
     seen = None
     if args.encoder in ("trained", "untrained"):
         trained = args.encoder == "trained"
-        network = method_with(run.config, run.saved if trained else None, run.setting.device)
+        if isinstance(run.config.method, cfg.Own):  # which has no gradient maps without its class
+            network = run.encoder()
+        else:
+            network = method_with(run.config, run.saved if trained else None, run.setting.device)
         seen = seen_maps(run.config.box_guide, run.saved, len(index)) if trained else None
     else:
         network, views = frozen_encoder(views, args.encoder, run.setting.device)
@@ -201,6 +206,12 @@ def _localise(args: argparse.Namespace) -> Answer:
         f"{scores['whole']['images']} images with true boxes\n{map_table(scores)}"
     )
     return Answer({"encoder": args.encoder, "step": run.saved["step"], "boxes": scores}, text)
+
+
+def _keys(args: argparse.Namespace) -> Answer:
+    """`keys`: what a configuration may say."""
+    found = keys.listed(args.section)
+    return Answer({"keys": found}, keys.table(found))
 
 
 # fmt: off
@@ -222,6 +233,8 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
                "export runs/a encoder.safetensors --format timm"),
     "bench": (bench.command, "images per second, memory and waits of methods and guides",
               "bench photos\nbench photos --methods moco --guides none online_crop --csv bench.csv"),
+    "keys": (_keys, "every key of a configuration: type, default, meaning",
+             "keys\nkeys optim\nkeys guide.saliency"),
     "compare": (compare.command, "several configurations on one budget, in one table",
                 "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare"),
 }
@@ -267,6 +280,7 @@ def _parser() -> Parser:
         of[name].add_argument("--name", help="folder below the run for its checkpoints (the command's name)")
     of["export"].add_argument("out", type=Path, help="safetensors file to write")
     of["export"].add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
+    of["keys"].add_argument("section", nargs="?", help="such as optim, or one of its choices: optim.lars")
     of["compare"].add_argument("--seeds", type=int, default=3, help="runs of each (3)")
     of["compare"].add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     of["compare"].add_argument("--linear", action="store_true", help="also a linear probe of each")

@@ -7,7 +7,7 @@ torchrun --nproc-per-node 8 -m trainers pretrain configs/imagenet/moco_v2.yaml
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dali_views.system.machine import stage
 from . import config as cfg
 from .config import file as config_file
 from .data import open_data, step_parts, training_loader
+from .encoders.backbones import Backbone
 from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt, began, launch
 from .engine.optim import Clock, cosine, lr_at
@@ -53,10 +54,15 @@ class Result:
     """Measures by moment ("untrained", "epoch 10", ...) taken by this process, see `Evaluator`."""
 
 
-def pretrain(config: cfg.Config, resume: bool = False) -> Result:
+def pretrain(
+    config: cfg.Config, resume: bool = False, own_method: Callable[[Backbone, cfg.Own], Method] | None = None
+) -> Result:
     """Train as `config` says; with `resume`, continue from the run folder's checkpoint if there is one.
 
     Processes that torchrun restarts continue by themselves.
+
+    Args:
+        own_method: a subclass of `Method`, called with encoder and section, if `method.name` is own.
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is False.
@@ -68,7 +74,7 @@ def pretrain(config: cfg.Config, resume: bool = False) -> Result:
         check_wandb()  # fails early if it is missing
     # Checked before images are listed, which may take minutes.
     torch.manual_seed(setting.seed)
-    method = method_of(config)
+    method = method_of(config, own_method)
     check_layers(config, method.backbone)
     saved = open_run(config, resume)
     out, device = Path(config.run.out), setting.device
@@ -235,5 +241,7 @@ def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     if ranks.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
         state["loader"]["table"] = None  # saved once, as `regions`
-        about = {"config": config_file.dump(config), "step": step, "launch": launch()}
+        method = keep["method"]
+        encoder = next(name for name, part in method.named_modules() if part is method.encoder)
+        about = {"config": config_file.dump(config), "step": step, "launch": launch(), "encoder": encoder}
         checkpoint.save(config.run.out, {**about, **state})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from .config import file as config_file
-from .encoders.backbones import Backbone
+from .encoders.backbones import Backbone, build_backbone
 from .engine import checkpoint
 from .methods import Method, method_of
 
@@ -46,7 +46,15 @@ def encoder_of(config: cfg.Config, saved: Mapping[str, Any], kind: Kind, device:
     """The encoder on `device`: of the checkpoint, with its first weights, or a colour histogram."""
     if kind == "colours":
         return cast(Backbone, ColourHistogram(config.views.mean, config.views.std).to(device))
-    return method_with(config, saved if kind == "trained" else None, device).encoder
+    if not isinstance(config.method, cfg.Own):
+        return method_with(config, saved if kind == "trained" else None, device).encoder
+    torch.manual_seed(config.run.seed)
+    encoder = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
+    if kind == "trained":
+        within = f"{saved['encoder']}."  # what else there is needs the method's class
+        own = {name: value for name, value in saved["method"].items() if name.startswith(within)}
+        encoder.load_state_dict({name.removeprefix(within): value for name, value in own.items()})
+    return encoder.to(device).to(memory_format=torch.channels_last)
 
 
 def method_with(config: cfg.Config, saved: Mapping[str, Any] | None, device: torch.device) -> Method:

@@ -28,7 +28,8 @@ _UNMEASURED = "Not yet measured on a GPU.\n"
 # Words of files, and better ones; several files side by side stand in this order.
 _WORDS = {
     "simclr": "SimCLR", "moco": "MoCo v2", "byol": "BYOL", "simsiam": "SimSiam", "dino": "DINO",
-    "scfs": "SCFS", "lejepa": "LeJEPA", "colours": "histogram of colours", "tiny-imagenet-50": "Tiny-ImageNet", "otsu": "Otsu",
+    "scfs": "SCFS", "lejepa": "LeJEPA",
+    "colours": "histogram of colours", "tiny-imagenet-50": "Tiny-ImageNet", "otsu": "Otsu",
     "held-out": "held-out photographs", "clean": "plain CIFAR-10",
     "online boxes": "reading boxes off online maps", "pass": "localisation pass",
 }  # fmt: skip

@@ -26,14 +26,14 @@ from .guides import (
     SimCCrop,
     TrueBoxes,
 )
-from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, LeJEPA, Method, MoCo, Optim, SimCLR, SimSiam
+from .methods import BYOL, DINO, LARS, SCFS, SGD, AdamW, LeJEPA, Method, MoCo, Optim, Own, SimCLR, SimSiam
 from .sections import Data, FineTune, Knn, Localise, MapKind, Maps, Model, Probe, Run, Section, Views
 
 __all__ = [
-    "BYOL", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
+    "BYOL", "CHOICES", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
     "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Knn", "LeJEPA", "Localise",
-    "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Passes",
-    "Probe", "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam",
+    "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Own",
+    "Passes", "Probe", "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam",
     "TrueBoxes", "Views", "check",
 ]  # fmt: skip
 
@@ -118,18 +118,19 @@ _ELSEWHERE = {
     "data_dir": "path", "root_dir": "path", "img_size": "size", "image_size": "size", "temp": "temperature",
     "num_crops": "locals",
 }  # fmt: skip
-_CHOICES: dict[str, dict[str, type[Section]]] = {
+CHOICES: dict[str, dict[str, type[Section]]] = {
     # Annotated[A | B, ...] holds the union, and the union its members.
     section: {each.model_fields["name"].default: each for each in get_args(get_args(choice)[0])}
     for section, choice in (("method", Method), ("guide", Guide), ("optim", Optim))
 }
-DEFAULTS: dict[str, str] = {section: Config.model_fields[section].default.name for section in _CHOICES}
+"""The classes that `name` chooses from, by section."""
+DEFAULTS: dict[str, str] = {section: Config.model_fields[section].default.name for section in CHOICES}
 """The `name` that a section without one has."""
 
 
 def check(tree: dict[str, Any], source: str) -> Config:
     """The configuration of plain values; a ConfigError names what is wrong, and the source."""
-    for section in _CHOICES:
+    for section in CHOICES:
         if isinstance(tree.get(section), dict):
             tree[section] = {"name": DEFAULTS[section], **tree[section]}
     if isinstance(tree.get("guide"), dict) and isinstance(tree.get("run"), dict):
@@ -158,7 +159,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
     """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     kind, place = first["type"], [str(part) for part in first["loc"]]
-    if place and place[0] in _CHOICES:
+    if place and place[0] in CHOICES:
         del place[1:2]  # pydantic inserts the chosen name
     key, value = ".".join(place), f"{first['input']!r:.200}"
     match kind:
@@ -180,7 +181,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
 def _nearest(key: str, tree: Mapping[str, Any]) -> str:
     """What was probably meant by an unknown key, else the keys that are valid beside it."""
     sections: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
-    for name, choices in _CHOICES.items():  # a wrong name chooses none
+    for name, choices in CHOICES.items():  # a wrong name chooses none
         given = tree.get(name)
         sections[name] = choices.get(str(given["name"]) if isinstance(given, dict) else DEFAULTS[name])
     keys = [f"{name}.{each}" for name in sections for each in getattr(sections[name], "model_fields", ())]

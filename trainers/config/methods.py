@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -138,7 +138,15 @@ class LeJEPA(_MethodBase):
     """Random directions along which the distribution is tested at every step."""
 
 
-Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS | LeJEPA, Field(discriminator="name")]
+class Own(Section):
+    """A method of one's own, whose class is given to `trainers.pretrain.pretrain`: a file loads no code."""
+
+    name: Literal["own"] = "own"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What that class reads, by names of its own: numbers and words, such as {weight: 25}."""
+
+
+Method = Annotated[SimCLR | MoCo | BYOL | SimSiam | DINO | SCFS | LeJEPA | Own, Field(discriminator="name")]
 
 
 class _OptimBase(Section):

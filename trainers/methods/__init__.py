@@ -32,12 +32,24 @@ def build_method(config: cfg.Method, backbone: Backbone) -> Method:
     return METHODS[config.name](backbone, config)
 
 
-def method_of(config: cfg.Config) -> Method:
-    """Encoder and method of a run, with initial weights from torch's global generator."""
+def method_of(config: cfg.Config, own: Callable[[Backbone, Any], Method] | None = None) -> Method:
+    """Encoder and method of a run, with initial weights from torch's global generator.
+
+    Args:
+        own: what `method.name` own stands for, called as the classes of `METHODS` are.
+
+    Raises:
+        ValueError: it is missing or not asked for, or its views or sizes do not fit.
+    """
+    if (own is not None) != isinstance(config.method, cfg.Own):
+        raise ValueError(
+            f"method.name {config.method.name} does not fit the method that is given: with a class of one's "
+            "own, pretrain(config, own_method=CLASS), the name is own; a file or a command loads no code"
+        )
     views = training_views(config.views)
     sizes = [view.size for view in (views[:-1] if config.views.partner == "add" else views)]
     backbone = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
     check_sizes(backbone, set(sizes))
-    method = build_method(config.method, backbone)
+    method = build_method(config.method, backbone) if own is None else own(backbone, config.method)
     method.check_views(sizes)
     return method
