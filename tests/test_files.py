@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dali_views.system.files import load_arrays, save_arrays
+from dali_views.system.files import append_line, load_arrays, save_arrays
 
 ARRAYS = {
     "empty": np.zeros((0, 4), np.float32),
@@ -83,25 +84,49 @@ def test_a_large_file_takes_no_memory_of_its_own(tmp_path):
     assert after - before < 0.2 * size
 
 
-def test_a_reader_beside_a_writer_gets_a_whole_file(tmp_path):
+def test_a_reader_beside_two_writers_gets_a_whole_file(tmp_path):
     path, stop, errors = tmp_path / "a.safetensors", threading.Event(), []
     save_arrays(path, {"x": np.zeros(1000)}, {"n": 0})
 
     def read() -> None:
         while not stop.is_set():
-            try:
-                with load_arrays(path, "table") as (arrays, facts):
-                    assert (arrays["x"] == facts["n"]).all()
-            except Exception as error:
-                errors.append(error)
+            with load_arrays(path, "table") as (arrays, facts):
+                assert (arrays["x"] == facts["n"]).all()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for n in range(200):
-        save_arrays(path, {"x": np.full(1000 + n, n)}, {"n": n})
+    def write() -> None:
+        for n in range(200):
+            save_arrays(path, {"x": np.full(1000 + n, n)}, {"n": n})
+
+    def noted(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    reader, *writers = (threading.Thread(target=noted, args=[work]) for work in (read, write, write))
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
     stop.set()
     reader.join()
     assert not errors
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    """Also where the system names no file, or that of the draft."""
+    (tmp_path / "file").touch()
+    for write in (
+        lambda path: append_line(path, "a"),
+        lambda path: save_arrays(path, {}, {}),
+    ):
+        for path in (tmp_path / ("a" * 300), tmp_path):
+            with pytest.raises(OSError, match=re.escape(f"'{path}'")):
+                write(path)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        append_line("/dev/full", "a")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_library_reads_what_is_written(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dali_views.system.files import append_line
 from dali_views.tools.command_line import Answer, Parser, carry_out
 
 from . import bench, compare, demo
@@ -141,8 +142,8 @@ class _Evaluated:
         if ranks.is_main():
             args = self.args
             about = {"evaluation": args.command, "encoder": args.encoder, "step": self.saved["step"]}
-            with (self.folder / EVALUATIONS).open("a") as file:
-                file.write(json.dumps({**about, **scores, "overrides": args.overrides}) + "\n")
+            line = {**about, **scores, "overrides": args.overrides}
+            append_line(self.folder / EVALUATIONS, json.dumps(line))
 
 
 def _knn(args: argparse.Namespace) -> Answer:

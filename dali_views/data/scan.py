@@ -178,7 +178,7 @@ def write_index(path: PathLike, scan: Scan) -> None:
         del values["box_start"]  # of N + 1 zeros
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     facts = {name: value for name, value in values.items() if name not in arrays and value is not None}
-    save_arrays(path, arrays, {"format": FORMAT, **facts}, shared=True)
+    save_arrays(path, arrays, {"format": FORMAT, **facts})
 
 
 def read_index(path: PathLike, kind: type[T]) -> T:

@@ -5,6 +5,7 @@ And names as one array of bytes: 100 million of them as Python objects would not
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import mmap
@@ -26,33 +27,58 @@ _TYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8", "B
 
 
 @contextmanager
-def atomic_write(path: PathLike, *, shared: bool = False) -> Iterator[IO[bytes]]:
+def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     """Opens a draft beside `path` that takes its place when the block has ended without an error.
 
-    Killed at any moment, the old file stays whole. The draft is `.NAME.tmp`, so a file has one writer, who
-    overwrites what a killed one left. With `shared` there may be several: each draft has a name of its own.
+    Readers see the old file or the new one, never a part, also beside a kill and beside other writers: the
+    draft is `.NAME.RANDOM.tmp`. What a killed writer left stays until `remove_drafts`.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`, and the old file stays.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}{'.' + uuid.uuid4().hex if shared else ''}.tmp")
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, target)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        # The rename must survive a power cut, too.
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        # The system names the draft, or nothing at all where it cannot write to an open file.
+        if error.errno is not None and error.filename in (None, str(draft)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
-    # The rename must survive a power cut, too.
-    folder = os.open(target.parent, os.O_RDONLY)
+
+
+def remove_drafts(path: PathLike) -> None:
+    """Removes what killed writers of `path` left; for a process that knows itself to be its only writer."""
+    target = Path(path)
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
+def append_line(path: PathLike, line: str) -> None:
+    """Adds a line to a text file; an OSError, for example of a full disk, names the file."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any], *, shared: bool = False) -> None:
+def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Writes arrays of numbers (no float16) and JSON-able facts in one step; see `atomic_write`."""
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)  # a header of safetensors has at most 100 MB
     tensors = {name: np.ascontiguousarray(array) for name, array in {**arrays, "facts": text}.items()}
@@ -66,7 +92,7 @@ def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any], *, sha
         header[name] = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    with atomic_write(path, shared=shared) as file:
+    with atomic_write(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in order:
             file.write(tensors[name].reshape(-1).view(np.uint8).data)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dali_views.system.files import atomic_write
+from dali_views.system.files import atomic_write, remove_drafts
 
 __all__ = ["LAST", "PREVIOUS", "load", "load_run", "read", "restore", "save"]
 
@@ -26,8 +26,9 @@ PREVIOUS = "previous.pt"
 def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
     """Write `state` to folder/last.pt; the older checkpoint there becomes previous.pt.
 
-    At every moment one of the two files is whole. One process writes (the main one). The file holds tensors,
-    dicts, lists, tuples, text and numbers; NumPy arrays are stored as tensors.
+    At every moment one of the two files is whole. One process writes: the main one, which holds the `lock` of
+    the folder. The file holds tensors, dicts, lists, tuples, text and numbers; NumPy arrays are stored as
+    tensors.
 
     Raises:
         TypeError: `state` holds something else; the message says where.
@@ -36,6 +37,7 @@ def save(folder: str | Path, state: Mapping[str, Any]) -> Path:
     plain, last = _plain(state, ""), Path(folder) / LAST
     spare = last.with_name(f".{PREVIOUS}.tmp")
     try:
+        remove_drafts(last)  # of a killed process; each is as large as a checkpoint
         with atomic_write(last) as file:
             torch.save(plain, file)
             file.flush()

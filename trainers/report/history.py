@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dali_views import RegionTable, SampleIndex, bad_list
-from dali_views.system.files import atomic_write
+from dali_views.system.files import append_line, atomic_write
 from dali_views.tools import sample
 from dali_views.tools.page import jpeg
 from dali_views.tools.sample import Outline, Picture
@@ -112,8 +112,7 @@ class History:
         return recorded(self.folder.parent, name)[1]
 
     def _add(self, name: str, line: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.folder / name, json.dumps(line))
 
 
 def _sample(index: SampleIndex, row: int, told: str = "", *outlines: Outline) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def pack_shards(
             text, hidden = f"{file.name} of {len(shards)}", None if progress else True
             try:
                 # The name of a shard is written last, after the state.
-                with atomic_write(file, shared=True) as draft, tarfile.open(None, "w", draft) as tar:
+                with atomic_write(file) as draft, tarfile.open(None, "w", draft) as tar:
                     for row, stored in tqdm(images, text, len(part), disable=hidden):
                         if isinstance(stored, str):
                             bad[row] = stored
@@ -224,7 +224,7 @@ def _begin(source: SampleIndex, place: PathLike, settings: dict[str, Any]) -> tu
 
 
 def _save(folder: Path, settings: dict[str, Any], bad: dict[int, str]) -> None:
-    with atomic_write(folder / STATE, shared=True) as file:
+    with atomic_write(folder / STATE) as file:
         file.write(json.dumps({"settings": settings, "left_out": sorted(bad.items())}).encode())
 
 
