@@ -124,10 +124,20 @@ def test_views_that_a_method_does_not_compare_are_told_before_any_image_is_looke
         assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_diverges_between_two_lines_of_its_log_leaves_no_checkpoint_of_it(scenes, tmp_path):
-    run = {"log_every": 1000, "checkpoint_every": 0}
-    file = write_config(tmp_path, scenes, run=run, optim={"name": "sgd", "lr": 1e20, "batch": 16})
-    with pytest.raises(FloatingPointError, match=r"the loss is .* at step 3"):
+@pytest.mark.parametrize(
+    ("steps", "rates", "told"),
+    [
+        (None, {"lr": 1e20}, "the loss is .* at step 3; lower optim.lr"),
+        # The loss of a step is of the weights before it: the last one says nothing of what is saved.
+        (1, {"lr": 1e30, "weight_decay": 1e30}, r"is not finite after step 1; lower optim\.lr"),
+    ],
+)
+def test_a_run_that_diverges_between_two_lines_of_its_log_leaves_no_checkpoint_of_it(
+    scenes, tmp_path, steps, rates, told
+):
+    run = {"log_every": 1000, "checkpoint_every": 0, "max_steps": steps}
+    file = write_config(tmp_path, scenes, run=run, optim={"name": "sgd", "batch": 16, **rates})
+    with pytest.raises(FloatingPointError, match=told):
         pretrain(config_file.load(file))
     assert not list((tmp_path / "run").glob("*.pt"))
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from dali_views import RegionTable
 from dali_views.graph.build import default_threads
-from dali_views.system.files import atomic_write
+from dali_views.system.files import append_line, atomic_write
 from dali_views.system.machine import machine
 from dali_views.tools.command_line import MISTAKE, Answer
 
@@ -34,6 +34,7 @@ from .compare_table import LOCALISED, Row, Run, table
 from .config import file as config_file
 from .data import open_data
 from .engine import checkpoint, ranks
+from .engine.lock import held
 from .engine.setting import device_kind, join
 from .evaluate.classifiers import linear_probe, probe_recipe
 from .evaluate.evaluator import Evaluator
@@ -105,13 +106,14 @@ def compare(
         _check_budgets({name: arms[0, name] for name in files}, "linear" in evaluations)
     join(arms[order[0]])
     runs: list[Run] = []
-    for seed, name in order:
-        runs.append(_run(name, arms[seed, name], evaluations))
-        gc.collect()  # the parts of a run refer to each other, so only this frees its memory
-        rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
-        _save(out, rows)
-        if runs[-1].stopped:
-            break
+    with held(out):  # each training holds its own folder, too; its record and the table are of this one
+        for seed, name in order:
+            runs.append(_run(name, arms[seed, name], evaluations))
+            gc.collect()  # the parts of a run refer to each other, so only this frees its memory
+            rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
+            _save(out, rows)
+            if runs[-1].stopped:
+                break
     return rows
 
 
@@ -133,9 +135,6 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
         data = open_data(config.data, setting.seed)
         encoder = encoder_of(config, saved, "trained", setting.device)
         run = replace(run, extra_passes=int(saved["guide"]["passes"]), **_guide(folder))
-        # A run that is shorter than run.log_every has never read its loss.
-        if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-            raise FloatingPointError("weights of the trained encoder are not finite; lower optim.lr")
         if "knn" in evaluations:
             logged = [line for line in lines_of(folder / METRICS) if line.get("step") == run.step]
             found = [scores for line in logged if (scores := _scores(line))]
@@ -146,8 +145,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
                 line = {"step": run.step, "epoch": saved["loader"]["epoch"], **evaluator.run().scores}
                 found = [_scores(line)]
                 if ranks.is_main():
-                    with (folder / METRICS).open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    append_line(folder / METRICS, json.dumps(line))
             run = replace(run, **found[-1])
         if "linear" in evaluations:
             result = linear_probe(config, setting, encoder, data, folder / "linear", resume=True)

@@ -19,6 +19,7 @@ from dali_views.tools.command_line import Answer
 from . import config as cfg
 from .config import file as config_file
 from .data import open_data
+from .engine.lock import held
 from .pretrain import pretrain
 from .report import CONFIG as CONFIG_OF_RUN
 from .report import PAGE
@@ -64,6 +65,11 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> dict[st
         config_file.load(CONFIG, [*changes, *difference])
         if (out / name).exists() and not _holds_a_run(out / name):
             raise FileExistsError(f"{out / name} is there and holds no run of a demo; name another folder")
+    with held(out):
+        return _demo(out, count, changes)
+
+
+def _demo(out: Path, count: int, changes: Sequence[str]) -> dict[str, Any]:
     began = time.perf_counter()
     images, instances = scenes.make_scenes(out / "scenes", count, size=128, share=SMALL, objects=(1, 1))
     print(f"{count} scenes with known objects in {images} ({time.perf_counter() - began:.0f} s)")
@@ -72,7 +78,8 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> dict[st
         folder = out / name
         if folder.exists():
             print(f"\n{folder} is from an earlier demo and is made again.")
-            shutil.rmtree(folder)
+            with held(folder):  # it may train still
+                shutil.rmtree(folder)
         paths = [f"run.out={folder}", f"data.path={images}", f"data.instances={instances}"]
         print(f"\n{name} crops: {' '.join(difference) or 'as configured'}")
         config = config_file.load(CONFIG, [*paths, *changes, *difference])

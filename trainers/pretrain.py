@@ -17,7 +17,7 @@ from torch import nn
 
 from dali_views import RegionTable
 from dali_views.graph.build import release_memory
-from dali_views.system.files import atomic_write
+from dali_views.system.files import atomic_write, remove_drafts
 from dali_views.system.machine import stage
 
 from . import config as cfg
@@ -26,6 +26,7 @@ from .data import open_data, step_parts, training_loader
 from .encoders.backbones import Backbone
 from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt, began, launch
+from .engine.lock import held
 from .engine.optim import Clock, cosine, lr_at
 from .engine.setting import Setting, join
 from .evaluate.evaluator import Evaluator
@@ -34,7 +35,7 @@ from .guides.encoder_maps import check_layers
 from .guides.guide import outlook
 from .methods import Method, method_of
 from .methods.networks import synced_batch_norm
-from .report import CONFIG, INDEX
+from .report import CONFIG, INDEX, METRICS
 from .report.report import Report, check_wandb
 
 __all__ = ["Result", "pretrain"]
@@ -65,9 +66,10 @@ def pretrain(
         own_method: a subclass of `Method`, called with encoder and section, if `method.name` is own.
 
     Raises:
+        BlockingIOError: another process trains in the folder.
         FileExistsError: the folder holds a run and `resume` is False.
         ValueError: parts of the configuration do not fit each other, the data or the run to resume.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a weight is not finite.
     """
     setting = join(config)
     if config.run.wandb is not None:
@@ -76,7 +78,12 @@ def pretrain(
     torch.manual_seed(setting.seed)
     method = method_of(config, own_method)
     check_layers(config, method.backbone)
-    saved = open_run(config, resume)
+    with held(Path(config.run.out)):
+        return train(config, setting, method, open_run(config, resume))
+
+
+def train(config: cfg.Config, setting: Setting, method: Method, saved: dict[str, Any] | None) -> Result:
+    """The rest of `pretrain`: from the checkpoint, if one was saved, to the end of the run."""
     out, device = Path(config.run.out), setting.device
     data = open_data(config.data, setting.seed, out / INDEX)
     regions = RegionTable(len(data.train), config.regions)
@@ -151,12 +158,14 @@ def pretrain(
                 stop = step == last or interrupt.seen()
                 if (stop and step < total) or is_due(step, config.run.checkpoint_every):
                     report.check_loss(step)
+                    optim.check_finite(method, f"after step {step}")
                     save(config, keep, step)
                 if stop:
                     break
             if stop and step < total:
                 break  # the resumed run does what follows an epoch
             report.check_loss(step)
+            optim.check_finite(method, f"after step {step}")
             ranks.broadcast_buffers(method)
             before = regions.snapshot()
             if guide.after_epoch(regions, epoch + 1, config.run.epochs):
@@ -225,7 +234,8 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
                 f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
             )
     if ranks.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, INDEX, METRICS):
+            remove_drafts(folder / name)
         with atomic_write(folder / CONFIG) as file:
             file.write(config_file.dump(config).encode())
         if saved is None:

@@ -14,10 +14,15 @@ from torch.optim import Optimizer
 
 from trainers import config as cfg
 
+from . import ranks
+
 __all__ = [
-    "Clock", "Lars", "build_optimizer", "clip_each", "cosine", "fused", "linear", "lr_at", "param_groups",
-    "set_lr", "set_weight_decay",
+    "LOWER", "Clock", "Lars", "build_optimizer", "check_finite", "clip_each", "cosine", "fused", "linear",
+    "lr_at", "param_groups", "set_lr", "set_weight_decay",
 ]  # fmt: skip
+
+LOWER = "lower optim.lr, lengthen the warm-up or set run.amp=off"
+"""What to do when numbers are not finite."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,18 @@ def clip_each(parameters: Iterable[nn.Parameter], longest: float) -> None:
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     lengths = torch.stack(torch._foreach_norm(grads))  # on the device: the CPU reads no gradient's length
     torch._foreach_mul_(grads, (longest / (lengths + 1e-6)).clamp(max=1).unbind())
+
+
+def check_finite(module: nn.Module, when: str, remedy: str = LOWER) -> None:
+    """A FloatingPointError on all ranks if a weight or a statistic of any is not finite.
+
+    A loss says nothing about the step that follows it: without this, a checkpoint could hold what no later
+    step can repair, and push out a sound one. Waits for the device.
+    """
+    found = (name for name, value in module.state_dict().items() if not torch.isfinite(value).all())
+    wrong = next(found, None)
+    if ranks.any_rank(wrong is not None):
+        raise FloatingPointError(f"{wrong or 'a weight of another rank'} is not finite {when}; {remedy}")
 
 
 def param_groups(

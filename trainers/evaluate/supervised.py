@@ -25,7 +25,8 @@ from dali_views import SampleIndex
 from .. import config as cfg
 from ..encoders.backbones import Backbone
 from ..engine import checkpoint, interrupt, ranks
-from ..engine.optim import Lars, fused
+from ..engine.lock import held
+from ..engine.optim import Lars, check_finite, fused
 from ..engine.setting import Setting
 from .learners import Learner, Recipe, rate
 
@@ -81,15 +82,22 @@ def train_classifier(
 
     Raises:
         ValueError: no image of one of the sides has a label, or the run to resume was begun differently.
+        BlockingIOError: another process trains in the folder.
         FileExistsError: the folder holds a run and `resume` is False.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a weight is not finite.
     """
-    device = setting.device
     images, tests = labelled(images, "training"), labelled(tests, "test")
     recipe = replace(recipe, batch=_fitting(recipe.batch, len(images)))
-    description = _description(setting, views, encoder, images, tests, recipe)
-    saved = _open(folder, description, resume)
+    with held(folder):
+        return _train(setting, views, encoder, images, tests, recipe, folder, resume)
 
+
+def _train(
+    setting: Setting, views: cfg.Views, encoder: Backbone, images: SampleIndex, tests: SampleIndex,
+    recipe: Recipe, folder: Path, resume: bool,
+) -> Result:  # fmt: skip
+    device, description = setting.device, _description(setting, views, encoder, images, tests, recipe)
+    saved = _open(folder, description, resume)
     classes = 1 + int(max(images.labels.max(), tests.labels.max()))
     head = nn.Linear(encoder.dim, classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(setting.seed))
@@ -110,6 +118,7 @@ def train_classifier(
         checkpoint.restore(saved, keep)
         curve = list(saved["curve"])
 
+    lower = f"lower the learning rate, {'probe.lr' if learner.frozen else 'finetune.lr and finetune.head_lr'}"
     steps, main, first = learner.steps, ranks.is_main(), len(curve)
     bar = tqdm(total=recipe.epochs * steps, initial=first * steps, unit="step", disable=not main)
     for epoch in range(first, recipe.epochs):
@@ -128,7 +137,8 @@ def train_classifier(
             bar.update()
         mean = float(ranks.all_mean(total)) / steps
         if not math.isfinite(mean):
-            raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+            raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}; {lower}")
+        check_finite(learner.module, f"after epoch {epoch + 1}", lower)
         if main and mean > math.log(classes) and (epoch + 1 == recipe.epochs or _rose(curve, mean)):
             warnings.warn(
                 f"the loss of the classifier is {mean:.3g} in epoch {epoch + 1}, where guessing has "

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dali_views import RegionTable, ViewLoader, bad_list
 from dali_views.regions import Snapshot
 from dali_views.regions.sync import Traffic
+from dali_views.system.files import append_line, atomic_write
 from dali_views.system.machine import machine
 from dali_views.tools.sample import sheet
 
@@ -30,6 +31,7 @@ from .. import config as cfg
 from ..config import file as config_file
 from ..data import DataSets
 from ..engine import ranks
+from ..engine.optim import LOWER
 from ..evaluate.box_scores import box_areas, health
 from ..methods.networks import normalise
 from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history, page
@@ -99,9 +101,7 @@ class Report:
         checkpoint is written, so that a sound one stays."""
         value = 0.0 if self._latest is None else float(ranks.all_mean(self._latest))
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step}; lower optim.lr, lengthen the warm-up or set run.amp=off"
-            )
+            raise FloatingPointError(f"the loss is {value} at step {step}; {LOWER}")
         return value
 
     def scores(self, evaluation: Evaluation, epoch: int, step: int) -> dict[str, float]:
@@ -116,8 +116,8 @@ class Report:
             told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
             tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
             if evaluation.picture is not None:
-                (self.folder / PICTURES).mkdir(exist_ok=True)
-                evaluation.picture.save(self.folder / PICTURES / f"epoch-{epoch:04d}.png")
+                with atomic_write(self.folder / PICTURES / f"epoch-{epoch:04d}.png") as file:
+                    evaluation.picture.save(file, "PNG")
                 self._picture("views", evaluation.picture, step)
             if evaluation.localised is not None:
                 self._drawn("localised", self.history.localised(evaluation.localised, epoch, step), step)
@@ -177,8 +177,7 @@ class Report:
 
     def _write(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         line = {"step": step, "epoch": epoch, **values}
-        with (self.folder / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.folder / METRICS, json.dumps(line))
         for name in line.keys() - {"step"}:
             self.board.add_scalar(name, line[name], step)
         self._list_bad_images()
