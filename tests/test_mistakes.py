@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import noise_images
+from runs import launch
 
 from dali_views import RegionTable, SampleIndex
 from dali_views.tools import cli as loader_cli
@@ -35,6 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "bad.yaml").write_text("run: {out: a\n")
     (folder / "norun").mkdir()
+    (folder / "circle").symlink_to("circle")
     return folder
 
 
@@ -72,6 +74,7 @@ LOADER = [
     (["bench", "photos", "--parts", "memory", "--batches", "1", *CPU], "--batches: 1 is less than 2"),
     (["pack", "photos", "photos"], "would lie in its source"),
     (["pack", "photos", "new", "--quality", "101"], "quality"),
+    (["index", "pho\0tos"], "holds a NUL character"),
 ]
 CCROP = ["views.crop=contrastive", "guide.name=contrastive_crop"]
 TRAINER = [
@@ -81,6 +84,7 @@ TRAINER = [
     (["pretrain", "bad.yaml"], "bad.yaml"),
     (["pretrain", "config.yaml", "optim.learning_rat=1"], "optim.learning_rat"),
     (["pretrain", "config.yaml", "optim.lr=fast"], "optim.lr"),
+    (["pretrain", "config.yaml", "optim.lr=1e38"], "optim.lr should be less than or equal to 1"),
     (["pretrain", "config.yaml", "data.path=nowhere"], "nowhere"),
     (["pretrain", "config.yaml", "optim.batch=100"], "fill one global batch of 100"),
     (["pretrain", "config.yaml", "model.backbone=resnet19"], "resnet19"),
@@ -97,6 +101,16 @@ TRAINER = [
     (["compare", "config.yaml"], "--out"),
     (["demo", "scenes", "run.epocs=2"], "run.epochs"),
     (["demo", "scenes", "data.path=photos"], "data.path"),
+    (["pretrain", "config.yaml", "run.out=''"], "run.out"),
+    (["pretrain", "config.yaml", f"run.seed={2**64}"], "run.seed should be less than"),
+    (["pretrain", "config.yaml", "run.threads=1000000"], "run.threads should be less than"),
+    (["export", "norun", "out\0"], "holds a NUL character"),
+    (["pretrain", "config.yaml", 'run.out="a\\0b"'], "run.out should hold no NUL character"),
+    (["pretrain", "config.yaml", 'finetune.labels="a\\0b"'], "finetune.labels should hold no NUL character"),
+    (["pretrain", "config.yaml", "run.out=bad.yaml"], "bad.yaml: File exists; choose another path"),
+    (["pretrain", "config.yaml", "run.out=bad.yaml/run"], "bad.yaml/run: Not a directory; choose a path"),
+    (["pretrain", "config.yaml", f"run.out={'a' * 300}"], "File name too long; choose a shorter path"),
+    (["pretrain", "config.yaml", "run.out=circle"], "choose another path"),
 ]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -143,6 +157,36 @@ def test_a_full_memory_of_the_gpu_says_what_to_lower(place, monkeypatch, capsys)
     monkeypatch.setattr(trainer_cli, "train", full)
     assert trainer_cli.main(["pretrain", "config.yaml"]) == 2
     assert "lower the batch size" in told(capsys)
+
+
+_LIMITED = """
+import resource, sys
+from trainers import cli
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 20),) * 2)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_too_little_address_space_is_a_sentence_whatever_fails_first(place, tmp_path):
+    """Weights, a library that is loaded late, or the threads of DALI, which would end the process."""
+    words = ["pretrain", str(place / "config.yaml"), f"run.out={tmp_path}", "run.threads=16"]
+    for mebibytes in (30, 200, 500, 900):
+        with launch(["-c", _LIMITED, str(mebibytes), *words, "run.max_steps=1", "--resume"]) as process:
+            told = process.communicate()[0]
+        assert process.returncode in ((2,) if mebibytes == 30 else (0, 2)), told
+        assert "Traceback" not in told
+        assert process.returncode == 0 or "is full; lower the batch size" in told
+
+
+def test_a_full_standard_output_is_a_sentence(place):
+    code = "import sys; from dali_views.tools.cli import main; sys.exit(main(['index', sys.argv[1]]))"
+    command = [sys.executable, "-c", code, str(place / "photos")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "error: the answer cannot be printed (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(place, monkeypatch):

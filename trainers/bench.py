@@ -26,7 +26,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dali_views.data.index import SampleIndex
-from dali_views.system.machine import is_full, machine
+from dali_views.system.machine import full_memory, machine
 from dali_views.tools import options
 from dali_views.tools.bench.contest import IMAGES, Row, table, write_csv
 from dali_views.tools.command_line import Answer
@@ -97,7 +97,8 @@ def _runs(
         try:
             found, waits = _run(_config(args, folder, device, method, backbone, guide))
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-            why = "the memory of the GPU is full; lower --batch-size" if is_full(error) else error
+            memory = full_memory(error)
+            why = f"the {memory} is full; lower --batch-size" if memory else error
             print(f"failed: {name} ({' '.join(str(why).split()):.300})")
             wrong += 1
             continue

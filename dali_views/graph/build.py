@@ -7,6 +7,7 @@ one external source. Rectangles are operator arguments, so they stay on the CPU 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -97,8 +98,29 @@ def build(
                 colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
             )
         pipe.set_outputs(*outputs)
+    check_threads(2 * threads + 8)
     pipe.build()
     return pipe
+
+
+def check_threads(count: int) -> None:
+    """A RuntimeError if the system does not start so many threads at once.
+
+    DALI makes a pool for the graph, one for the decoder and a few threads more. If one does not start, for
+    want of address space (`ulimit -v`) or of processes, those before it end this process without a word.
+    """
+    over, started = threading.Event(), []
+    try:
+        for _ in range(count):
+            started.append(threading.Thread(target=over.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError as error:  # "can't start new thread"
+        started.pop()
+        raise RuntimeError(f"{error} beside {len(started)} others of {count}") from error
+    finally:
+        over.set()
+        for thread in started:
+            thread.join()
 
 
 def inputs(

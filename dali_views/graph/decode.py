@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..data.headers import MAX_PIXELS
 from ..data.source import Form
-from ..system.machine import is_full
+from ..system.machine import full_memory
 
 HW_DECODER_LOAD = 1.0
 """Share of a batch's JPEGs for the GPU's hardware decoder.
@@ -115,7 +115,7 @@ class Alone:
             self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:
             self._graph = None  # a graph that failed may not be used again
-            if is_full(error):
+            if full_memory(error):
                 raise
             return _reason(str(error))
         return ""

@@ -16,9 +16,17 @@ from pathlib import Path
 _PACKAGES = {"DALI": "nvidia-dali-cuda120"} | {
     n: n for n in ("torch", "torchvision", "numpy", "numba", "Pillow")
 }
-# DALI and PyTorch raise plain RuntimeErrors when memory is full. The last phrase is from DALI's memory pools:
-# "Can't allocate 123 bytes on device 0."
-_FULL = ("out of memory", "CUDA allocation failed", "cudaErrorMemoryAllocation", "bytes on device")
+# DALI and PyTorch raise plain RuntimeErrors when memory is full. DALI's memory pools say "Can't allocate 123
+# bytes on device 0.", a thread without room for its stack "Resource temporarily unavailable".
+_FULL = {
+    "memory of the GPU": (
+        "out of memory", "CUDA allocation failed", "cudaErrorMemoryAllocation", "bytes on device",
+    ),
+    "main memory, or what a limit (ulimit -v or -u, a container's) leaves of it,": (
+        "Cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc",
+        "can't start new thread", "Resource temporarily unavailable", "failed to map segment",
+    ),
+}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -27,9 +35,18 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(shared or os.path.expanduser("~/.cache")) / "dali_views"
 
 
-def is_full(error: Exception) -> bool:
-    """Whether an error says that the memory of the GPU is full."""
-    return any(words in str(error) for words in _FULL)
+def full_memory(error: BaseException | None) -> str:
+    """Which memory an error, or one that it was raised from or during, says to be full; "" if none does."""
+    gpu, main = _FULL
+    while error is not None and not isinstance(error, ConnectionError):  # sockets use some of these words
+        if isinstance(error, MemoryError):  # it may have no text
+            return main
+        for name in (gpu, main):
+            if any(words in str(error) for words in _FULL[name]):
+                return name
+        # Numba says that a library is missing when it could not be mapped into memory.
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager

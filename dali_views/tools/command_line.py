@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import math
 import os
@@ -17,11 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..system.machine import is_full
+from ..system.machine import full_memory
 
 MISTAKE = 2
 """Exit code of a mistake that the user can fix."""
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose a folder on another disk",
+    errno.EDQUOT: "free some space or choose a folder on another disk",
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EACCES: "change its permissions or choose another path",
+    errno.EPERM: "change its permissions or choose another path",
+    errno.EROFS: "choose a folder on a disk that may be written to",
+    errno.EEXIST: "choose another path, or remove what is there",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EISDIR: "choose another path, or remove the folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "choose another path: this is a circle of links",
+    errno.EIO: "check the disk",
+}
+"""What to do about errors of the system, by number."""
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
@@ -35,6 +52,13 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """The help, examples first."""
         return f"{self._examples}\n{super().format_help()}" if self._examples else super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it; a NUL, which no path can have, ends the process with a sentence."""
+        for word in sys.argv[1:] if args is None else args:
+            if "\0" in word:
+                self.error(f"the argument {word!r} holds a NUL character")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with a sentence; for an unknown word it names the nearest known one."""
@@ -73,7 +97,7 @@ def carry_out(
 
     Args:
         command: Returns its answer or, if it has printed that itself, an exit code or None for 0.
-        mistakes: Errors that the user can fix, besides a full memory of the GPU.
+        mistakes: Errors that the user can fix, besides a full memory.
         warn: Shows a line of a warning.
     """
     warnings.showwarning = lambda message, *_, **__: warn(f"warning: {message}")
@@ -90,8 +114,17 @@ def carry_out(
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 0
+    except OSError as error:  # of the standard output, as a file on a full disk
+        _silence()
+        print(f"error: the answer cannot be printed ({error.strerror})", file=sys.stderr)
+        return MISTAKE
+
+
+def _silence() -> None:
+    """What is still to be printed goes nowhere, and fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(
@@ -104,17 +137,24 @@ def _answer(
     except BrokenPipeError:
         raise
     except Exception as error:
-        if is_full(error):
+        if memory := full_memory(error):
             message = (
-                "the memory of the GPU is full; lower the batch size (--batch-size, optim.batch) or the size "
-                "of views, or end what else runs on it"
+                f"the {memory} is full; lower the batch size (--batch-size, optim.batch), the size of views "
+                "or the threads (run.threads), or end what else runs on it"
             )
         elif isinstance(error, mistakes):
-            message = str(error)
+            message = _of_system(error) if isinstance(error, OSError) and error.errno else str(error)
         else:
             raise
     print(f"error: {message}", file=sys.stderr)
     return Answer({"error": message}, "", MISTAKE)
+
+
+def _of_system(error: OSError) -> str:
+    """A sentence of an error of the system: the file, what is wrong, the remedy."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{place}{error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
 def _finite(value: Any) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
-Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Times a batch or a gradient, a larger number than 1e30 is none in float32.
+Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Dilation: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 CropKind: TypeAlias = Literal["random", "contrastive", "inside", "whole", "centre"]
@@ -25,13 +27,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
+    @field_validator("*")
+    @classmethod
+    def _no_text_with_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:  # no path can hold one
+            raise PydanticCustomError("nul", "should hold no NUL character")
+        return value
+
 
 class Run(Section):
     """Where, how long and on what the run goes."""
 
-    out: str
+    out: Annotated[str, Field(min_length=1)]
     """Folder for checkpoints, logs and the resolved configuration."""
-    seed: CountOrZero = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights and of every view."""
     epochs: Count = 100
     """Passes over the data set."""
@@ -49,7 +58,7 @@ class Run(Section):
     """Steps between lines of the log."""
     evaluate_every: CountOrZero = 10
     """Epochs between evaluations, the last epoch included; 0: never."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads per process that decode and augment; absent: this process's share of the cores."""
     hw_decoder_load: Share = 1.0
     """Share of a batch's JPEGs for the GPU's hardware decoder; CUDA decodes the others. Between 0 and 1 the
