@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,14 @@ def test_the_number_of_processes_may_change_between_resumes_and_a_kill_ends_all(
 @pytest.mark.slow
 def test_torchrun_reports_the_reason_and_ends_the_others(scenes, tmp_path):
     file = write_config(tmp_path, scenes, **APART)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / f".{checkpoint.LAST}.tmp").symlink_to("/dev/full")
     words = ["--nproc-per-node", "2", recorded.__file__, str(tmp_path), "never", "pretrain", str(file)]
-    with launch([*TORCHRUN, *words]) as process:
+    with launch([*TORCHRUN, *words, "model.backbone=resnet10"]) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))  # no checkpoint fits
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     report = output.partition("Root Cause")[2]
     assert "local_rank: 0" in report
-    assert "No space left on device" in report
+    assert "last.pt cannot be written (File too large)" in report
 
 
 def pretrain_under_an_agent(*arguments: Any) -> int:
