@@ -79,11 +79,12 @@ def pretrain(
     method = method_of(config, own_method)
     check_layers(config, method.backbone)
     with held(Path(config.run.out)):
-        return train(config, setting, method, open_run(config, resume))
+        return train(config, setting, method, resume)
 
 
-def train(config: cfg.Config, setting: Setting, method: Method, saved: dict[str, Any] | None) -> Result:
-    """The rest of `pretrain`: from the checkpoint, if one was saved, to the end of the run."""
+def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) -> Result:
+    """The part of `pretrain` that holds the run folder's lock."""
+    saved = open_run(config, resume)
     out, device = Path(config.run.out), setting.device
     data = open_data(config.data, setting.seed, out / INDEX)
     regions = RegionTable(len(data.train), config.regions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .sections import Count, CountOrZero, NotNegative, Positive, Section, Share, ShareBelowOne
 
@@ -177,6 +177,12 @@ class _OptimBase(Section):
     def peak_lr(self) -> float:
         """Learning rate at the top of the schedule, after scaling."""
         return self.lr * self.batch / 256 if self.lr_scaling else self.lr
+
+    @model_validator(mode="after")
+    def _peak_is_a_number_of_networks(self) -> _OptimBase:
+        if self.peak_lr > 3e38:  # near the largest of float32
+            raise ValueError(f"the peak learning rate {self.peak_lr:.3g} is no float32; lower optim.lr")
+        return self
 
 
 class SGD(_OptimBase):

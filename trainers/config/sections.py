@@ -9,9 +9,9 @@ from pydantic_core import PydanticCustomError
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
-# Times a batch or a gradient, a larger number than 1e30 is none in float32.
-Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+# float32, in which networks compute, ends at 3.4e38.
+Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Dilation: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 CropKind: TypeAlias = Literal["random", "contrastive", "inside", "whole", "centre"]
