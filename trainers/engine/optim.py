@@ -72,9 +72,9 @@ def lr_at(step: int, total: int, warmup: int, base: float, minimum: float = 0.0)
 
 
 def set_lr(optimizer: Optimizer, lr: float, peak: float) -> None:
-    """Give every group the rate `lr`, and groups marked `constant_lr` the rate `peak`."""
+    """Give every group the rate `lr`, or `peak` if it is marked `constant_lr`, times its `lr_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = peak if group["constant_lr"] else lr
+        group["lr"] = (peak if group["constant_lr"] else lr) * group.get("lr_factor", 1.0)
 
 
 def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
@@ -105,7 +105,11 @@ def check_finite(module: nn.Module, when: str, remedy: str = LOWER) -> None:
 
 
 def param_groups(
-    module: nn.Module, weight_decay: float, decay_norms: bool = False, constant: Collection[str] = ()
+    module: nn.Module,
+    weight_decay: float,
+    decay_norms: bool = False,
+    constant: Collection[str] = (),
+    backbone_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Trainable parameters in groups that share weight decay, LARS adaptation and schedule.
 
@@ -115,28 +119,33 @@ def param_groups(
     Args:
         module: the whole method, so that its heads are included.
         constant: names of submodules whose rate ignores the schedule (SimSiam's predictor).
+        backbone_lr_factor: multiplies the rate of the submodule `backbone`.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_constant = any(f"{name}.".startswith(f"{prefix}.") for prefix in constant)
-            groups[parameter.ndim > 1, is_constant].append(parameter)
+            slowed = backbone_lr_factor != 1 and name.startswith("backbone.")
+            groups[parameter.ndim > 1, is_constant, slowed].append(parameter)
     # Sorted, so that a checkpoint's group order does not depend on which parameter comes first.
     return [
         {
-            "params": groups[is_weight, is_constant],
+            "params": groups[is_weight, is_constant, slowed],
             "weight_decay": weight_decay if is_weight or decay_norms else 0.0,
             "decays": is_weight or decay_norms,
             "adapt": is_weight,
             "constant_lr": is_constant,
+            "lr_factor": backbone_lr_factor if slowed else 1.0,
         }
-        for is_weight, is_constant in sorted(groups, reverse=True)
+        for is_weight, is_constant, slowed in sorted(groups, reverse=True)
     ]
 
 
 def build_optimizer(module: nn.Module, config: cfg.Optim, constant: Collection[str] = ()) -> Optimizer:
     """The optimiser of a configuration over a module's trainable parameters, at its peak rate."""
-    groups = param_groups(module, config.weight_decay, config.decay_norms, constant)
+    groups = param_groups(
+        module, config.weight_decay, config.decay_norms, constant, config.backbone_lr_factor
+    )
     if not groups:
         raise ValueError("the module has no trainable parameter; nothing is left to optimise")
     match config:
