@@ -203,7 +203,7 @@ def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
 def test_a_file_that_is_no_state_dict_is_refused_and_never_executed(tmp_path):
     state, trap = library_model("torchvision").state_dict(), tmp_path / "executed"
     contents = {
-        "no state dict but state_dict, epoch; ": {"state_dict": state, "epoch": 3},
+        "no state dict but weights, epoch; ": {"weights": state, "epoch": 3},
         "no state dict but list; ": [1, 2],
         "cannot be read as weights alone": {**state, "more": Trap(trap)},
     }

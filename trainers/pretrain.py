@@ -77,6 +77,7 @@ def pretrain(
     # Checked before images are listed, which may take minutes.
     torch.manual_seed(setting.seed)
     method = method_of(config, own_method)
+    method.freeze(config.model.frozen_stages)
     check_layers(config, method.backbone)
     with held(Path(config.run.out)):
         return train(config, setting, method, resume)
@@ -85,6 +86,8 @@ def pretrain(
 def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) -> Result:
     """The part of `pretrain` that holds the run folder's lock."""
     saved = open_run(config, resume)
+    if saved is None and config.model.weights is not None:
+        method.start_from(config.model.weights)
     out, device = Path(config.run.out), setting.device
     data = open_data(config.data, setting.seed, out / INDEX)
     regions = RegionTable(len(data.train), config.regions)

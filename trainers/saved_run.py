@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import config as cfg
 from .config import file as config_file
 from .encoders.backbones import Backbone, build_backbone
+from .encoders.weights import load_weights
 from .engine import checkpoint
 from .methods import Method, method_of
 
@@ -54,6 +55,8 @@ def encoder_of(config: cfg.Config, saved: Mapping[str, Any], kind: Kind, device:
         within = f"{saved['encoder']}."  # what else there is needs the method's class
         own = {name: value for name, value in saved["method"].items() if name.startswith(within)}
         encoder.load_state_dict({name.removeprefix(within): value for name, value in own.items()})
+    elif config.model.weights is not None:
+        load_weights(encoder, config.model.weights)
     return encoder.to(device).to(memory_format=torch.channels_last)
 
 
@@ -63,6 +66,8 @@ def method_with(config: cfg.Config, saved: Mapping[str, Any] | None, device: tor
     method = method_of(config)
     if saved is not None:
         method.load_state_dict(saved["method"])
+    elif config.model.weights is not None:
+        method.start_from(config.model.weights)
     return method.to(device).to(memory_format=torch.channels_last)
 
 

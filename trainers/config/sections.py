@@ -187,6 +187,14 @@ class Model(Section):
     """small: 3x3 stride-1 first convolution without max-pool, for images up to 64 pixels (ResNets only)."""
     zero_init_residual: bool = False
     """Start the last batch norm of every residual block at 0, as SimSiam does (ResNets only)."""
+    weights: str | None = None
+    """What the encoder starts from, momentum encoder included: a run folder, a file (a checkpoint,
+    .safetensors or torch.save) or timm:NAME[:FILE], torchvision:NAME[:FILE]; absent: random weights. Heads
+    start at random."""
+    frozen_stages: CountOrZero = 0
+    """First stages that do not learn, with all before them (stem, patch and position embedding), batch norm's
+    statistics included: 1 is stem and layer1 of a ResNet, stem and first stage of a ConvNeXt, everything to
+    the first block of a ViT."""
 
 
 class Maps(Section):

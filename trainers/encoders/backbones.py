@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection
-from typing import Literal, cast
+from types import MethodType
+from typing import Any, Literal, cast
 
 import torch
 import torchvision
@@ -14,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from dali_views.maps.tap import FeatureTap
 
-__all__ = ["Backbone", "build_backbone", "check_sizes", "look", "shrink_stem"]
+__all__ = ["Backbone", "build_backbone", "check_sizes", "freeze", "look", "shrink_stem"]
 
 # The last spatial module of each torchvision family, looked up in this order.
 _SPATIAL_LAYERS = ("layer4", "permute", "features", "trunk_output", "encoder", "blocks", "conv5", "layers")
@@ -36,6 +37,10 @@ class Backbone(nn.Module):
     stage_layers: tuple[str, ...]
     """Dotted names of the last three stages, coarsest last; of a transformer, blocks at one half, three
     quarters and the end of its depth (our choice). Empty if none are known."""
+    stage_ends: tuple[str, ...]
+    """Dotted names of the modules that its stages end with; of a transformer, all blocks."""
+    head_names: tuple[str, ...]
+    """Dotted names of what was taken off."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return cast(Tensor, super().__call__(images))
@@ -66,7 +71,11 @@ def build_backbone(
         shrink_stem(net, name)
     if zero_init_residual:
         _zero_init_residual(net, name)
-    net.stage_layers = _stages(net)
+    net.stage_ends = _stages(net)
+    net.stage_layers = net.stage_ends[-3:]
+    if hasattr(net, "class_token") or hasattr(net, "cls_token"):
+        depth = len(net.stage_ends)
+        net.stage_layers = tuple(net.stage_ends[round(depth * share) - 1] for share in (0.5, 0.75, 1.0))
     # timm's transformers count theirs; torchvision's have a class token.
     net.prefix_tokens = int(getattr(net, "num_prefix_tokens", hasattr(net, "class_token")))
     net.channels_last_maps = False
@@ -114,7 +123,7 @@ def _headless(model: nn.Module, name: str) -> Backbone:
         raise ValueError(f"backbone {name} has no single linear classifier to take off; choose a ResNet")
     path, classifier = linears[-1]
     net.set_submodule(path, nn.Identity())
-    net.dim = classifier.in_features
+    net.dim, net.head_names = classifier.in_features, (path,)
     net.feature_layer = next((layer for layer in _SPATIAL_LAYERS if hasattr(net, layer)), "")
     if net.feature_layer == "blocks":
         net.feature_layer = f"blocks.{len(cast(nn.ModuleList, net.blocks)) - 1}"
@@ -133,6 +142,8 @@ def _from_timm(name: str, known: list[str]) -> Backbone:
             net = cast(Backbone, timm.create_model(name, pretrained=False, num_classes=0, **options))
             info = cast(list[dict[str, str]], getattr(net, "feature_info", None) or [{"module": ""}])
             net.feature_layer = info[-1]["module"]
+            taken = cast(str | tuple[str, ...], cast(dict[str, Any], net.default_cfg).get("classifier") or ())
+            net.head_names = (taken,) if isinstance(taken, str) else tuple(taken)
             return net
         names, hint = [*known, *timm.list_models()], ""
     near = difflib.get_close_matches(name, names, n=1)
@@ -187,13 +198,45 @@ def _zero_init_residual(net: nn.Module, name: str) -> None:
 
 def _stages(net: Backbone) -> tuple[str, ...]:
     if all(hasattr(net, f"layer{number}") for number in (2, 3, 4)):  # ResNets of both libraries
-        return "layer2", "layer3", "layer4"
+        return "layer1", "layer2", "layer3", "layer4"
     if isinstance(net, torchvision.models.ConvNeXt):  # stages and downsampling layers in turn
-        return "features.3", "features.5", "features.7"
+        return "features.1", "features.3", "features.5", "features.7"
     if isinstance(net, torchvision.models.VisionTransformer):
-        names = [f"encoder.layers.encoder_layer_{i}" for i in range(len(net.encoder.layers))]
-    else:
-        names = [str(entry["module"]) for entry in getattr(net, "feature_info", ())]
-    if hasattr(net, "class_token") or hasattr(net, "cls_token"):
-        return tuple(names[round(len(names) * share) - 1] for share in (0.5, 0.75, 1.0))
-    return tuple(names[-3:])
+        return tuple(f"encoder.layers.encoder_layer_{i}" for i in range(len(net.encoder.layers)))
+    return tuple(str(entry["module"]) for entry in getattr(net, "feature_info", ()))
+
+
+def freeze(net: Backbone, count: int) -> None:
+    """Keep the first stages of a network, and all that was registered before their end, as they are.
+
+    They get no gradient, and stay in eval mode whatever `net.train` says: batch norm uses its running
+    statistics and leaves them as they are, dropout is off.
+
+    Raises:
+        ValueError: the network has fewer stages, or none that are known.
+    """
+    modules = dict(net.named_modules())
+    ends = [name for name in net.stage_ends if name in modules]
+    if count > len(ends):
+        raise ValueError(
+            f"model.frozen_stages {count} is more than the {len(ends)} stages that are known of "
+            f"{type(net).__name__}; lower it"
+        )
+    if count == 0:
+        return
+    end = f"{ends[count - 1]}."
+    names = list(modules)
+    names = names[: 1 + max(i for i, name in enumerate(names) if f"{name}.".startswith(end))]
+    for name in names:  # of what holds the last frozen stage, too: a position embedding
+        for parameter in modules[name].parameters(recurse=False):
+            parameter.requires_grad_(False)
+    frozen = [name for name in names if name and (f"{name}." == end or not end.startswith(f"{name}."))]
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        type(self).train(self, mode)
+        for name in frozen:
+            self.get_submodule(name).training = False
+        return self
+
+    net.train = MethodType(train, net)  # type: ignore[method-assign]
+    net.train(net.training)

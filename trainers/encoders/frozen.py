@@ -1,33 +1,27 @@
-"""An encoder that does not learn, its weights from a file, and its features of a set of images."""
+"""An encoder that does not learn, and its features of a set of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..data import evaluation_views, plain_loader
-from ..engine import checkpoint
 from ..engine.setting import Setting
 from ..evaluate.knn import extract
 from ..saved_run import encoder_of, load_run
-from .backbones import Backbone, build_backbone
+from .backbones import Backbone
+from .weights import library_encoder
 
-__all__ = ["embed", "frozen_encoder", "load_weights"]
+__all__ = ["embed", "frozen_encoder"]
 
 _PART = 16384  # images whose features are held in float32 at a time
-_SHOWN = 3  # names of tensors in an error
 
 
 def frozen_encoder(views: cfg.Views, source: str | Path, device: torch.device) -> tuple[Backbone, cfg.Views]:
@@ -52,121 +46,15 @@ def frozen_encoder(views: cfg.Views, source: str | Path, device: torch.device) -
         ValueError: the library has no such model, its weights are not on this machine, or the file does not
             hold them.
     """
-    library, _, rest = str(source).partition(":")
-    name, _, file = rest.partition(":")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if library == "torchvision":
-            encoder, like = _from_torchvision(name, file)
-        elif library == "timm":
-            encoder, like = _from_timm(name, file)
-        else:
+        found = library_encoder(str(source))
+        if found is None:
             _, run, saved = load_run(Path(source))
-            encoder = encoder_of(run, saved, "trained", device)
             like = {key: getattr(run.views, key) for key in ("size", "mean", "std")}
+            found = encoder_of(run, saved, "trained", device), like
+    encoder, like = found
     encoder.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return encoder, views.model_copy(update=like)
-
-
-def _from_torchvision(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(f"torchvision has no pretrained encoder {name!r}; choose one such as resnet50")
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    encoder = build_backbone(name)
-    if file:
-        load_weights(encoder, torchvision.models.get_model(name, weights=None), Path(file))
-    else:
-        fetch = f"torchvision.models.get_model({name!r}, weights='DEFAULT')"
-        _in_cache(_hub_file(weights.url), f"torchvision:{name}", fetch)
-        learnt = torchvision.models.get_model(name, weights=weights).state_dict()
-        encoder.load_state_dict({key: learnt[key] for key in encoder.state_dict()})
-    preset = weights.transforms()
-    return encoder, {"size": preset.crop_size[0], "mean": tuple(preset.mean), "std": tuple(preset.std)}
-
-
-def _from_timm(name: str, file: str) -> tuple[Backbone, dict[str, Any]]:
-    try:
-        import timm
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        raise ValueError(f"timm:{name} needs timm, which is not installed; pip install timm") from None
-    if not timm.models.is_model_pretrained(name):
-        raise ValueError(f"timm has no pretrained encoder {name!r}; choose one of timm.list_pretrained()")
-    learnt = timm.models.get_pretrained_cfg(name)
-    encoder = build_backbone(name)
-    if file:
-        load_weights(encoder, timm.create_model(name, num_classes=1), Path(file))
-    else:
-        files = [_hub_file(learnt.url)] if learnt.url else []
-        if learnt.hf_hub_id:
-            names = ("model.safetensors", "pytorch_model.bin")
-            files = [try_to_load_from_cache(learnt.hf_hub_id, each) for each in names]
-        cached = next((each for each in files if isinstance(each, str)), None)
-        _in_cache(cached, f"timm:{name}", f"timm.create_model({name!r}, pretrained=True)")
-        pretrained = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(cached)}
-        )
-        encoder.load_state_dict(pretrained.state_dict())
-    like = {"size": learnt.input_size[-1], "mean": tuple(learnt.mean), "std": tuple(learnt.std)}
-    return encoder, like
-
-
-def _hub_file(url: str) -> str | None:
-    """Where torch keeps what it fetched from an address, if it did."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    return str(file) if file.is_file() else None
-
-
-def _in_cache(file: str | None, source: str, fetch: str) -> None:
-    if file is None:
-        raise ValueError(
-            f"the weights of {source} are not on this machine; fetch them once, where there is a network, "
-            f"with {fetch}, or name a file that holds them, {source}:FILE, or a run folder"
-        )
-
-
-def load_weights(encoder: nn.Module, classifier: nn.Module, file: Path) -> None:
-    """Fill an encoder with the state dict in a file; nothing in the file is executed.
-
-    Args:
-        classifier: the same network with its head: in the file a head of these names is ignored.
-        file: .safetensors, or else what torch.save made of a state dict.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds no state dict, or another network's; names the first tensors.
-    """
-    found, own = _read(file), encoder.state_dict()
-    head = classifier.state_dict().keys() - own.keys()
-    # Old files lack the counters of batch norm; an encoder that does not learn does not use them.
-    wrong = {
-        "missing": [name for name in own if name not in found and not name.endswith("num_batches_tracked")],
-        "unexpected": [name for name in found if name not in own and name not in head],
-        "of another shape": [name for name in own if name in found and found[name].shape != own[name].shape],
-    }
-    faults = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
-    if faults:
-        raise ValueError(f"{file} does not fit this encoder; of its tensors {', '.join(faults)}")
-    encoder.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file of weights {file}")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = checkpoint.read(file, legacy=True)
-    except (LookupError, SafetensorError, ValueError) as error:  # LookupError: a type that PyTorch has not
-        raise ValueError(f"{file} cannot be read as weights alone: {error}") from error
-    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
-        held = _first(list(found)) if isinstance(found, Mapping) else type(found).__name__
-        raise ValueError(f"{file} holds no state dict but {held}; save model.state_dict() alone")
-    return dict(found)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(map(str, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
 
 
 @torch.no_grad()

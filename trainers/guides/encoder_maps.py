@@ -112,7 +112,8 @@ def _gradient_maps(network: Method | Backbone, images: Tensor, how: cfg.Maps) ->
     backbone = network.backbone
     layer = how.layer or backbone.feature_layer
     with evaluating(network), FeatureTap(backbone, layer) as tap, torch.enable_grad():
-        score = network.alignment(images, images.flip(3))
+        # The images ask for a gradient, because the stages before the layer may be frozen.
+        score = network.alignment(images.detach().requires_grad_(), images.flip(3))
         (gradient,) = torch.autograd.grad(score.float().sum(), tap.features)
     maps = gradient_map(*(as_grid(backbone, each) for each in (tap.features, gradient)))
     return align_maps(maps, offset_of(backbone, layer, images)) if how.aligned else maps

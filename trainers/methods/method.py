@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainers.encoders.backbones import Backbone
+from trainers.encoders.backbones import Backbone, freeze
+from trainers.encoders.weights import load_weights
 from trainers.engine.optim import Clock
 
 __all__ = ["Method", "are_kin", "log_ratio"]
@@ -78,6 +79,18 @@ class Method(nn.Module, ABC):
 
     def after_step(self, clock: Clock) -> None:
         """Called after the optimiser's step: momentum networks, queues, centres."""
+
+    def start_from(self, weights: str) -> None:
+        """Give the encoder weights from elsewhere, and the momentum encoder the same; see `load_weights`."""
+        load_weights(self.backbone, weights)
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.load_state_dict(self.backbone.state_dict())
+
+    def freeze(self, stages: int) -> None:
+        """Keep the first stages of the encoder and of the momentum encoder as they are; see `freeze`."""
+        for net in (self.backbone, self.momentum_encoder):
+            if net is not None:
+                freeze(net, stages)
 
     @property
     def encoder(self) -> Backbone:
