@@ -162,7 +162,7 @@ class _OptimBase(Section):
     """Epochs of linear growth of the learning rate from 0 to its peak."""
     min_lr: NotNegative = 0.0
     """Learning rate at the end of the cosine, whatever the batch."""
-    backbone_lr_factor: Positive = 1.0
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=100)] = 1.0
     """The encoder's learning rate as a multiple of the heads', for encoders with given weights."""
     decay_norms: bool = False
     """Decay also biases and 1-D weights, as the code of MoCo, SimSiam and ContrastiveCrop does."""
