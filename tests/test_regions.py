@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +194,61 @@ def test_binding_sets_an_empty_fingerprint_and_refuses_another() -> None:
     assert table.fingerprint == "abc"
     with pytest.raises(ValueError, match="another data set"):
         table.bind("other")
+
+
+# ---- threads and copies
+
+
+def test_whatever_is_taken_of_a_table_has_all_rows_of_an_update_from_another_thread_or_none() -> None:
+    """Each update writes one value to all rows; two values in one place are a part of an update."""
+    length, done = 20_000, threading.Event()
+    table, rows = RegionTable(length), np.arange(length)
+    values = np.linspace(0.1, 0.9, 7, dtype=np.float32)
+    table.update(rows, np.tile([0, 0, 1, values[0]], (length, 1)), np.full(length, values[0]))
+
+    def writer() -> int:
+        calls = 0
+        while not done.is_set():
+            value = values[calls % len(values)]
+            boxes = torch.tensor([0, 0, 1, value]).expand(length, 4)
+            table.update(rows, boxes, torch.full((length,), float(value)))
+            calls += 1
+        return calls
+
+    def parts() -> Iterator[dict[str, np.ndarray]]:
+        state = table.state_dict()
+        yield state
+        part = table.subset(rows)
+        yield {"boxes": part.boxes, "weights": part.weights}
+        yield vars(copy.copy(table))["_columns"]
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(writer) for _ in range(2)]
+        taken = []
+        for _ in range(30):
+            taken += [vars(table.snapshot()), *parts()]  # looked at in the end: a snapshot must not change
+        done.set()
+    written = 1 + sum(each.result() for each in writers)
+    assert (table.writes == written).all(), "no write is lost"
+    for part in taken:
+        value = part["weights"][0, 0]
+        assert (part["weights"] == value).all()
+        assert (part["boxes"] == [0, 0, 1, value]).all()
+        assert np.ptp(part.get("writes", 0)) == 0
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_a_copy_of_a_table_is_a_table_of_its_own(copied: Callable[[RegionTable], RegionTable]) -> None:
+    table = filled(fingerprint="abc")
+    other = copied(table)
+    assert same(table, other)
+    assert (other.epoch, other.fingerprint) == (table.epoch, "abc")
+    other.update([0], weights=[9.0])
+    queued(other, [1], [9.0])
+    assert other.weights[:2, 0].tolist() == [9.0, 9.0]
+    assert same(table, filled(fingerprint="abc"))
+    table.update([2], weights=[9.0])
+    assert other.weights[2] != 9.0
 
 
 # ---- memory

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,19 @@ from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
 from .snapshot import Snapshot, checked_state, entry, read_only
 from .sync import Traffic, check_equal, exchange
 
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _in_turn(method: Callable[Concatenate[RegionTable, P], R]) -> Callable[Concatenate[RegionTable, P], R]:
+    """A method that runs as a whole: calls of other threads wait for its end."""
+
+    @wraps(method)
+    def whole(self: RegionTable, *args: P.args, **options: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **options)
+
+    return whole
+
 
 class RegionTable:
     """One row per sample: K boxes, K weights and a partner sample, written by a model in training.
@@ -23,6 +38,11 @@ class RegionTable:
     Arrays are read-only; write through ``update``. A column takes memory once it is written (`partner` from
     the start); a snapshot shares it until the next write. Each rank has its own table; ``sync`` makes them
     equal.
+
+    Any thread may call any method. One call runs after the other: a snapshot, a state, a file or a subset
+    has all rows and columns of an ``update`` or none of them; an ``update`` waits while ``sync`` runs. Only
+    an array that was read before shows later writes, maybe half of one: read columns that must fit each
+    other from a snapshot. With several ranks, no thread may update between ``sync`` and ``set_epoch``.
 
     Args:
         length: N, number of samples; regions: K, boxes and weights per sample.
@@ -42,8 +62,21 @@ class RegionTable:
         self.fingerprint = fingerprint
         self.epoch = 0
         self.traffic = Traffic()
+        self._lock = threading.RLock()  # `snapshot` would otherwise freeze rows that a thread is writing
         self._queue = UpdateQueue()
         self._replace(new_columns(length, regions))
+
+    @_in_turn
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which are tables of their own, and for other processes."""
+        self._settle(wait=True)
+        for column in self._columns.values():
+            column.flags.writeable = False  # both tables copy a column before they write to it
+        own = {"_columns": self._columns.copy(), "_unsynced": self._unsynced.copy(), "traffic": Traffic()}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_queue")} | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock(), _queue=UpdateQueue())
 
     def _replace(self, columns: dict[str, Array]) -> None:
         """Hold other columns; all rows count as synchronised."""
@@ -80,6 +113,7 @@ class RegionTable:
         """int32 (N,), epoch of the last write, -1 for never."""
         return self._column("written_epoch")
 
+    @_in_turn
     def _column(self, name: str) -> NDArray[Any]:
         self._settle(wait=True)
         return read_only(self._columns[name])
@@ -91,6 +125,7 @@ class RegionTable:
         written = int(np.count_nonzero(self.writes))
         return f"RegionTable({len(self)} rows, regions={self.regions}, {written} written, epoch={self.epoch})"
 
+    @_in_turn
     def update(self, index: Any, boxes: Any = None, weights: Any = None, partner: Any = None) -> None:
         """Write rows: all of the call or, if anything is wrong with it, nothing.
 
@@ -144,6 +179,7 @@ class RegionTable:
             self._columns[name] = self._columns[name].copy()
         return self._columns[name]
 
+    @_in_turn
     def snapshot(self) -> Snapshot:
         """Boxes, weights, partner, written and epoch as they are now, read-only; copies nothing."""
         self._settle(wait=True)
@@ -151,6 +187,7 @@ class RegionTable:
             self._columns[name].flags.writeable = False
         return Snapshot(**{name: self._columns[name] for name in FROZEN}, epoch=self.epoch)
 
+    @_in_turn
     def subset(self, rows: Any) -> RegionTable:
         """Boxes, weights and `written` of some rows, as a table for ``SampleIndex.subset`` of the same rows.
 
@@ -168,6 +205,7 @@ class RegionTable:
         part._columns |= {name: self._column(name)[chosen] for name in ("boxes", "weights", "written")}
         return part
 
+    @_in_turn
     def sync(self) -> int:
         """Make the tables of all ranks equal: a collective call that sends the rows updated since the last.
 
@@ -193,6 +231,7 @@ class RegionTable:
         self.traffic.seconds += time.perf_counter() - began
         return self.traffic.rows - before
 
+    @_in_turn
     def check_equal(self) -> None:
         """Compare what `snapshot` freezes with the other ranks' tables; a collective call of a few bytes.
 
@@ -202,15 +241,18 @@ class RegionTable:
         self._settle(wait=True)
         check_equal({name: self._columns[name] for name in FROZEN})
 
+    @_in_turn
     def bind(self, fingerprint: str) -> None:
         """Tie the table to a data set; ValueError if it belongs to another one."""
         self.fingerprint = _agreed("This RegionTable", self.fingerprint, fingerprint)
 
+    @_in_turn
     def state_dict(self) -> dict[str, Any]:
         """Plain dict of NumPy arrays (copies), an int and a str; ``sync`` first if there are other ranks."""
         columns: dict[str, Any] = {name: self._column(name).copy() for name in COLUMNS}
         return {**columns, "epoch": self.epoch, "fingerprint": self.fingerprint}
 
+    @_in_turn
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a ``state_dict()``, the same one on every rank; arrays may be NumPy or torch.
 
@@ -226,6 +268,7 @@ class RegionTable:
         self.fingerprint = fingerprint
         self._replace(columns)
 
+    @_in_turn
     def save(self, path: PathLike) -> None:
         """Write a safetensors file in one step. With several ranks, save on one of them."""
         columns = {name: self._column(name) for name in COLUMNS}
