@@ -392,12 +392,33 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tree: Path, tmp_path: Pa
     assert len(index) == 4
 
 
-def test_a_list_of_bad_files_has_also_those_whose_names_look_like_comments(tmp_path: Path) -> None:
-    for name in ("#1.jpg", "2.jpg"):
-        _image(tmp_path / name)
-    bad_list.save(tmp_path / "bad.txt", {"#1.jpg": "ugly"})
-    index = SampleIndex.from_folder(tmp_path, cache=False)
-    assert _names(index.without(tmp_path / "bad.txt")) == ["2.jpg"]
+@pytest.mark.parametrize(
+    "bad",
+    ["#1.jpg", "2.jpg\n3.jpg", "\n2.jpg", "\r2.jpg", "2.jpg\ttab.jpg", '{"path": "2.jpg"}\t.jpg', "{2.jpg"],
+)
+@pytest.mark.parametrize("reason", ["ugly", ""])
+def test_a_list_of_bad_files_leaves_out_those_and_no_other_whatever_their_names(
+    tmp_path: Path, bad: str, reason: str
+) -> None:
+    good = {"2.jpg", "3.jpg"}
+    for name in (bad, *good):
+        _image(tmp_path / "images" / name)
+    images = SampleIndex.from_folder(tmp_path / "images", cache=False)
+    for path in (bad, os.path.join(images.root, bad)):
+        bad_list.save(tmp_path / "bad.txt", {path: reason, "2.gif": "a name as others have"})
+        assert set(_names(images.without(tmp_path / "bad.txt"))) == good
+        assert set(bad_list.load(tmp_path / "bad.txt")) == {path, "2.gif"}
+
+
+def test_lists_of_earlier_versions_and_by_hand_are_read(tmp_path: Path) -> None:
+    old = (
+        b'# by hand\n\n./#1.jpg\tugly\r\na\tb.jpg\tcut off\n{"path": 1}\tnone\n{odd.jpg\n\xff.jpg\tblurred\n'
+    )
+    (tmp_path / "bad.txt").write_bytes(old)
+    assert bad_list.load(tmp_path / "bad.txt") == {
+        "./#1.jpg": "ugly", "a\tb.jpg": "cut off", '{"path": 1}': "none", "\udcff.jpg": "blurred",
+        "{odd.jpg": "on the list of files to leave out",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [SampleIndex.from_folder, SampleIndex.from_list, SampleIndex.from_shards])
