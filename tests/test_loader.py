@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
+import pickle
 import shutil
 import struct
 import weakref
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +22,7 @@ from nvidia.dali import Pipeline, fn, types
 from dali_views import RegionTable, SampleIndex, ViewLoader, recipes
 from dali_views.graph.build import release_memory
 from dali_views.graph.decode import decode
-from dali_views.loader.batch import Stats, StreamWaits
+from dali_views.loader.batch import Batch, Stats, StreamWaits
 
 FULL = replace(recipes.moco_v2(24, crop="contrastive")[0], solarise=0.2)
 VIEWS = [FULL, FULL]
@@ -128,6 +131,32 @@ def test_a_process_that_is_forked_from_one_with_a_loader_has_its_own(small_index
     code = child.exitcode
     child.kill()
     assert code == 0
+
+
+def _refused_in_a_fork(loader: ViewLoader, batches: Iterator[Batch]) -> None:
+    for go_on in (lambda: next(batches), lambda: next(iter(loader))):
+        with pytest.raises(RuntimeError, match=r"has iterated in process \d+; .* make a ViewLoader in each"):
+            go_on()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_of_a_loader_that_has_iterated_says_what_to_do_and_waits_for_nothing(small_index):
+    loader = ViewLoader(small_index, recipes.moco_v2(16), 8, device="cpu")
+    batches = iter(loader)
+    next(batches)
+    child = multiprocessing.get_context("fork").Process(target=_refused_in_a_fork, args=(loader, batches))
+    child.start()
+    child.join(120)
+    code = child.exitcode
+    child.kill()
+    assert code == 0
+    assert len(list(batches)) == 4
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_of_a_loader_is_refused_with_what_to_do_instead(small_index, copied):
+    with pytest.raises(TypeError, match=r"Make another one with the same arguments, .* load_state_dict"):
+        copied(ViewLoader(small_index, VIEWS, 8, device="cpu"))
 
 
 def test_updates_become_visible_exactly_at_the_next_set_epoch(small_index):
@@ -239,6 +268,79 @@ def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):
     other = SampleIndex.from_folder(noise_images(tmp_path, 40, seed=9), cache=False, progress=False)
     with pytest.raises(ValueError, match="another data set"):
         ViewLoader(other, VIEWS, 8, device="cpu").load_state_dict(state)
+
+
+def frozen(rows: int = 40, regions: int = 1, **columns: object) -> dict[str, object]:
+    return {**RegionTable(rows, regions).snapshot().state_dict(), **columns}
+
+
+def plain(state: object) -> object:
+    """A state as something to compare."""
+    if isinstance(state, dict):
+        return {name: plain(part) for name, part in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epoch": 10**30}, r"epoch = 10{30}, not an integer from 0 to 2147483647"),
+        ({"epoch": 10**5000}, "epoch = an integer of"),
+        ({"epoch": 1.5}, r"epoch = 1\.5, not an integer"),
+        ({"epoch": "7"}, "epoch = '7', not an integer"),
+        ({"epoch": True}, "epoch = True, not an integer"),
+        ({"position": 10**12}, "position = 1000000000000, not an integer from 0 to 80"),
+        ({"position": -8}, "position = -8"),
+        ({"seed": "0"}, "seed = '0', not an integer"),
+        ({"fingerprint": None}, "fingerprint = None, not text"),
+        ({"unreadable": [3]}, "unreadable = a list, not a dict"),
+        ({"unreadable": {40: "cut off"}}, "a key of unreadable = 40, not an integer from 0 to 39"),
+        ({"unreadable": {3: 5}}, r"unreadable\.3 = 5, not text"),
+        ({"regions": frozen(39)}, r"regions\.boxes = float32 of shape \(39, 1, 4\), not .*\(40, 1, 4\)"),
+        ({"regions": frozen(regions=2)}, r"regions\.boxes = float32 of shape \(40, 2, 4\)"),
+        ({"regions": frozen(weights=np.ones((40, 2)))}, r"regions\.weights = float64 of shape \(40, 2\)"),
+        ({"regions": frozen(boxes=[[0, 0, 1, 1]])}, r"regions\.boxes = a list"),
+        ({"regions": frozen(boxes=torch.ones(1).expand(40, 1, 4))}, r"regions\.boxes = .* repeats a few"),
+        ({"regions": frozen(boxes=np.full((40, 1, 4), np.nan))}, r"wrong regions\.boxes: Row 0 .* NaN"),
+        ({"regions": frozen(partner=np.full(40, 40))}, r"wrong regions\.partner: Row 0 .* not in the table"),
+        ({"regions": frozen(epoch=1.5)}, r"regions\.epoch = 1\.5"),
+        ({"regions": {"boxes": torch.zeros(40, 1, 4)}}, r"no 'regions\.weights'"),
+        ({"table": RegionTable(39).state_dict()}, r"table\.boxes = float32 of shape \(39, 1, 4\)"),
+        ({"table": {}}, r"no 'table\.fingerprint'"),
+        ({"table": {**RegionTable(40).state_dict(), "fingerprint": "other"}}, "another data set"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_by_a_sentence_and_changes_nothing(small_index, change, words):
+    state = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=RegionTable(40)).state_dict()
+    state["epoch"] = 3
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu", regions=written_table(small_index))
+    before, seen = plain(loader.state_dict()), [digest(batch) for batch in loader]
+    loader.set_epoch(0)
+    with pytest.raises(ValueError, match=words) as refused:
+        loader.load_state_dict({**state, **change})
+    assert str(refused.value).count("; ") >= 1, "a remedy follows"
+    assert len(str(refused.value)) < 400
+    assert plain(loader.state_dict()) == before
+    assert [digest(batch) for batch in loader] == seen
+
+
+def test_a_tiny_state_that_claims_much_takes_no_memory(small_index):
+    """Without a table, the number of regions is that of the state."""
+    many = {
+        "boxes": torch.zeros(1).expand(40, 10**9, 4), "weights": torch.ones(1).expand(40, 10**9),
+        "partner": torch.arange(40), "written": torch.zeros(40, dtype=torch.bool), "epoch": 0,
+    }  # fmt: skip
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    with pytest.raises(ValueError, match=r"regions\.boxes = .* repeats a few"):
+        loader.load_state_dict({**loader.state_dict(), "regions": many})
+
+
+@pytest.mark.parametrize("epoch", [10**30, -1, 1.5, "7"])
+def test_an_epoch_that_is_none_is_refused_and_changes_nothing(small_index, epoch):
+    loader = ViewLoader(small_index, VIEWS, 8, device="cpu")
+    with pytest.raises(ValueError, match=r"The epoch is .*, not an integer from 0 to 2147483647; count"):
+        loader.set_epoch(epoch)
+    assert loader.epoch == 0
 
 
 @pytest.mark.parametrize(

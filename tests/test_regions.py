@@ -171,11 +171,15 @@ def test_a_state_dict_is_a_copy_and_loading_takes_one() -> None:
     ("table", "change", "message"),
     [
         (RegionTable(6, fingerprint="other"), {}, r"another data set \(fingerprint abc, not other\)"),
-        (RegionTable(7), {}, "do not fit 7 rows of 1 regions"),
-        (RegionTable(6, regions=2), {}, "do not fit 6 rows of 2 regions"),
+        (RegionTable(7), {}, r"boxes = float32 of shape \(6, 1, 4\), not numbers of shape \(7, 1, 4\)"),
+        (RegionTable(6, regions=2), {}, r"boxes = .* not numbers of shape \(6, 2, 4\)"),
         (RegionTable(6), {"boxes": np.full((6, 1, 4), 0.5)}, "Row 0 .* inverted or empty"),
-        (RegionTable(6), {"writes": np.zeros(5, np.int32)}, "do not fit 6 rows"),
-        (RegionTable(6), {"partner": None}, "The state has no 'partner'"),
+        (
+            RegionTable(6),
+            {"writes": np.zeros(5, np.int32)},
+            r"writes = int32 of shape \(5\), not numbers of shape \(6\)",
+        ),
+        (RegionTable(6), {"partner": None}, "The state of the region table has no 'partner'"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_nothing_is_written(

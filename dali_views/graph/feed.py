@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,20 @@ class Feed:
         self._coming = _Coming(index, views)
         self._options = {"form": index.form, "usual": _usual_size(index.sizes), **options}
         self._pipeline: Any = None
+        self._process = 0  # that built the graph
 
     @property
     def awaited(self) -> I64:
         """Rows of all images of the batch that `take` returns next, or has just failed to make."""
         return np.concatenate(self._coming.rows(self._coming.planned[0]))
+
+    def check_process(self) -> None:
+        """A RuntimeError in a fork, which has the graph without its threads: it would wait for ever."""
+        if self._pipeline is not None and self._process != os.getpid():
+            raise RuntimeError(
+                f"This loader has iterated in process {self._process}; its fork, process {os.getpid()}, has "
+                "the graph without its threads; make a ViewLoader in each process that needs one."
+            )
 
     def seek(self, plan_at: Callable[[int], Plan], positions: range) -> None:
         """Discard what is in progress; continue with the batches that begin at `positions` (in samples)."""
@@ -39,6 +49,7 @@ class Feed:
         if self._pipeline is None:
             # The graph keeps `_coming`, not this feed. Without a cycle, both are freed as soon as dropped.
             self._pipeline = build(self._coming.views, self._coming.batch, **self._options)
+            self._process = os.getpid()
         self._coming.planned.clear()
         self._coming.plan_at, self._coming.positions = plan_at, iter(positions)
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from ..plan import order
 from ..plan.draw import Plan
 from ..plan.epoch import Epoch
 from ..plan.views import View, check_pairs
-from ..regions.snapshot import Snapshot, entry
 from ..regions.table import RegionTable
+from ..system import stored
 from ..system.machine import stage
 from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
 from .batch import Batch, Stats, StreamWaits
 from .quarantine import Quarantine
+from .state import REMEDY, state_form, tensors
 
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
@@ -167,8 +168,14 @@ class ViewLoader:
         """Number of batches of this epoch that have been handed out."""
         return self.position // self.global_batch
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A ViewLoader cannot be copied or pickled: its graph and its threads belong to this process. "
+            "Make another one with the same arguments, and pass the place by state_dict and load_state_dict."
+        )
+
     def set_epoch(self, epoch: int) -> None:
-        """Begin `epoch`: its order is fixed and the region table is frozen as it is now.
+        """Begin `epoch`, counted from 0: its order is fixed and the region table is frozen as it is now.
 
         After `load_state_dict`, setting the same epoch continues it, with its frozen region table.
         """
@@ -176,7 +183,8 @@ class ViewLoader:
             self._begin(epoch)
 
     def _begin(self, epoch: int) -> None:
-        self.epoch, self.position, self._resumed = operator.index(epoch), 0, False
+        self.epoch = stored.check(epoch, stored.whole(0, stored.EPOCHS), "The epoch", "count epochs from 0.")
+        self.position, self._resumed = 0, False
         self._passes += 1
         snapshot = None
         if self.regions is not None:
@@ -210,10 +218,11 @@ class ViewLoader:
         return {
             "seed": self.seed,
             "epoch": self.epoch,
-            "position": self.position,
+            # A last batch that is not dropped ends beyond the images: for every batch size, that is the end.
+            "position": min(self.position, len(self.index)),
             "fingerprint": self.index.fingerprint,
-            "regions": None if snapshot is None else _tensors(snapshot.state_dict()),
-            "table": None if self.regions is None else _tensors(self.regions.state_dict()),
+            "regions": None if snapshot is None else tensors(snapshot.state_dict()),
+            "table": None if self.regions is None else tensors(self.regions.state_dict()),
             "unreadable": self._quarantine.reasons(),
         }
 
@@ -223,33 +232,27 @@ class ViewLoader:
         World size, batch size, threads and device may have changed.
 
         Raises:
-            ValueError: `state` is not complete, or belongs to another data set or another seed.
+            ValueError: `state` is not complete or damaged, or belongs to another data set or another seed;
+                nothing was changed.
         """
-        for name in ("fingerprint", "seed", "unreadable", "epoch", "regions", "position"):
-            entry(state, name)
-        if state["fingerprint"] != self.index.fingerprint:
-            raise ValueError("The loader's state is of another data set: the files or their sizes differ.")
-        if state["seed"] != self.seed:
-            raise ValueError(f"The loader's state has seed {state['seed']}, this loader has {self.seed}.")
-        epoch, position = int(state["epoch"]), int(state["position"])
-        rows = np.array(sorted(state["unreadable"]), np.int64)
-        if position < 0 or ((rows < 0) | (rows >= len(self.index))).any():
-            raise ValueError(
-                "The loader's state has a position or an unreadable sample that the data set does not have."
-            )
-        # Everything is checked before the first change: a refused state changes nothing.
-        snapshot = None if state["regions"] is None else Snapshot.from_state_dict(state["regions"])
-        if self.regions is not None and state.get("table") is not None:
+        found = stored.check(state, self.form(), "The loader's state", REMEDY)
+        # The folder of the images may be gone, which ends this before the first change.
+        self._quarantine.search(np.array(sorted(found["unreadable"]), np.int64))
+        if self.regions is not None and found.get("table") is not None:
             self.regions.load_state_dict(state["table"])
-        self._begin(epoch)
+        self._begin(found["epoch"])
         # A table that was not written since has equal columns, which are not stored twice.
-        current = self._epoch.snapshot
+        snapshot, current = found["regions"], self._epoch.snapshot
         if snapshot is not None and (current is None or not current.equals(snapshot)):
             self._epoch = replace(self._epoch, snapshot=snapshot)
-        self.position = position
-        self._quarantine.search(rows)  # a file that was fixed in the meantime is used again
+        over = found["position"] >= len(self.index)
+        self.position = len(self) * self.global_batch if over else found["position"]
         self.stats.bad_images = self._quarantine.count
         self._resumed = True
+
+    def form(self) -> stored.Form:
+        """What ``load_state_dict`` takes, to check it as a part of a larger state."""
+        return state_form(self)
 
     def sync(self) -> None:
         """Give all ranks the unreadable images that any of them has found.
@@ -268,8 +271,10 @@ class ViewLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch from its start, or from the position of a loaded state.
 
-        RuntimeError if another iterator or another epoch was begun since: a loader has one position only.
+        RuntimeError if another iterator or another epoch was begun since: a loader has one position only. And
+        in a process forked from one that has iterated: DALI's threads are not there.
         """
+        self._feed.check_process()
         if not self._resumed:
             self.position = 0
         self._resumed = False
@@ -286,6 +291,7 @@ class ViewLoader:
                     "This iterator lost its place: another iterator or another epoch of its loader has been "
                     "begun; iterate over one at a time, or make a second ViewLoader."
                 )
+            self._feed.check_process()
             asked = time.perf_counter()
             with nullcontext() if self.stats.stream is None else self.stats.stream.measured(*self._stream()):
                 batch = self._take()
@@ -341,7 +347,3 @@ class ViewLoader:
             for row, reason in found.items():
                 warnings.warn(f"Left out while running: {self.index.path(row)}: {reason}", stacklevel=4)
         self._seek()
-
-
-def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}

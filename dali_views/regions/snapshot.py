@@ -1,4 +1,4 @@
-"""Snapshot: a region table as it was at one moment. Also the checks of a stored table."""
+"""Snapshot: a region table as it was at one moment. Also the form of a stored table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .rows import FROZEN, Array, as_array, check, chunks, new_columns
+from ..system.stored import EPOCHS, Form, Unfit, check, entries, numbers, whole
+from .rows import FROZEN, Array, chunks, new_columns
+from .rows import check as check_values
+
+REMEDY = "pass what state_dict() returned, for the index and the number of regions that it was made with."
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +45,9 @@ class Snapshot:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Snapshot:
-        """Rebuild from ``state_dict()``; arrays may be NumPy or torch. Errors as of `checked_state`."""
-        shape = as_array(entry(state, "boxes"), "boxes", "iuf").shape
-        if len(shape) != 3:
-            raise ValueError(
-                f"The stored boxes have shape {shape}, not (N, K, 4); this is no state of a Snapshot."
-            )
-        columns, epoch = checked_state(state, FROZEN, shape[0], shape[1])
-        return cls(**columns, epoch=epoch)
+        """Rebuild from ``state_dict()``; arrays may be NumPy or torch. A ValueError if it is damaged."""
+        snapshot: Snapshot = check(state, snapshot_form(), "The state of the snapshot", REMEDY)
+        return snapshot
 
 
 def read_only(array: Array) -> Array:
@@ -58,35 +57,44 @@ def read_only(array: Array) -> Array:
     return view
 
 
-def entry(state: Mapping[str, Any], name: str) -> Any:
-    """A required value of a state."""
-    if name not in state:
-        raise ValueError(f"The state has no '{name}'; pass what state_dict() returned.")
-    return state[name]
+def columns_form(names: Sequence[str], length: int | None = None, regions: int | None = None) -> Form:
+    """The form of a stored table: the columns `names`, and its epoch.
 
-
-def checked_state(
-    state: Mapping[str, Any], names: Sequence[str], length: int, regions: int
-) -> tuple[dict[str, Array], int]:
-    """The columns `names` of a state, as copies, and its epoch; every row is checked.
-
-    Raises:
-        ValueError: a key is missing, shapes do not fit, or a value is not allowed in a table.
-        TypeError: a value has the wrong type.
+    Without a length or a number of regions, those of the boxes count. Every row is checked; what the form
+    returns are copies in the types of a table.
     """
-    found = {}
-    for name in names:
-        like, shape = new_columns(length, regions)[name], tuple(np.shape(entry(state, name)))
-        if shape != like.shape:
-            raise ValueError(
-                f"The stored {name} of shape {shape} do not fit {length} rows of {regions} regions; use the "
-                "index and the number of regions they were made with."
-            )
-        found[name] = np.empty(shape, like.dtype)
-        for part in chunks(length):
-            rows = np.arange(part.start, part.stop)
-            found[name][part] = check(name, state[name][part], rows, length, regions)
-    epoch = as_array(entry(state, "epoch"), "epoch", "iu")
-    if epoch.shape or not -(2**31) <= epoch < 2**31:
-        raise ValueError(f"The stored epoch {epoch} is not the number of an epoch; the state is damaged.")
-    return found, int(epoch)
+
+    def form(state: Any, place: str) -> dict[str, Any]:
+        boxes = entries({"boxes": numbers((length, regions, 4))})(state, place)["boxes"]
+        likes = new_columns(len(boxes), boxes.shape[1])
+        shapes = {name: numbers(likes[name].shape) for name in names}
+        found: dict[str, Any] = entries({**shapes, "epoch": whole(-(2**31), EPOCHS)})(state, place)
+        for name in names:
+            column = np.empty(likes[name].shape, likes[name].dtype)
+            for part in chunks(len(column)):
+                rows = np.arange(part.start, part.stop)
+                try:
+                    column[part] = check_values(name, found[name][part], rows, *boxes.shape[:2])
+                except (TypeError, ValueError) as error:
+                    told = str(error).removesuffix(".").removesuffix("; nothing was written")
+                    raise Unfit(f"has a wrong {place + '.' if place else ''}{name}: {told}") from None
+            found[name] = column
+        return found
+
+    return form
+
+
+def snapshot_form(length: int | None = None, regions: int | None = None) -> Form:
+    """The form of a stored snapshot, see `columns_form`; it returns a `Snapshot`."""
+    columns = columns_form(FROZEN, length, regions)
+    return lambda state, place: Snapshot(**columns(state, place))
+
+
+def agreed(what: str, own: str, other: str) -> str:
+    """The one fingerprint of two; either may be empty."""
+    if own and other and own != other:
+        raise ValueError(
+            f"{what} was made for another data set (fingerprint {own[:12]}, not {other[:12]}); "
+            "use the index it was made with, or start a new table."
+        )
+    return own or other

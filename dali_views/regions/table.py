@@ -11,21 +11,23 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..system import stored
 from ..system.files import PathLike, load_arrays, save_arrays
 from ..system.ranks import world
 from .queue import UpdateQueue
 from .rows import COLUMNS, FROZEN, Array, check, check_index, new_columns
-from .snapshot import Snapshot, checked_state, entry, read_only
+from .snapshot import REMEDY, Snapshot, agreed, columns_form, read_only
 from .sync import Traffic, check_equal, exchange
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _in_turn(method: Callable[Concatenate[RegionTable, P], R]) -> Callable[Concatenate[RegionTable, P], R]:
     """A method that runs as a whole: calls of other threads wait for its end."""
 
     @wraps(method)
-    def whole(self: RegionTable, *args: P.args, **options: P.kwargs) -> R:
+    def whole(self: RegionTable, /, *args: P.args, **options: P.kwargs) -> R:
         with self._lock:
             return method(self, *args, **options)
 
@@ -244,7 +246,7 @@ class RegionTable:
     @_in_turn
     def bind(self, fingerprint: str) -> None:
         """Tie the table to a data set; ValueError if it belongs to another one."""
-        self.fingerprint = _agreed("This RegionTable", self.fingerprint, fingerprint)
+        self.fingerprint = agreed("This RegionTable", self.fingerprint, fingerprint)
 
     @_in_turn
     def state_dict(self) -> dict[str, Any]:
@@ -257,16 +259,25 @@ class RegionTable:
         """Take over a ``state_dict()``, the same one on every rank; arrays may be NumPy or torch.
 
         Raises:
-            ValueError, TypeError: the state does not fit this table or is damaged; nothing was changed.
+            ValueError: the state does not fit this table or is damaged; nothing was changed.
         """
         self._settle(wait=True)
-        stored = str(entry(state, "fingerprint"))
-        if not stored.isprintable():
-            raise ValueError(f"The stored fingerprint {stored!r} is no text; the state is damaged.")
-        fingerprint = _agreed("The stored RegionTable", stored, self.fingerprint)
-        columns, self.epoch = checked_state(state, COLUMNS, len(self), self.regions)
-        self.fingerprint = fingerprint
-        self._replace(columns)
+        found = stored.check(state, self.form(), "The state of the region table", REMEDY)
+        self.epoch, self.fingerprint = found["epoch"], found["fingerprint"]
+        self._replace({name: found[name] for name in COLUMNS})
+
+    def form(self) -> stored.Form:
+        """What ``load_state_dict`` takes, to check it as a part of a larger state."""
+
+        def form(state: Any, place: str) -> dict[str, Any]:
+            own = stored.entries({"fingerprint": stored.text})(state, place)["fingerprint"]
+            if not own.isprintable():
+                raise stored.unfit(f"{place}.fingerprint".lstrip("."), own, "text that can be printed")
+            fingerprint = agreed("The stored RegionTable", own, self.fingerprint)
+            columns = columns_form(COLUMNS, len(self), self.regions)(state, place)
+            return {**columns, "fingerprint": fingerprint}
+
+        return form
 
     @_in_turn
     def save(self, path: PathLike) -> None:
@@ -281,15 +292,5 @@ class RegionTable:
             length, regions, _ = columns["boxes"].shape
             table = cls(length, regions)
             table.load_state_dict({**columns, **facts})
-        table.fingerprint = _agreed(f"The region table {path}", table.fingerprint, fingerprint)
+        table.fingerprint = agreed(f"The region table {path}", table.fingerprint, fingerprint)
         return table
-
-
-def _agreed(what: str, own: str, other: str) -> str:
-    """The one fingerprint of two; either may be empty."""
-    if own and other and own != other:
-        raise ValueError(
-            f"{what} was made for another data set (fingerprint {own[:12]}, not {other[:12]}); "
-            "use the index it was made with, or start a new table."
-        )
-    return own or other

@@ -120,11 +120,16 @@ def _heatmaps(args: argparse.Namespace, images: Any) -> NDArray[np.float32]:
     from torchvision.models import get_model
 
     from ..maps.heatmap import heatmaps
+    from ..system.stored import alike, check
 
     model = get_model(args.model)
     if args.weights is not None:
         try:
-            model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+            state = torch.load(args.weights, map_location="cpu", weights_only=True)
+            own = alike(model.state_dict())
+            model.load_state_dict(
+                check(state, own, "it", f"save the state dict of a {args.model} that is trained")
+            )
         except Exception as error:  # PyTorch raises errors of any kind for a file that it cannot read
             told = str(error).strip().partition("\n")[0]
             raise ValueError(f"{args.weights} is no state dict of {args.model}: {told}") from error

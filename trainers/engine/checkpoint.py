@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from dali_views.system.files import atomic_write, remove_drafts
+from dali_views.system.stored import check, entries, repeats, text, whole
 
-__all__ = ["LAST", "PREVIOUS", "load", "load_run", "read", "restore", "save"]
+__all__ = ["LAST", "PREVIOUS", "load", "load_run", "read", "save"]
 
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
@@ -90,26 +91,10 @@ def load(folder: str | Path) -> dict[str, Any]:
 
 def load_run(folder: str | Path) -> dict[str, Any]:
     """`load` of a training run's folder (linear probes and fine-tuning have folders below it)."""
-    saved = load(folder)
-    if not saved.keys() >= {"config", "step", "method"}:
-        raise ValueError(f"the checkpoint in {folder} is not of a training run; name another folder")
+    saved, part = load(folder), entries({})
+    form = entries({"config": text, "step": whole(0), "method": part, "guide": part}, {"launch": text})
+    check(saved, form, f"the checkpoint in {folder}", "it is not of a training run; name another folder")
     return saved
-
-
-def restore(saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Put the states of parts back into them; an empty state (of an unused gradient scaler) is left out.
-
-    A ValueError if a state lacks an entry, as that of a version which did not have it.
-    """
-    for name, part in parts.items():
-        if saved[name] != {}:
-            try:
-                part.load_state_dict(saved[name])
-            except KeyError as error:
-                raise ValueError(
-                    f"the checkpoint's {name} has no entry {error}, so another version wrote it; finish "
-                    "the run with that version, or begin it again in another run.out"
-                ) from error
 
 
 def read(path: Path, legacy: bool = False) -> Any:
@@ -148,22 +133,15 @@ def read(path: Path, legacy: bool = False) -> Any:
         if id(value) not in seen and isinstance(value, (dict, list, tuple)):
             seen.add(id(value))
             waiting += value.values() if isinstance(value, dict) else value
-        elif isinstance(value, torch.Tensor) and _expanded(value):
+        elif isinstance(value, torch.Tensor) and repeats(value):
             raise ValueError("a tensor claims more numbers than the file has")
     return state
-
-
-def _expanded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor repeats numbers of its storage, as `expand` does: copied, it takes any memory."""
-    if tensor.layout is not torch.strided:
-        return False
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _plain(value: Any, place: str) -> Any:
     """`value` with NumPy and mapping types replaced by what weights_only loading accepts."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone() if _expanded(value) else value.detach()
+        return value.detach().clone() if repeats(value) else value.detach()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(np.array(value, order="C", dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, np.generic):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dali_views import RegionTable
+from dali_views.system.stored import Form, entries, whole
 
 from .. import config as cfg
 from .guide import Guide, Training, boxes_due
@@ -48,6 +49,10 @@ class ContrastiveCrop(Guide):
     def state_dict(self) -> dict[str, Any]:
         kept = {} if self.maps is None else {"maps": self.maps.state_dict()}
         return {**super().state_dict(), **kept}
+
+    def form(self) -> Form:
+        kept = {} if self.maps is None else {"maps": self.maps.form()}
+        return entries({"passes": whole(0), **kept})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dali_views import Batch, RegionTable
+from dali_views.system.stored import Form, entries, maybe, whole
 
 from ..engine import ranks
 from .guide import Guide
@@ -82,6 +83,10 @@ class Controlled(Guide):
     def state_dict(self) -> dict[str, Any]:
         own = None if self.own is None else self.own.state_dict()
         return {"passes": self.passes, "guide": self.guide.state_dict(), "own": own}
+
+    def form(self) -> Form:
+        own = RegionTable(len(self.training.index), getattr(self.config, "regions", 1))
+        return entries({"passes": whole(0), "guide": self.guide.form(), "own": maybe(own.form())})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.guide.load_state_dict(state["guide"])

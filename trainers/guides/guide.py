@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dali_views import Batch, RegionTable, SampleIndex
+from dali_views.system.stored import Form, entries, whole
 
 from .. import config as cfg
 from ..engine.setting import Setting
@@ -73,7 +74,12 @@ class Guide:
         """What a resumed run needs beside the region table."""
         return {"passes": self.passes}
 
+    def form(self) -> Form:
+        """What `load_state_dict` takes; see `dali_views.system.stored`."""
+        return entries({"passes": whole(0)})
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that fits `form`."""
         self.passes = int(state["passes"])
 
 

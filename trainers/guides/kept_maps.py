@@ -13,6 +13,7 @@ from dali_views.maps.align import Offset, align
 from dali_views.maps.coordinates import map_to_image
 from dali_views.maps.heatmap import activations, feature_grid
 from dali_views.maps.tap import FeatureTap
+from dali_views.system.stored import Form, check, entries, numbers
 
 from ..engine import ranks
 
@@ -127,12 +128,14 @@ class KeptMaps:
         """The maps, and the rows that other ranks do not know yet."""
         return {"maps": self.maps, "fresh": self.fresh}
 
+    def form(self) -> Form:
+        """What `load_state_dict` takes; cells that no view has shown are NaN."""
+        maps, fresh = tuple(self.maps.shape), tuple(self.fresh.shape)
+        return entries({"maps": numbers(maps, "float16"), "fresh": numbers(fresh, "bool")})
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict()`; a ValueError if it has another number or size of maps."""
-        if state["maps"].shape != self.maps.shape:
-            raise ValueError(
-                f"the stored maps have shape {tuple(state['maps'].shape)}, not {tuple(self.maps.shape)}; "
-                "resume with the data and the guide that the run was begun with"
-            )
+        remedy = "resume with the data and the guide that the run was begun with"
+        check(state, self.form(), "the state of the kept maps", remedy)
         self.maps.copy_(state["maps"])
         self.fresh.copy_(state["fresh"])

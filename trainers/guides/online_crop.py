@@ -9,6 +9,7 @@ import torch
 
 from dali_views import Batch, RegionTable
 from dali_views.maps.align import Offset
+from dali_views.system.stored import Form, each, entries, maybe, number, sequence, whole
 
 from .. import config as cfg
 from ..data import training_views
@@ -97,6 +98,10 @@ class OnlineCrop(Guide):
     def state_dict(self) -> dict[str, Any]:
         kept = {"maps": self.maps.state_dict(), "offsets": dict(self.views.offsets)}
         return {**super().state_dict(), **kept}
+
+    def form(self) -> Form:
+        offsets = each(whole(1), maybe(sequence([number(), number()])))
+        return entries({"passes": whole(0), "maps": self.maps.form(), "offsets": offsets})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dali_views import Batch, RegionTable
 from dali_views.maps.loss_weights import crop_saliency, pair_weights
+from dali_views.system.stored import Form, entries, whole
 
 from .. import config as cfg
 from ..data import training_views
@@ -70,6 +71,9 @@ class Saliency(Guide):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "maps": self.maps.state_dict()}
+
+    def form(self) -> Form:
+        return entries({"passes": whole(0), "maps": self.maps.form()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

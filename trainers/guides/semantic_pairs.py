@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dali_views import Batch, RegionTable
 from dali_views.system.files import atomic_write
+from dali_views.system.stored import Form, entries, numbers, whole
 
 from .. import config as cfg
 from ..encoders.frozen import embed, frozen_encoder
@@ -121,6 +122,11 @@ class SemanticPairs(Guide):
     def state_dict(self) -> dict[str, Any]:
         passes = self.passes + self.boxes.passes
         return {"passes": passes, "partner": self.partner, "boxes": self.boxes.state_dict()}
+
+    def form(self) -> Form:
+        rows = len(self.partner)
+        partner = numbers((rows,), "int64", low=0, high=rows - 1)
+        return entries({"passes": whole(0), "partner": partner, "boxes": self.boxes.form()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.partner = state["partner"].clone()
