@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import functools
 import resource
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,11 @@ import torch
 from mutations import Trap
 from touches import killed_at_every_touch
 
-from trainers.engine.checkpoint import LAST, PREVIOUS, load, restore, save
+from dali_views import RegionTable
+from dali_views.system.stored import whole
+from trainers.engine.checkpoint import LAST, PREVIOUS, load, save
+from trainers.engine.optim import Lars
+from trainers.engine.restore import restore
 from trainers.guides.kept_maps import KeptMaps
 
 
@@ -40,10 +47,118 @@ def test_tensors_arrays_text_and_numbers_come_back(tmp_path: Path) -> None:
     assert back["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
 
 
-def test_a_state_without_an_entry_is_told_to_be_of_another_version() -> None:
-    maps = KeptMaps(2, 3, 1.0, torch.device("cpu"))
-    with pytest.raises(ValueError, match="the checkpoint's guide has no entry 'maps'"):
-        restore({"guide": {"passes": 1}}, {"guide": maps})
+def parts(kind: Callable[..., torch.optim.Optimizer], steps: int) -> dict[str, Any]:
+    """What a run keeps, after some steps."""
+    torch.manual_seed(steps)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optimizer, maps, regions = kind(net.parameters(), lr=0.1), KeptMaps(4, 2, 1.0, CPU), RegionTable(4)
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(5, 2)).square().sum().backward()
+        optimizer.step()
+        maps.put(torch.tensor([step]), torch.rand(1, 2, 2))
+        regions.update([step], weights=[0.5])
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return {"net": net, "optimizer": optimizer, "scaler": scaler, "regions": regions, "maps": maps}
+
+
+def states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+
+
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Every number of nested states by its place, bit for bit."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for name, item in items for k, v in flat(item, f"{place}.{name}").items()}
+    return {place: np.asarray(value).tobytes() if hasattr(value, "shape") else value}
+
+
+def changed(state: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The state with another value at a path; GONE removes it."""
+    *outer, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+    place: Any = state
+    for key in outer:
+        place = place[key]
+    if value is GONE:
+        del place[last]
+    else:
+        place[last] = value(place[last]) if callable(value) else value
+    return state
+
+
+CPU, GONE = torch.device("cpu"), object()
+NAN = torch.full((3,), torch.nan)
+ADAM, SGD = torch.optim.AdamW, functools.partial(torch.optim.SGD, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "words"),
+    [
+        (ADAM, "net", GONE, "no 'net'"),
+        (ADAM, "net", [1], "net = a list, not a dict"),
+        (ADAM, "net/0.bias", GONE, r"no 'net\.0\.bias'"),
+        (ADAM, "net/2.bias", NAN, r"an unknown 'net\.2\.bias'"),
+        (
+            ADAM,
+            "net/0.weight",
+            torch.Tensor.half,
+            r"net\.0\.weight = float16 .* not float32 of shape \(3, 2\)",
+        ),
+        (ADAM, "net/0.weight", torch.Tensor.t, r"net\.0\.weight = float32 of shape \(2, 3\)"),
+        (ADAM, "net/0.bias", torch.zeros(1).expand(3), r"net\.0\.bias = .* repeats a few"),
+        (ADAM, "net/0.weight", torch.Tensor.to_sparse, r"net\.0\.weight = .* not a dense array"),
+        (ADAM, "net/0.bias", torch.empty(3, device="meta"), r"net\.0\.bias = .* not a dense array"),
+        (ADAM, "net/0.bias", NAN, r"net\.0\.bias = .* NaN or infinity"),
+        (ADAM, "net/0.bias", 1.5, r"net\.0\.bias = 1\.5, not float32 of shape \(3\)"),
+        (ADAM, "optimizer/state/0/exp_avg", GONE, r"no 'optimizer\.state\.0\.exp_avg'"),
+        (ADAM, "optimizer/state/1/exp_avg_sq", NAN, r"state\.1\.exp_avg_sq = .* NaN"),
+        (ADAM, "optimizer/state/1/step", torch.tensor(-7.0), r"state\.1\.step = .* not of values from 0"),
+        (ADAM, "optimizer/state/9", {}, r"a key of optimizer\.state = 9, not an integer from 0 to 3"),
+        (Lars, "optimizer/state/0/velocity", torch.zeros(2), r"velocity = .* not float32 of shape \(3, 2\)"),
+        (SGD, "optimizer/state/0", {}, r"no 'optimizer\.state\.0\.momentum_buffer'"),
+        (ADAM, "optimizer/param_groups", [], r"length of optimizer\.param_groups = 0, not 1"),
+        (ADAM, "optimizer/param_groups/0/lr", "0.1", r"param_groups\[0\]\.lr = '0\.1', not a number"),
+        (ADAM, "optimizer/param_groups/0/params", [0], r"params = a list, not the numbers of 4 parameters"),
+        (ADAM, "scaler/scale", float("nan"), r"scaler\.scale = nan, not a finite number of at least 0"),
+        (ADAM, "regions", None, "regions = None, not a dict"),
+        (ADAM, "regions/weights", np.zeros((3, 1), np.float32), r"regions\.weights = .* of shape \(4, 1\)"),
+        (ADAM, "regions/boxes", np.full((4, 1, 4), 0.5), r"wrong regions\.boxes: Row 0 .* empty"),
+        (ADAM, "regions/epoch", 10**30, r"regions\.epoch = 10{30}, not an integer"),
+        (ADAM, "maps/maps", GONE, r"no 'maps\.maps'"),
+        (ADAM, "maps/maps", torch.zeros(4, 3, 3).half(), r"maps\.maps = .* not float16 of shape \(4, 2, 2\)"),
+        (ADAM, "maps/fresh", "text", r"maps\.fresh = 'text', not bool of shape \(4\)"),
+        (ADAM, "step", -7, "step = -7, not an integer from 0 to 9"),
+        (ADAM, "step", 10**12, "step = 1000000000000, not an integer from 0 to 9"),
+        (ADAM, "step", True, "step = True, not an integer"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_a_sentence_and_nothing_is_restored(
+    kind: Callable[..., torch.optim.Optimizer], path: str, value: Any, words: str
+) -> None:
+    saved = {**states(parts(kind, 2)), "step": 2}
+    own, steps = parts(kind, 1), {"step": whole(0, 9)}
+    before = flat(states(own))
+    error = FloatingPointError if value is NAN and "unknown" not in words else ValueError
+    with pytest.raises(error, match=f"^the checkpoint has .*{words}.*; .* begin (it )?again") as refused:
+        restore(changed(copy.deepcopy(saved), path, value), own, steps)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+    assert flat(states(own)) == before
+    restore(saved, own, steps)
+    assert flat(states(own)) == flat({name: saved[name] for name in own})
+
+
+def test_entries_that_contradict_each_other_are_found_before_anything_is_restored() -> None:
+    saved, own = {**states(parts(ADAM, 2)), "step": 2}, parts(ADAM, 1)
+    before = flat(states(own))
+
+    def agree(found: dict[str, Any]) -> None:
+        raise ValueError(f"step is {found['step']}")
+
+    with pytest.raises(ValueError, match="step is 2"):
+        restore(saved, own, {"step": whole(0, 9)}, agree)
+    assert flat(states(own)) == before
 
 
 def test_what_cannot_be_read_back_is_refused_and_leaves_the_last_one(tmp_path: Path) -> None:

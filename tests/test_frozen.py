@@ -191,11 +191,15 @@ def test_a_file_of_another_network_is_refused_by_the_names_of_its_first_tensors(
         r"does not fit .* 4 unexpected \(more0, more1, more2, \.\.\.\)$":
             {**state, **{f"more{i}": torch.zeros(1) for i in range(4)}},
         rf"does not fit .* 1 of another shape \({first}\)$": {**state, first: torch.zeros(5)},
+        rf"does not fit .* 1 not finite \({first}\)$": {**state, first: state[first] / 0},
+        rf"does not fit .* 1 of another kind \({first}\)$": {**state, first: state[first].long()},
         r"1 missing .*, 1 unexpected": {**rest, first: state[first], "more": torch.zeros(1)},
     }  # fmt: skip
     for message, each in wrong.items():
         with pytest.raises(ValueError, match=message):
             frozen_as(library, store(each, tmp_path / "weights.safetensors"))
+    with pytest.warns(UserWarning, match=rf"1 tensors in half precision \({first}\)"):
+        frozen_as(library, store({**state, first: state[first].half()}, tmp_path / "weights.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*absent"):
         frozen_as(library, tmp_path / "absent.pth")
 

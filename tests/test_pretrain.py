@@ -149,6 +149,32 @@ def test_a_run_may_be_continued_in_another_precision(scenes, tmp_path):
         assert pretrain(config, resume=True).step == steps
 
 
+def test_a_checkpoint_that_contradicts_its_run_ends_with_a_sentence_and_stays(scenes, tmp_path, capsys):
+    file = write_config(tmp_path, scenes, run={"max_steps": 2})
+    assert cli.main(["pretrain", str(file)]) == 0
+    run = tmp_path / "run"
+    saved = checkpoint.load(run)
+    for part, value, words in (
+        ("step", -7, "step = -7, not an integer from 0"),
+        ("step", 10**12, "step = 1000000000000, not an integer from 0"),
+        ("step", 1, "step = 1, but its loader has come to 2"),
+        ("loader", {**saved["loader"], "epoch": 3}, "step = 2, but its loader has come to 11"),
+        ("loader", {**saved["loader"], "position": "2"}, "loader.position = '2', not an integer"),
+        ("config", 5, "config = 5, not text"),
+        ("guide", {"passes": 1.5}, "guide.passes = 1.5, not an integer"),
+        ("method", {name: weight.half() for name, weight in saved["method"].items()}, "float16 of shape"),
+    ):
+        checkpoint.save(run, {**saved, part: value})
+        whole, _ = (run / checkpoint.LAST).read_bytes(), capsys.readouterr()
+        assert cli.main(["pretrain", str(file), "--resume", "run.max_steps=3"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert words in line
+        assert "; " in line, "a remedy follows"
+        assert (run / checkpoint.LAST).read_bytes() == whole
+    assert cli.main(["export", str(run), str(tmp_path / "encoder.safetensors")]) == 2
+    assert "float16 of shape" in capsys.readouterr().err
+
+
 def test_stochastic_depth_draws_on_after_a_resume_as_if_nothing_had_happened(scenes, tmp_path):
     losses = {}
     for name, parts in {"whole": [4], "halves": [2, 4]}.items():

@@ -19,6 +19,7 @@ from dali_views import RegionTable
 from dali_views.graph.build import release_memory
 from dali_views.system.files import atomic_write, remove_drafts
 from dali_views.system.machine import stage
+from dali_views.system.stored import whole
 
 from . import config as cfg
 from .config import file as config_file
@@ -28,6 +29,7 @@ from .engine import checkpoint, optim, ranks
 from .engine.interrupt import Interrupt, began, launch
 from .engine.lock import held
 from .engine.optim import Clock, cosine, lr_at
+from .engine.restore import REMEDY, restore
 from .engine.setting import Setting, join
 from .evaluate.evaluator import Evaluator
 from .guides import Training, build_guide
@@ -110,8 +112,8 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
             "guide": guide}  # fmt: skip
     step, resumed = 0, saved is not None
     if saved is not None:
-        checkpoint.restore(saved, keep)
-        step, saved = int(saved["step"]), None  # frees the table and the maps in it
+        step = put_back(saved, keep, config.run.epochs, setting.batch)
+        saved = None  # frees the table and the maps in it
     told = "\n".join(filter(None, (outlook(config), told_of_parts(method, setting))))
     report = Report(config.run, data, loader, setting.batch, per_epoch, last, step, told)
     result = Result(finished=False, step=step)
@@ -245,6 +247,21 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         if saved is None:
             (folder / INDEX).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     return saved
+
+
+def put_back(saved: Mapping[str, Any], keep: Mapping[str, Any], epochs: int, batch: int) -> int:
+    """Restore all parts of a run, `batch` images a step; returns the step. Errors as of `restore`."""
+    per_epoch = len(keep["loader"].index) // batch
+
+    def agree(found: Mapping[str, Any]) -> None:
+        place = found["loader"]
+        step = place["epoch"] * per_epoch + place["position"] // batch
+        if found["step"] != step:
+            raise ValueError(
+                f"the checkpoint has step = {found['step']}, but its loader has come to {step}; {REMEDY}"
+            )
+
+    return int(restore(saved, keep, {"step": whole(0, epochs * per_epoch)}, agree)["step"])
 
 
 def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:

@@ -14,6 +14,7 @@ from .config import file as config_file
 from .encoders.backbones import Backbone, build_backbone
 from .encoders.weights import load_weights
 from .engine import checkpoint
+from .engine.restore import restore
 from .methods import Method, method_of
 
 __all__ = ["KINDS", "ColourHistogram", "Kind", "encoder_of", "load_run", "method_with"]
@@ -65,7 +66,7 @@ def method_with(config: cfg.Config, saved: Mapping[str, Any] | None, device: tor
     torch.manual_seed(config.run.seed)
     method = method_of(config)
     if saved is not None:
-        method.load_state_dict(saved["method"])
+        restore(saved, {"method": method})
     elif config.model.weights is not None:
         method.start_from(config.model.weights)
     return method.to(device).to(memory_format=torch.channels_last)

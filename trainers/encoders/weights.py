@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,22 @@ def load_weights(encoder: Backbone, source: str | Path) -> None:
             f"{source} has another stem: its first convolution is {theirs}, that of this encoder {ours}; "
             "set model.stem to small for 3x3, to imagenet for 7x7"
         )
+    alike = [name for name, (theirs, ours) in shapes.items() if theirs == ours]
     # Old files lack the counters of batch norm, which no encoder here reads.
     wrong = {
         "missing": [name for name in own if name not in found and not name.endswith("num_batches_tracked")],
         "unexpected": [name for name in found if name not in own and not name.startswith(head)],
         "of another shape": other,
+        "of another kind": [
+            name for name in alike if found[name].is_floating_point() != own[name].is_floating_point()
+        ],
+        "not finite": [name for name in alike if not found[name].isfinite().all()],
     }
     faults = [f"{len(names)} {fault} ({_first(names)})" for fault, names in wrong.items() if names]
     if faults:
         raise ValueError(f"{source} does not fit this encoder; of its tensors {', '.join(faults)}")
+    if half := [name for name in alike if found[name].dtype in (torch.float16, torch.bfloat16)]:
+        warnings.warn(f"{source} holds {len(half)} tensors in half precision ({_first(half)})", stacklevel=2)
     encoder.load_state_dict({name: found[name] for name in shapes}, strict=False)
 
 

@@ -13,21 +13,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dali_views.system.stored import (
-    MOST, Form, alike, check, each, entries, number, numbers, sequence, switch, unfit, whole,
-)  # fmt: skip
+from dali_views.system import stored
+from dali_views.system.stored import Form, entries, number, numbers, sequence, whole
 
 __all__ = ["REMEDY", "restore"]
 
 REMEDY = (
-    "it is damaged, or of another version or configuration; finish the run with that one, or begin it again in "
-    "another run.out"
+    "it is damaged, or of another version or configuration; finish the run with that one, or begin it again "
+    "in another run.out"
 )
 _STATE = {"SGD": ("momentum_buffer",), "AdamW": ("step", "exp_avg", "exp_avg_sq"), "Lars": ("velocity",)}
 """What each optimiser keeps of a parameter that has had a gradient."""
 _SINCE = {"foreach", "maximize", "capturable", "differentiable", "fused", "amsgrad", "nesterov",
-          "decoupled_weight_decay"}  # fmt: skip
-"""Options that PyTorch fills in where a version did not have them yet."""
+          "decoupled_weight_decay", "lr_factor"}  # fmt: skip
+"""Options that have a default, for a version that did not have them yet."""
 
 
 def restore(
@@ -49,7 +48,7 @@ def restore(
         FloatingPointError: weights, or what an optimiser keeps of them, are NaN or infinite; the same.
     """
     forms = {**(more or {}), **{name: _form_of(part) for name, part in parts.items()}}
-    found: dict[str, Any] = check(saved, entries(forms), "the checkpoint", REMEDY)
+    found: dict[str, Any] = stored.check(saved, entries(forms), "the checkpoint", REMEDY)
     if agree is not None:
         agree(found)
     for name, part in parts.items():
@@ -60,7 +59,7 @@ def restore(
 
 def _form_of(part: Any) -> Form:
     if isinstance(part, nn.Module):
-        return alike(part.state_dict())
+        return stored.alike(part.state_dict())
     if isinstance(part, Optimizer):
         return _optimizer(part)
     if isinstance(part, torch.amp.GradScaler):
@@ -84,10 +83,13 @@ def _optimizer(optimizer: Optimizer) -> Form:
     kept = _STATE[type(optimizer).__name__]
 
     def state(value: Any, place: str) -> Any:
-        each(whole(0, len(parameters) - 1), lambda item, where: item)(value, place)
+        stored.each(whole(0, len(parameters) - 1), lambda item, where: item)(value, place)
         for index, parameter in enumerate(parameters):
             like = numbers(tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), finite=True)
-            forms = {name: numbers((), "float32", True, 0, MOST) if name == "step" else like for name in kept}
+            forms = {
+                name: numbers((), "float32", True, 0, stored.MOST) if name == "step" else like
+                for name in kept
+            }
             # Without a gradient so far, as of frozen layers, there is none.
             if index in value:
                 entries(forms, only=True)(value[index], f"{place}.{index}")
@@ -101,12 +103,12 @@ def _group(own: Mapping[str, Any]) -> tuple[dict[str, Form], dict[str, Form]]:
 
     def parameters(value: Any, place: str) -> Any:
         if value != own["params"]:
-            raise unfit(place, value, f"the numbers of {len(own['params'])} parameters")
+            raise stored.unfit(place, value, f"the numbers of {len(own['params'])} parameters")
         return value
 
     def like(option: Any) -> Form:
         if option is None or isinstance(option, bool):
-            return switch
+            return stored.switch
         return sequence([number()] * len(option)) if isinstance(option, (list, tuple)) else number()
 
     forms = {name: like(option) for name, option in own.items() if name != "params"}

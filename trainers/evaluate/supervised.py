@@ -21,12 +21,14 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from dali_views import SampleIndex
+from dali_views.system.stored import check, entries, number, sequence, text
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone
 from ..engine import checkpoint, interrupt, ranks
 from ..engine.lock import held
 from ..engine.optim import Lars, check_finite, fused
+from ..engine.restore import restore
 from ..engine.setting import Setting
 from .learners import Learner, Recipe, rate
 
@@ -115,8 +117,8 @@ def _train(
     keep: dict[str, Any] = {"learner": learner.module, "optimizer": optimizer, "scaler": scaler}
     curve: list[dict[str, float]] = []
     if saved is not None:
-        checkpoint.restore(saved, keep)
-        curve = list(saved["curve"])
+        point = entries({"loss": number(), "top1": number(0), "top5": number(0)})
+        curve = restore(saved, keep, {"curve": sequence(point)})["curve"]
 
     lower = f"lower the learning rate, {'probe.lr' if learner.frozen else 'finetune.lr and finetune.head_lr'}"
     steps, main, first = learner.steps, ranks.is_main(), len(curve)
@@ -229,11 +231,13 @@ def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[st
         saved = checkpoint.load(folder)
     except FileNotFoundError:
         return None
+    form = entries({"description": entries({})}, {"launch": text})
+    check(saved, form, f"the checkpoint in {folder}", "it is not of an evaluation; remove the folder")
     if not (resume or interrupt.began(saved.get("launch", ""))):
         raise FileExistsError(
             f"{folder} holds an evaluation already; --resume continues it, --name OTHER keeps both"
         )
-    changed = [name for name, value in description.items() if saved.get("description", {}).get(name) != value]
+    changed = [name for name, value in description.items() if saved["description"].get(name) != value]
     if changed:
         raise ValueError(
             f"the evaluation in {folder} was begun with another {', '.join(changed)}; "

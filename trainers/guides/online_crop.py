@@ -9,7 +9,7 @@ import torch
 
 from dali_views import Batch, RegionTable
 from dali_views.maps.align import Offset
-from dali_views.system.stored import Form, each, entries, maybe, number, sequence, whole
+from dali_views.system import stored
 
 from .. import config as cfg
 from ..data import training_views
@@ -99,9 +99,10 @@ class OnlineCrop(Guide):
         kept = {"maps": self.maps.state_dict(), "offsets": dict(self.views.offsets)}
         return {**super().state_dict(), **kept}
 
-    def form(self) -> Form:
-        offsets = each(whole(1), maybe(sequence([number(), number()])))
-        return entries({"passes": whole(0), "maps": self.maps.form(), "offsets": offsets})
+    def form(self) -> stored.Form:
+        offset = stored.sequence([stored.number(), stored.number()])
+        offsets = stored.each(stored.whole(1), stored.maybe(offset))
+        return stored.entries({"passes": stored.whole(0), "maps": self.maps.form(), "offsets": offsets})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
