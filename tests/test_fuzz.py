@@ -24,7 +24,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import mutations
-import numpy as np
 import pytest
 
 from dali_views import RegionTable, SampleIndex
@@ -109,8 +108,6 @@ def use(loaded: object, stored: bool = False) -> None:
     elif isinstance(loaded, SampleIndex):
         for row in range(len(loaded)):
             loaded.path(row), loaded.truth(row)
-        if loaded.form == "names":
-            loaded.inputs(np.arange(len(loaded)))
         loaded.subset([0]).summary()
         assert all(label == -1 or loaded.classes[label] for label in loaded.labels)
         # `os.path`: a damaged name may be longer than Path.exists takes.

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,25 @@ def test_worker_processes_and_threads_agree(tree: Path) -> None:
     assert there.left_out == here.left_out == [LeftOut("a/bad.jpg", "empty file")]
 
 
+def jpeg_in_tiff(file: Path) -> None:
+    """A TIFF whose pixels, a JPEG in one strip, stand at its end."""
+    jpeg = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)).save(jpeg, "JPEG")
+    content = jpeg.getvalue()
+    tags = (
+        (256, 96),
+        (257, 64),
+        (258, 8),
+        (259, 7),
+        (262, 1),
+        (273, 8 + 2 + 12 * 9 + 4),
+        (277, 1),
+        (278, 64),
+    )
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in (*tags, (279, len(content))))
+    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 9) + entries + bytes(4) + content)
+
+
 def _zoo(root: Path) -> dict[str, str]:
     """Writes good and bad files; returns a word of the expected reason by name, "" for good ones."""
     jpeg = _image(root / "plain.jpg", 24, 32).read_bytes()
@@ -137,6 +157,27 @@ def _zoo(root: Path) -> dict[str, str]:
     ):
         (root / name).write_bytes(content)
         out[name] = word
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(thumbnail, "JPEG")
+    _image(root / "thumb.jpg", 64, 96, exif=b"Exif\0\0" + thumbnail.getvalue())
+    whole = (root / "thumb.jpg").read_bytes()
+    (root / "thumb cut.jpg").write_bytes(whole[: (whole.index(b"\xff\xda", 1000) + len(whole)) // 2])
+    out |= {"thumb.jpg": "", "thumb cut.jpg": "truncated"}
+    for name, bits in (("555.bmp", ()), ("565.bmp", (0xF800, 0x7E0, 0x1F))):
+        masks = struct.pack(f"<{len(bits)}I", *bits)
+        start = struct.pack("<IiiHHI20x", 40, 6, 5, 1, 16, 3 if bits else 0) + masks
+        place = 14 + len(start)
+        (root / name).write_bytes(
+            b"BM" + struct.pack("<IxxxxI", place + 60, place) + start + bytes(range(60))
+        )
+        out[name] = "16 bits"
+    _image(root / "alpha.tif", mode="RGBA")
+    alpha = (root / "alpha.tif").read_bytes()
+    tag = alpha.index(struct.pack("<HHI", 338, 3, 1)) + 8
+    (root / "associated.tif").write_bytes(alpha[:tag] + b"\1" + alpha[tag + 1 :])
+    jpeg_in_tiff(root / "jpeg.tif")
+    (root / "jpeg cut.tif").write_bytes((root / "jpeg.tif").read_bytes()[:-40])
+    out |= {"alpha.tif": "", "associated.tif": "associated", "jpeg.tif": "", "jpeg cut.tif": "truncated"}
     _image(root / "float.tif", mode="F")
     (root / "link.jpg").symlink_to(root / "nothing")
     os.mkfifo(root / "pipe.jpg")
@@ -179,7 +220,7 @@ def test_the_summary_tells_when_a_folder_too_high_was_named(tmp_path: Path) -> N
 def test_dali_decodes_what_is_kept_to_the_stored_size_and_fails_on_the_truncated(tmp_path: Path) -> None:
     def decode(path: str) -> NDArray[np.uint8]:
         data = np.fromfile(path, np.uint8)
-        return np.asarray(decoder(1, 1, "cpu", None, "bytes").run(images=[data])[0].at(0))
+        return np.asarray(decoder(1, 1, "cpu", None).run(images=[data])[0].at(0))
 
     _zoo(tmp_path)
     index = SampleIndex.from_folder(tmp_path, cache=False)

@@ -1,16 +1,10 @@
-"""Header scan: which files DALI can decode, and how large their images are.
-
-Only headers and file ends are read. A file whose end looks wrong is decoded in full with Pillow, so a
-truncated download is found here and not in an epoch. What stays in was compared with DALI's own decoder.
-"""
+"""Header scan: many files, objects or images of a source, looked at by threads or processes."""
 
 from __future__ import annotations
 
 import io
 import os
 import pickle
-import re
-import stat
 import subprocess
 import sys
 import warnings
@@ -22,17 +16,11 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..system.files import pack_names
+from ..system.files import open_regular, pack_names
+from .formats import MAX_PIXELS, Refused, size_of_image
 from .source import GONE, Source, read_each, reason
-
-MAX_PIXELS = 178_956_970
-"""Largest image accepted, in pixels; Pillow refuses more than this as a decompression bomb."""
-
-MAX_PIXELS_PER_BYTE = 512
-"""Most pixels of a JPEG per byte of its file: a block of 8 x 8 takes at least one bit, in any scan."""
 
 Record: TypeAlias = tuple[int, int, int, int, str]
 """(height, width, bytes, mtime_ns, reason); reason is "" for a good file, bytes -1 where there is none."""
@@ -40,39 +28,22 @@ Record: TypeAlias = tuple[int, int, int, int, str]
 _THREADS, _IMAGES = 8, 64  # that read a source of one's own, and images that one requests at a time
 _SMALL = 1 << 30  # bytes of files that threads scan before processes would have started
 _SHARE = 64  # of a thread's chunks are a process's
-_TAIL = 1024
-_CHUNKS = 100  # of a WebP that are looked at; there are half a dozen kinds
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
-_MODES = {
-    "JPEG": ("L", "RGB", "CMYK"),
-    "MPO": ("L", "RGB", "CMYK"),
-    "JPEG2000": ("L", "RGB"),
-    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"),
-    "BMP": ("1", "L", "P", "RGB", "RGBA"),
-    "PPM": ("1", "L", "RGB", "I"),
-    "WEBP": ("RGB", "RGBA"),
-    "TIFF": ("L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"),
-}
 
 J = TypeVar("J")
 R = TypeVar("R")
 
 
-class _Refused(Exception):
-    """The reason why a file is left out."""
-
-
 def inspect_file(job: tuple[bytes, Record | None]) -> Record:
     """The record of a file (path, record of an earlier scan), which stays if size and mtime are the same."""
-    (path, known), stamp, found = job, (-1, -1), (0, 0, "not a regular file")
+    (path, known), stamp = job, (-1, -1)
     try:
         status = os.stat(path)
         stamp = status.st_size, status.st_mtime_ns
         if known is not None and known[2:4] == stamp:
             return known
-        if stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
-                found = inspect(file, status.st_size)
+        handle, status = open_regular(path)
+        with open(handle, "rb") as file:
+            found = inspect(file, status.st_size)
     except OSError as error:
         found = 0, 0, reason(error)
     return *found[:2], *stamp, found[2]
@@ -81,8 +52,8 @@ def inspect_file(job: tuple[bytes, Record | None]) -> Record:
 def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
     """(height, width, reason) of an image of `size` bytes in a seekable file; `GONE` is raised."""
     try:
-        return *_inspect(file, size), ""
-    except _Refused as refusal:
+        return *size_of_image(file, size), ""
+    except Refused as refusal:
         return 0, 0, str(refusal)
     except GONE:
         raise
@@ -90,84 +61,6 @@ def inspect(file: IO[bytes], size: int) -> tuple[int, int, str]:
         if isinstance(error, OSError) and error.strerror:
             return 0, 0, reason(error)
         return 0, 0, f"truncated or damaged ({' '.join(str(error).split())})"
-
-
-def _inspect(file: IO[bytes], size: int) -> tuple[int, int]:
-    """(height, width) as stored, or `_Refused`."""
-    try:
-        image = Image.open(file, formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise _Refused("not an image, or cut off in its header" if size else "empty file") from None
-    except Image.DecompressionBombError:
-        raise _Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
-    kind, mode = str(image.format), image.mode
-    if mode not in _MODES.get(kind, ()):
-        raise _Refused(f"{kind} image of mode {mode}, which DALI cannot decode")
-    width, height = image.size
-    if kind == "TIFF":
-        # Pillow swaps the sides of a rotated TIFF; DALI is told not to.
-        tags = image.tag_v2
-        width, height = int(tags[256]), int(tags[257])
-    if height < 1 or width < 1:
-        raise _Refused("image without pixels")
-    if height * width > MAX_PIXELS:
-        raise _Refused(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS}")
-    if kind in ("JPEG", "MPO") and height * width > MAX_PIXELS_PER_BYTE * size:
-        raise _Refused(f"{width} x {height} pixels, more than its {size} bytes can hold")
-    if mode == "CMYK" and kind in ("JPEG", "MPO") and "adobe" not in image.info:
-        raise _Refused("CMYK JPEG without an Adobe marker, whose colours DALI inverts")
-    if kind == "PPM":
-        _check_netpbm(file)
-    if kind == "WEBP" and _hides_exif(file):
-        raise _Refused("WebP with EXIF behind a chunk of odd length, where DALI's parser fails")
-    if _end_looks_wrong(file, kind, size):
-        _decode(file, kind)
-    return height, width
-
-
-def _check_netpbm(file: IO[bytes]) -> None:
-    file.seek(0)
-    words = re.sub(rb"#[^\n]*", b" ", file.read(_TAIL)).split(maxsplit=4)
-    if words[0] not in (b"P4", b"P5", b"P6"):
-        raise _Refused("text or float PPM, which DALI cannot decode")
-    if words[0] != b"P4" and words[3] not in (b"255", b"65535"):
-        raise _Refused(f"PPM with maximum {words[3].decode(errors='replace')}, which DALI does not scale")
-
-
-def _hides_exif(file: IO[bytes]) -> bool:
-    """Whether a WebP's EXIF chunk lies behind one of odd length, whose padding DALI 2.4 forgets."""
-    place, odd = 12, False
-    for _ in range(_CHUNKS):
-        file.seek(place)
-        header = file.read(8)
-        if len(header) < 8 or header[:4] == b"EXIF":
-            return odd and len(header) == 8
-        length = int.from_bytes(header[4:], "little")
-        odd |= bool(length % 2)
-        place += 8 + length + length % 2
-    return False
-
-
-def _end_looks_wrong(file: IO[bytes], kind: str, size: int) -> bool:
-    """Whether the file may have been cut off, judged by its last bytes or by the lengths it states."""
-    if kind in ("BMP", "PPM", "TIFF"):
-        return True  # mostly uncompressed: decoding them is reading them
-    if kind == "WEBP":
-        file.seek(4)
-        return int.from_bytes(file.read(4), "little") + 8 > size
-    file.seek(max(0, size - _TAIL))
-    return (b"IEND\xaeB`\x82" if kind == "PNG" else b"\xff\xd9") not in file.read()
-
-
-def _decode(file: IO[bytes], kind: str) -> None:
-    """Decodes in full; `_Refused` where that fails here or would fail in DALI."""
-    file.seek(0)
-    # Pillow forgives a PNG without its last chunk, DALI does not.
-    if kind == "PNG" and b"IEND\xaeB`\x82" not in file.read():
-        raise _Refused("truncated or damaged (no IEND chunk)")
-    file.seek(0)
-    with Image.open(file, formats=_FORMATS) as image:
-        image.load()
 
 
 def look_through(

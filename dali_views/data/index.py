@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,7 +25,7 @@ from .lmdb_store import scan_lmdb
 from .remote import ObjectSource, as_url, is_remote
 from .scan import Cache, LeftOut, Options, Scan, read_index, write_index
 from .shards import scan_shards
-from .source import Form, Picked, RangeSource, Source, needs, read_rows
+from .source import FileSource, Form, Picked, RangeSource, Source, needs, read_rows
 from .truth import RowBoxes, match_boxes, scan_coco
 
 # A folder too high, which would otherwise pass for a data set of such classes.
@@ -202,27 +201,28 @@ class SampleIndex(Scan):
 
     @property
     def form(self) -> Form:
-        """What the graph receives."""
+        """Where the images are: "names" (files of their own), "bytes" (a source) or "pixels" (arrays)."""
         return "pixels" if self.arrays is not None else "bytes" if self.source is not None else "names"
 
+    @property
+    def reader(self) -> Source | None:
+        """What reads the encoded images, wherever they are; None for arrays."""
+        if self.source is not None or self.paths is None:
+            return self.source
+        return FileSource(self.root, self.paths, self.sizes)
+
     def inputs(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-        """What a graph of this `form` receives for rows (B,): B times bytes, (B, H, W, 3) pixels, or (B, P)
-        full paths, UTF-8, padded with NULs."""
-        if self.source is not None:
-            return read_rows(self.source, rows.astype(np.int64))
-        if self.arrays is not None:
-            return np.asarray(self.arrays[rows])
-        assert self.paths is not None
-        root = np.frombuffer(os.fsencode(os.path.join(self.root, "")), np.uint8)
-        return np.hstack([np.tile(root, (len(rows), 1)), self.paths[rows]])
+        """What a graph receives for rows (B,): B times encoded bytes, or (B, H, W, 3) pixels."""
+        if (reader := self.reader) is not None:
+            return read_rows(reader, rows.astype(np.int64))
+        assert self.arrays is not None
+        return np.asarray(self.arrays[rows])
 
     def encoded(self, i: int) -> bytes:
         """The encoded image of row `i`, wherever it lies; an OSError, or what its source raises."""
-        if self.arrays is not None:
+        if (reader := self.reader) is None:
             raise TypeError("The images of an index of arrays are decoded; read index.arrays instead.")
-        if self.source is not None:
-            return read_rows(self.source, np.array([i]))[0].tobytes()
-        return Path(self.path(i)).read_bytes()
+        return read_rows(reader, np.array([range(len(self))[i]]))[0].tobytes()
 
     def truth(self, i: int) -> NDArray[np.float32]:
         """(n, 4) ground-truth boxes of row `i`; n may be 0."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..system.files import Arrays, PathLike, load_arrays, pack_names, save_arrays, unpack_names
 from ..system.machine import cache_folder
-from .headers import MAX_PIXELS, Record
+from .formats import MAX_PIXELS
+from .headers import Record
 from .remote import is_remote, object_stamps
 
 Holder: TypeAlias = Literal["", "ranges", "groups", "objects"]

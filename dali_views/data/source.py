@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..system.files import open_regular, unpack_names
+
 Form: TypeAlias = Literal["names", "bytes", "pixels"]
-"""What the graph receives: names of files, encoded bytes, or decoded pixels."""
+"""Where the images are: in files of their own, in a source of encoded bytes, or decoded in memory."""
 
 AHEAD = 2
 """Batches that are read beside the one that the graph receives next."""
@@ -24,6 +25,10 @@ AHEAD = 2
 _READERS = 8
 _PART = 16  # images that a thread reads at a time: enough per request, few enough to share out a batch
 _OPEN = 256  # files that a process keeps open, over all indexes
+
+SPARE_BYTES = 64 << 20
+"""What may come with the pixels of an image (EXIF, colour profiles, a film), and most of what a header is."""
+_PIXEL = 8  # bytes: four channels of 16 bits
 
 
 class SourceGoneError(OSError):
@@ -189,16 +194,44 @@ def window(file: Any, offset: int, size: int) -> io.BufferedReader:
 
 def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
     """Opens a regular file of this stamp (bytes, mtime_ns), or an OSError; the caller closes it."""
-    # A pipe of that name would keep an open that blocks waiting.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    status = os.fstat(handle)
-    if stat.S_ISREG(status.st_mode) and stamp in (None, (status.st_size, status.st_mtime_ns)):
+    handle, status = open_regular(path)
+    if stamp in (None, (status.st_size, status.st_mtime_ns)):
         return handle
     os.close(handle)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a regular file")
     changed = f"{os.path.basename(path)} has changed since it was indexed (its size or its time)"
     raise OSError(f"{changed}; index it again, or bring the old file back with its time")
+
+
+def most_bytes(height: int, width: int) -> int:
+    """Bytes that the file of an image of this size may have."""
+    return _PIXEL * height * width + SPARE_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Local files with an image each, as a `Source`. What has become of a file since it was indexed is not
+    known: only regular files are read, and no more of them than an image of the known size takes."""
+
+    root: str
+    paths: NDArray[np.uint8]  # (N, L) relative to the root, NUL-padded
+    sizes: NDArray[np.int32]  # (N, 2) height and width
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """See `Source`; an OSError for a file that cannot be read or is too large."""
+        start = os.path.join(os.fsencode(self.root), b"")
+        names, sizes = unpack_names(self.paths[rows]), self.sizes[rows].tolist()
+        return [_whole(start + name, most_bytes(*size)) for name, size in zip(names, sizes, strict=True)]
+
+
+def _whole(path: bytes, most: int) -> bytes:
+    handle, status = open_regular(path)
+    with open(handle, "rb", buffering=0) as file:
+        if status.st_size > most:
+            raise OSError(f"{status.st_size} bytes, more than the {most} that its pixels can take")
+        return file.read(status.st_size)  # not to its end: it may be growing
 
 
 @dataclass(frozen=True, eq=False)

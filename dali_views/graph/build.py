@@ -19,7 +19,7 @@ from ..data.source import Form
 from ..plan.draw import ViewPlan
 from ..plan.views import View
 from . import colour
-from .decode import decode, read
+from .decode import decode
 
 PREFETCH = 2
 """Batches in progress: the graph computes one while the trainer works on another."""
@@ -36,7 +36,7 @@ _KINDS = {
 }
 
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-"""Names (B, P), B times encoded bytes (1-D) or pixels (B, H, W, 3): the result of `SampleIndex.inputs`."""
+"""B times encoded bytes (1-D), or pixels (B, H, W, 3): the result of `SampleIndex.inputs`."""
 Inputs: TypeAlias = Callable[[], Sequence[Images | NDArray[Any]]]
 
 
@@ -62,7 +62,7 @@ def build(
         views: the V views; they decide sizes, interpolation and which operators the graph contains.
         source: called once per batch; returns `inputs(...)`, or raises StopIteration at the end of an epoch.
         device: ``"gpu"`` (mixed decode) or ``"cpu"``; device_id: CUDA ordinal, None on the CPU.
-        form: what the source gives: names of files, encoded bytes or pixels; see `Images`.
+        form: of the index: with "pixels" the source gives these, else encoded bytes; see `Images`.
         dtype: ``"float32"`` or ``"float16"``; mean, std: of RGB in [0, 1].
         hw_decoder_load, usual: see `decode`.
         fused: see `colour.apply`; by default on the CPU.
@@ -82,7 +82,7 @@ def build(
                 images[name] = pixels.gpu() if device == "gpu" else pixels
             else:
                 sizes = next(nodes)
-                images[name] = decode(read(next(nodes), form), device, hw_decoder_load, sizes, usual)
+                images[name] = decode(next(nodes), device, hw_decoder_load, sizes, usual)
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}

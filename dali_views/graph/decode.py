@@ -1,4 +1,4 @@
-"""Decoding: from file names or encoded bytes to RGB images, after a check of the headers.
+"""Decoding: from encoded bytes to RGB images, after a check of the headers.
 
 The loader's graph decodes batches with these operators. `Alone` decodes single images with the same ones, to
 find the unreadable images of a batch that failed.
@@ -14,8 +14,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from ..data.headers import MAX_PIXELS
-from ..data.source import Form
+from ..data.formats import MAX_PIXELS
 from ..system.machine import full_memory
 
 HW_DECODER_LOAD = 1.0
@@ -25,14 +24,6 @@ DALI's own default, 0.65, gives the first 65 % of a batch to the hardware and th
 differ a little (DALI, pull requests 2232 and 4272): a view would depend on its place in the batch. With 1 or
 0 the file alone decides; what the hardware does not take (progressive JPEGs, other formats) goes to CUDA.
 """
-
-
-def read(node: Any, form: Form = "names") -> Any:
-    """The encoded bytes of images; files are read if names are given.
-
-    Files are not mapped into memory: that is slow on network disks and no faster on local ones.
-    """
-    return fn.io.file.read(node, dont_use_mmap=True) if form == "names" else node
 
 
 def decode(
@@ -73,16 +64,15 @@ def _check_headers(encoded: Any, sizes: Any) -> Any:
 
 
 def decoder(
-    batch_size: int, threads: int, device: str, device_id: int | None, form: Form,
-    hw_decoder_load: float = HW_DECODER_LOAD,
-) -> Pipeline:  # fmt: skip
-    """A graph that reads and decodes as the loader does: `run(images=...)` takes names or encoded bytes."""
+    batch_size: int, threads: int, device: str, device_id: int | None, load: float = HW_DECODER_LOAD
+) -> Pipeline:
+    """A graph that decodes as the loader does: `run(images=...)` takes encoded bytes; see `decode`."""
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, seed=0
     )
     with pipe:
         images = fn.external_source(name="images", batch=True, dtype=types.UINT8, ndim=1)
-        pipe.set_outputs(decode(read(images, form), device, hw_decoder_load))
+        pipe.set_outputs(decode(images, device, load))
     pipe.build()
     return pipe
 
@@ -110,7 +100,7 @@ class Alone:
         return refused
 
     def _decode(self, encoded: bytes) -> str:
-        self._graph = self._graph or decoder(1, 1, *self._device, "bytes", self._hw_decoder_load)
+        self._graph = self._graph or decoder(1, 1, *self._device, self._hw_decoder_load)
         try:
             self._graph.run(images=[np.frombuffer(encoded, np.uint8)])
         except RuntimeError as error:

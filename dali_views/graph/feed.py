@@ -100,7 +100,8 @@ class _Coming:
         self.planned: deque[Plan] = deque()
         self._index = index
         self._partnered = any(view.source == "partner" for view in views)
-        self._reader = None if index.source is None else ReadAhead(index.source)
+        reader = index.reader
+        self._reader = None if reader is None else ReadAhead(reader)
         self._read: deque[tuple[Plan, list[Images | Reading]]] = deque()  # planned, and being read
 
     def forget(self) -> None:

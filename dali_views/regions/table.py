@@ -289,7 +289,10 @@ class RegionTable:
     def load(cls, path: PathLike, fingerprint: str = "") -> RegionTable:
         """Read what ``save`` wrote; a ValueError if it is damaged or has another fingerprint than given."""
         with load_arrays(path, "region table") as (columns, facts):
-            length, regions, _ = columns["boxes"].shape
+            (length,) = columns["partner"].shape  # whose numbers are in the file
+            regions = columns["boxes"].shape[1]
+            if columns["boxes"].shape != (length, regions, 4):
+                raise ValueError(f"its boxes have the shape {columns['boxes'].shape} for {length} partners")
             table = cls(length, regions)
             table.load_state_dict({**columns, **facts})
         table.fingerprint = agreed(f"The region table {path}", table.fingerprint, fingerprint)

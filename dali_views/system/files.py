@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+import stat
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,20 @@ def save_arrays(path: PathLike, arrays: Arrays, facts: Mapping[str, Any]) -> Non
             file.write(tensors[name].reshape(-1).view(np.uint8).data)
 
 
+def open_regular(path: PathLike | bytes) -> tuple[int, os.stat_result]:
+    """A descriptor for reading, which the caller closes, and its state; an OSError if it is no regular file.
+
+    The descriptor is looked at, not the name, which may stand for another file a moment later.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for a writer, for good.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode):
+        return handle, status
+    os.close(handle)
+    raise OSError("not a regular file")
+
+
 @contextmanager
 def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, Any]]]:
     """Gives arrays (read-only; processes share their memory) and facts to a block that makes `what` of them.
@@ -108,7 +123,8 @@ def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, A
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {what} at {path}; save one there first or correct the path.")
-    with open(path, "rb") as file:  # outside the try: a file one may not read is not a damaged file
+    handle, _ = open_regular(path)  # outside the try: a file one may not read is not a damaged file
+    with open(handle, "rb") as file:
         try:
             if file.read(2) == b"PK":
                 raise ValueError("it is an .npz, which this version does not read; make it anew")
@@ -131,6 +147,9 @@ def _mapped(file: IO[bytes]) -> Arrays:
     for name, entry in json.loads(content[8:start]).items():
         if name != "__metadata__":
             kind, count = np.dtype(_TYPES[entry["dtype"]]), math.prod(entry["shape"])
+            if max(entry["shape"], default=0) > len(content):
+                # An array without a byte may claim any number of rows, for which others take memory.
+                raise ValueError(f"its array {name} claims {entry['shape']}, more than the file can hold")
             offset = start + entry["data_offsets"][0] if count else 0
             arrays[name] = np.frombuffer(content, kind, count, offset).reshape(entry["shape"])
     if _checksum(arrays) != checksum:

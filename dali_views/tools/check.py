@@ -98,7 +98,7 @@ def check(
     with tqdm(total=len(index), desc="check", unit=" images", delay=1, disable=hidden) as bar:
         for start in range(0, len(index), batch_size):
             rows = np.arange(start, min(start + batch_size, len(index)))
-            graph = graph or decoder(batch_size, threads, device, device_id, index.form)
+            graph = graph or decoder(batch_size, threads, device, device_id)
             try:
                 graph.run(images=index.inputs(rows))
             except Exception:  # DALI's RuntimeError, or the source's own

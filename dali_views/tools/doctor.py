@@ -211,7 +211,7 @@ def _decode(name: str) -> Line | None:
     across, down = np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 64))
     pixels = np.stack([across, down, 255 - across], 2).astype(np.uint8)
     Image.fromarray(pixels).save(file := io.BytesIO(), "JPEG", quality=95)
-    graph = decoder(1, 1, "gpu" if gpu else "cpu", 0 if gpu else None, "bytes")
+    graph = decoder(1, 1, "gpu" if gpu else "cpu", 0 if gpu else None)
     (images,) = graph.run(images=[np.frombuffer(file.getvalue(), np.uint8)])
     if name == "together":
         import torch

@@ -19,7 +19,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from ...graph.build import PREFETCH
-from ...graph.decode import decode, read
+from ...graph.decode import decode
 from ...loader.batch import Batch
 from ...loader.loader import ViewLoader
 from ...plan import recipes
@@ -114,7 +114,7 @@ def short_graph(
     with graph:
         source = map(setup.index.inputs, rows)
         images = fn.external_source(lambda: next(source), batch=True, dtype=types.UINT8, ndim=1)
-        graph.set_outputs(act(read(images, setup.index.form)))
+        graph.set_outputs(act(images))
     graph.build()
     return graph
 
