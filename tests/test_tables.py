@@ -315,8 +315,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
     counts: Counter[tuple[int, int]] = Counter()
     opened = tables._parquet
 
-    def counted(file: Any, footer: Any) -> Any:
-        table = opened(file, footer)
+    def counted(file: Any, size: int, footer: Any) -> Any:
+        table = opened(file, size, footer)
         return table._replace(read=lambda *job: (counts.update([(id(footer), job[0])]), table.read(*job))[1])
 
     monkeypatch.setattr(tables, "_parquet", counted)

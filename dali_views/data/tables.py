@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,6 +30,7 @@ from .remote import is_remote
 from .scan import Options, Scan, ScanCache, may_be_name, stamp_of
 from .shards import TABLE, Shard, list_shards, merge, shard_of
 from .source import RangeSource, open_stamped, reason
+from .unpacking import check_rows, check_words, is_compressed, read_group
 
 _LABELS = ("label", "labels", "cls", "class", "fine_label")
 _BINARY, _WORDS = ("binary", "large_binary"), ("integer", "string", "large_string")
@@ -56,19 +57,20 @@ def _open(path: str, stamp: tuple[int, int]) -> Iterator[_Table]:
         with _damage():
             start = file.read(6)
             if start.startswith(_PARQUET):
-                table = _parquet(file, _footer(path, stamp))
+                table = _parquet(file, stamp[0], _footer(path, stamp))
             elif start == _FILE or start.startswith(_STREAM):
-                table = _arrow(path, start == _FILE)
+                table = _arrow(file, start == _FILE)
             else:
                 raise OSError("neither a Parquet nor an Arrow file")
         yield table
 
 
-def _parquet(file: Any, footer: Any) -> _Table:
+def _parquet(file: Any, size: int, footer: Any) -> _Table:
     parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=False)
-    read = partial(parquet.read_row_group, use_threads=False)
     rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    return _Table(*_described(parquet.schema_arrow), rows, lambda *job: read(*job).flatten())
+    check_rows(sum(rows), size)
+    kinds = _described(parquet.schema_arrow)
+    return _Table(*kinds, rows, lambda *job: read_group(file, size, parquet, *job).flatten())
 
 
 @lru_cache(_FOOTERS)
@@ -77,18 +79,19 @@ def _footer(path: str, stamp: tuple[int, int]) -> Any:
         return pq.read_metadata(file)
 
 
-def _arrow(path: str, is_file: bool) -> _Table:
+def _arrow(file: Any, is_file: bool) -> _Table:
     """An Arrow file or stream; both are read as a stream, which needs no footer."""
-    whole = pa.memory_map(path).read_buffer()
-    stream = pa.ipc.open_stream(whole[8:] if is_file else whole)
+    # By number: the name may be another file by now.
+    whole = pa.memory_map(f"/proc/self/fd/{file.fileno()}").read_buffer()
+    part = whole[8:] if is_file else whole
+    stream = pa.ipc.open_stream(part)
     batches: list[Any] = []
     cut = "cut off" if is_file and whole[-6:].to_pybytes() != _FILE else ""
     try:
         with _damage():
+            if is_compressed(part):  # found out before anything is unpacked
+                raise OSError("it is compressed, so that no image can be read alone; write it as Parquet")
             for batch in stream:
-                buffers = (one for column in batch.columns for one in column.buffers() if one)
-                if not 0 <= next(buffers, whole).address - whole.address < whole.size:
-                    raise OSError("it is compressed, so that no image can be read alone; write it as Parquet")
                 batch.validate(full=True)  # the offsets are used as they stand in the file
                 batches.append(pa.Table.from_batches([batch]).flatten())
     except OSError as error:
@@ -285,6 +288,7 @@ def _texts(part: Any, name: str | None) -> list[bytes | None]:
     if name is None:
         return [None] * part.num_rows
     column = part.column(name)
+    check_words(column)
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     words = plain.cast(pa.string()) if pa.types.is_integer(plain.type) else plain
     return [*words.cast(pa.large_binary()).to_pylist()]
