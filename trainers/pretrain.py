@@ -141,7 +141,7 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
                 method.before_step(clock)
                 optimizer.zero_grad(set_to_none=True)
                 loss = torch.zeros((), device=device)
-                for part, batch in enumerate(batches, 1):
+                for part, batch in enumerate(interrupt.batches(batches), 1):
                     ranks.seed_step(setting.seed, step * parts + part - 1)
                     with ranks.averaged(network, part == parts):
                         with stage("trainers: forward"), setting.autocast():
