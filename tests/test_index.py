@@ -94,22 +94,21 @@ def test_worker_processes_and_threads_agree(tree: Path) -> None:
 
 
 def jpeg_in_tiff(file: Path) -> None:
-    """A TIFF whose pixels, a JPEG in one strip, stand at its end."""
+    """A TIFF whose pixels, a JPEG in one strip, reach to its end; their length is not told."""
     jpeg = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96), np.uint8)).save(jpeg, "JPEG")
-    content = jpeg.getvalue()
     tags = (
         (256, 96),
         (257, 64),
         (258, 8),
         (259, 7),
         (262, 1),
-        (273, 8 + 2 + 12 * 9 + 4),
+        (273, 8 + 2 + 12 * 8 + 4),
         (277, 1),
         (278, 64),
     )
-    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in (*tags, (279, len(content))))
-    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 9) + entries + bytes(4) + content)
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    file.write_bytes(b"II*\0" + struct.pack("<IH", 8, 8) + entries + bytes(4) + jpeg.getvalue())
 
 
 def _zoo(root: Path) -> dict[str, str]:
@@ -177,7 +176,7 @@ def _zoo(root: Path) -> dict[str, str]:
     (root / "associated.tif").write_bytes(alpha[:tag] + b"\1" + alpha[tag + 1 :])
     jpeg_in_tiff(root / "jpeg.tif")
     (root / "jpeg cut.tif").write_bytes((root / "jpeg.tif").read_bytes()[:-40])
-    out |= {"alpha.tif": "", "associated.tif": "associated", "jpeg.tif": "", "jpeg cut.tif": "truncated"}
+    out |= {"alpha.tif": "", "associated.tif": "associated", "jpeg.tif": "", "jpeg cut.tif": "missing"}
     _image(root / "float.tif", mode="F")
     (root / "link.jpg").symlink_to(root / "nothing")
     os.mkfifo(root / "pipe.jpg")

@@ -21,6 +21,7 @@ MAX_PIXELS_PER_BYTE = 512
 """Most pixels of a JPEG per byte of its file: a block of 8 x 8 takes at least one bit, in any scan."""
 
 _TAIL = 1024
+_END = 16  # bytes at the end of a JPEG in a TIFF
 _STEPS = 1 << 16  # segments of a JPEG, and chunks of a PNG with something behind it, that are looked at
 _CHUNKS = 100  # of a WebP that are looked at; there are half a dozen kinds
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "ICO")
@@ -70,7 +71,7 @@ def size_of_image(file: IO[bytes], size: int) -> tuple[int, int]:
         # Pillow swaps the sides of a rotated TIFF; DALI is told not to.
         tags = image.tag_v2
         width, height = int(tags[256]), int(tags[257])
-        _check_tiff(tags, size)
+        _check_tiff(file, tags, size)
     if height < 1 or width < 1:
         raise Refused("image without pixels")
     if height * width > MAX_PIXELS:
@@ -108,13 +109,17 @@ def _bits(file: IO[bytes]) -> int:
     return int.from_bytes(header[10:12] if header[0] == 12 else header[14:16], "little")
 
 
-def _check_tiff(tags: Any, size: int) -> None:
-    """Refuses a TIFF by the tags of its first page. Decoders fill up what is missing of a JPEG in it."""
+def _check_tiff(file: IO[bytes], tags: Any, size: int) -> None:
+    """Refuses a TIFF by its first page. Libtiff makes up what is missing of a JPEG of unknown length."""
     if 1 in tags.get(338, ()):
         raise Refused("TIFF with associated alpha, by which DALI does not divide the colours")
+    if tags.get(259) != 7:
+        return
     starts, lengths = (tags.get(strips, tags.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325)))
-    if any(start + length > size for start, length in zip(starts, lengths, strict=False)):
-        raise Refused("truncated or damaged (pixels should lie behind its end)")
+    for start, length in zip(starts, lengths or [size - start for start in starts], strict=False):
+        file.seek(start + max(0, length - _END))
+        if start + length > size or b"\xff\xd9" not in file.read(_END):
+            raise Refused("cut off: some of its pixels are missing, which decoders make up")
 
 
 def _hides_exif(file: IO[bytes]) -> bool:
