@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dali_views import RegionTable, SampleIndex, View, ViewLoader
 from dali_views.maps import boxes as readings
 from dali_views.maps.boxes import boxes_from_maps, regions_from_maps, thresholds
+from dali_views.maps.coordinates import map_to_view
 from dali_views.maps.heatmap import activation_map
 from dali_views.maps.loss_weights import LOWEST_TEMPERATURE, crop_saliency, pair_weights
 
@@ -272,6 +273,8 @@ def test_a_crop_along_cell_edges_scores_the_mean_of_its_cells(device: str, cells
     with without_waiting(device):
         scores = crop_saliency(maps, crops, flipped)
     torch.testing.assert_close(scores.cpu(), torch.stack(means), atol=1e-5, rtol=0)
+    rotated = map_to_view(maps, crops, flipped, (7, 7), torch.arange(20).to(on(device)) % 4).mean((1, 2))
+    torch.testing.assert_close(scores, rotated, atol=1e-5, rtol=0)
 
 
 # ---- weights

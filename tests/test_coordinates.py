@@ -22,6 +22,10 @@ def flips(n: int) -> Tensor:
     return torch.arange(n) % 2 == 1
 
 
+def angles(n: int) -> Tensor:
+    return torch.arange(n).div(2, rounding_mode="floor").remainder(4).byte()
+
+
 def test_known_boxes_land_where_they_should() -> None:
     crop = torch.tensor([[0.5, 0.0, 1.0, 0.5]]).repeat(2, 1)
     box = torch.tensor([[0.5, 0.25, 0.75, 0.5]]).repeat(2, 1)
@@ -33,6 +37,38 @@ def test_boxes_survive_the_round_trip_for_any_crop_and_flip() -> None:
     there = boxes_to_view(boxes, crops, flips(500))
     assert bool((there[:, 2:] > there[:, :2]).all())
     torch.testing.assert_close(boxes_to_image(there, crops, flips(500)), boxes, atol=1e-6, rtol=0)
+
+
+def test_boxes_go_with_the_pixels_of_a_flipped_and_rotated_view_and_back() -> None:
+    """A box of whole cells of an image that is its own view is the rectangle of its pixels."""
+    image = torch.zeros(8, 6, 5)
+    image[:, 1:3, 3:4] = 1.0
+    whole, box = torch.tensor([WHOLE]).repeat(8, 1), torch.tensor([[1 / 6, 3 / 5, 3 / 6, 4 / 5]]).repeat(8, 1)
+    place = whole, flips(8), False, angles(8)
+    found = boxes_to_view(box, *place)
+    for pixels, mirror, angle, one in zip(image, flips(8), angles(8), found, strict=True):
+        seen = torch.rot90(pixels.flip(1) if mirror else pixels, int(angle))
+        rows, columns = (seen.amax(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        height, width = seen.shape
+        edges = [rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width]
+        assert one.tolist() == pytest.approx(edges)
+    crops = random_boxes(8, 8)
+    place = crops, flips(8), False, angles(8)
+    torch.testing.assert_close(boxes_to_image(boxes_to_view(box, *place), *place), box, atol=1e-6, rtol=0)
+
+
+def test_maps_go_with_the_pixels_of_a_flipped_and_rotated_view_and_back() -> None:
+    maps, crops = torch.rand(8, 12, 10), torch.tensor([[0.25, 0.2, 0.75, 0.8]]).repeat(8, 1)
+    for number, angle in enumerate(angles(8).tolist()):
+        rows = slice(number, number + 1)
+        place = crops[rows], flips(8)[rows]
+        cut = maps[rows, 3:9, 2:8]
+        seen = torch.rot90(cut.flip(2) if place[1] else cut, angle, (1, 2))
+        view = map_to_view(maps[rows], *place, (6, 6), angles(8)[rows])
+        torch.testing.assert_close(view, seen, atol=1e-5, rtol=0)
+        back, covered = map_to_image(view, *place, (12, 10), angles(8)[rows])
+        assert covered.sum() == 36
+        torch.testing.assert_close(back[:, 3:9, 2:8], cut, atol=1e-5, rtol=0)
 
 
 def test_clipping_cuts_boxes_to_the_view() -> None:

@@ -31,9 +31,9 @@ REGISTERED = {
     "mixed": set(backend.RegisteredMixedOps()),
 }
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
-# With every set of photometric operators; both interpolations.
+# With every set of photometric operators; both interpolations; rotated or not.
 BLOCKS = [
-    View(size=32, jitter=jitter, blur=blur, solarise=solarise, interpolation=interpolation)
+    View(size=32, jitter=jitter, blur=blur, solarise=solarise, interpolation=interpolation, rotate90=blur)
     for jitter, blur, solarise, interpolation in product((0, 0.8), (0, 0.5), (0, 0.2), ("linear", "cubic"))
 ]
 VIEWS = {name: recipe(32) for name, recipe in recipes.BY_NAME.items()} | {"every block": BLOCKS}
@@ -192,6 +192,8 @@ def test_every_operator_of_the_gpus_graphs_exists_there_and_no_image_goes_back(
     given = [one.arguments for one in found if one.name == "CropMirrorNormalize"]
     assert len(given) == len(shown)
     assert {(one["dtype"], one["output_layout"]) for one in given} == {(int(DTYPES[dtype]), b"HWC")}
+    rotated = [view for view in shown if view.rotate90]
+    assert sum(one.name == "WarpAffine" for one in found) == len(rotated)
     decoders = [one for one in found if one.device == "mixed"]
     assert len(decoders) == (0 if form == "pixels" else 1 + partner)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from dali_views.plan import draw as plan
 from dali_views.plan import rng
 from dali_views.plan.epoch import pick_region
 from dali_views.plan.joint import joint_shares, pair_shares
-from dali_views.plan.views import check_pairs
+from dali_views.plan.views import complete
 
 N = 20_000  # crops drawn by the plan, at a few microseconds
 REFERENCES = 6_000  # crops of torchvision and of the transcription, one at a time
@@ -147,10 +149,15 @@ def test_crops_have_the_areas_of_their_pair_whatever_the_box(crop):
 
 def test_views_that_share_a_draw_of_areas_need_the_same_law():
     view = View(size=8, joint=0.0)
-    check_pairs([view, view, View(size=4)])
-    for views in ([view], [view, View(size=8)], [view, View(size=8, joint=0.0, scale=(0.1, 1.0))]):
+    complete([view, view, View(size=4), View(size=4, twin_of=0)])
+    for views in (
+        [view, View(size=8, twin_of=0), view],
+        [view],
+        [view, View(size=8)],
+        [view, View(size=8, joint=0.0, scale=(0.1, 1.0))],
+    ):
         with pytest.raises(ValueError, match="give both the same joint and scale"):
-            check_pairs(views)
+            complete(views)
 
 
 def test_first_second_and_local_views_follow_boxes_each_in_its_own_way():
@@ -235,14 +242,26 @@ def full_plan(index, views, seed=0, epoch=0, boxes=None):
 
 def arrays_of(drawn):
     """All arrays of a plan, the per-view ones stacked per view."""
-    fields = ("start", "end", "matrix", "pivot", "sigma", "window", "solarise")
-    return [drawn.crops, drawn.flipped, *(getattr(view, name) for view in drawn.views for name in fields)]
+    fields = ("start", "end", "axes", "matrix", "pivot", "sigma", "window", "solarise")
+    return [
+        drawn.crops,
+        drawn.flipped,
+        drawn.rotated,
+        *(getattr(view, name) for view in drawn.views for name in fields),
+    ]
 
 
-@pytest.mark.parametrize("more", [{}, {"second_crop": "inside", "dilate": (1.2, 1.5), "joint": -1.0}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rotate90": 0.5},
+        {"second_crop": "inside", "dilate": (1.2, 1.5), "joint": -1.0, "vflip": 0.5},
+    ],
+)
 @pytest.mark.parametrize("name", ["moco_v2", "byol", "dino"])
 def test_a_view_does_not_depend_on_the_samples_beside_it(name, more):
     views = recipes.BY_NAME[name](crop="contrastive", **more)
+    views = complete([*views, View(size=8, within=0), View(size=8, twin_of=len(views))])
     index = np.arange(300)
     together = arrays_of(full_plan(index, views))
     shuffled = np.random.default_rng(0).permutation(300)
@@ -283,6 +302,58 @@ def test_probabilities_and_ranges_of_the_colour_parameters_are_those_of_the_reci
     assert gain.max() < 1.4**2 + 1e-3
 
 
+@pytest.mark.parametrize(
+    ("flip", "vflip", "rotate90"),
+    [(0.3, 0.0, 0.0), (0.0, 0.4, 0.0), (0.0, 0.0, 0.6), (0.3, 0.4, 0.6), (0.5, 0.5, 0.75)],
+)
+def test_orientations_are_as_likely_as_their_flips_and_rotations(flip, vflip, rotate90):
+    """Against the law of doing one after the other to pixels, all outcomes with their probabilities."""
+    square = np.arange(4).reshape(2, 2)
+    law: dict[bytes, float] = {}
+    for mirror, upside, angle in product((0, 1), (0, 1), range(4)):
+        seen = np.rot90(square[:: 1 - 2 * upside, :: 1 - 2 * mirror], angle).tobytes()
+        chance = (flip if mirror else 1 - flip) * (vflip if upside else 1 - vflip)
+        law[seen] = law.get(seen, 0.0) + chance * (rotate90 / 3 if angle else 1 - rotate90)
+    view = View(size=8, flip=flip, vflip=vflip, rotate90=rotate90)
+    drawn = full_plan(np.arange(N), [view, view])
+    told = zip(drawn.flipped.ravel().tolist(), drawn.rotated.ravel().tolist(), strict=True)
+    counts = Counter(
+        np.rot90(square[:, ::-1] if mirror else square, angle).tobytes() for mirror, angle in told
+    )
+    assert set(counts) == {seen for seen, chance in law.items() if chance > 0.0}
+    expected = [2 * N * law[seen] for seen in counts]
+    assert stats.chisquare(list(counts.values()), expected).pvalue > 1e-3
+    # Whatever the orientation, the crops are those of views without.
+    assert np.array_equal(drawn.crops, full_plan(np.arange(N), [View(size=8)] * 2).crops)
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.14)])
+def test_a_crop_inside_a_view_follows_the_law_of_an_image_of_that_size(scale):
+    n, size = REFERENCES, np.array([300, 400])
+    outer, inner = View(size=8, crop="centre", centre_share=0.5), View(size=8, scale=scale, within=0)
+    one = np.ones(n, np.float32)
+    samples = plan.Samples(np.arange(n), np.tile(size, (n, 1)), np.tile([0, 0, 1, 1], (n, 1)), one, one > 0)
+    crops = plan.draw([outer, inner], samples, samples, seed=1, epoch=0).crops
+    pixels = (crops * np.tile(size, 2)).round()
+    assert (pixels[:, 0] == [75, 125, 225, 275]).all()
+    assert_same_law(pixels[:, 1] - [75, 125, 75, 125], rectangles(View(size=8, scale=scale), (150, 150)))
+
+
+@pytest.mark.parametrize(
+    ("views", "told"),
+    [
+        ([View(size=8, within=0)], "View 0 has within 0, which is no earlier view"),
+        ([View(size=8), View(size=8, twin_of=2)], "View 1 has twin_of 2, which is no earlier view"),
+        ([View(size=8), View(size=8, within=-1)], "View 1 has within -1, which is no earlier view"),
+        ([View(size=8, source="partner"), View(size=8, within=0)], "give both the same source"),
+        ([View(size=8, blur=0.5), View(size=8, twin_of=0, blur=0.5)], "give size and twin_of alone"),
+    ],
+)
+def test_views_that_do_not_fit_each_other_are_refused(views, told):
+    with pytest.raises(ValueError, match=told):
+        complete(views)
+
+
 def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
     n = 30_000
     boxes = np.zeros((n, 3, 4), np.float32)
@@ -300,6 +371,10 @@ def test_one_of_several_regions_is_picked_in_proportion_to_its_weight():
         ({"size": 0}, "size"),
         ({"crop": "corner"}, "corner"),
         ({"flip": 1.5}, "flip"),
+        ({"vflip": -0.5}, "vflip"),
+        ({"rotate90": 90}, "rotate90 is a probability"),
+        ({"within": 0, "crop": "contrastive"}, "crop 'contrastive' is about the image"),
+        ({"within": 0, "joint": 1.0}, "joint 1.0 is about the image"),
         ({"hue": 0.7}, "hue"),
         ({"scale": (0.5, 1.2)}, "scale"),
         ({"alpha": 0.0}, "alpha"),

@@ -47,13 +47,14 @@ class Sample(NamedTuple):
     box: bytes
     crops: bytes
     flipped: bytes
+    rotated: bytes
     pixels: tuple[int, ...]
 
 
 def samples(batch: Any) -> list[Sample]:
     numbers = [getattr(batch, name).tolist() for name in ("index", "label", "partner", "weights")]
     pixels = [[zlib.crc32(view[b].contiguous().numpy()) for view in batch.views] for b in range(len(batch))]
-    arrays = [getattr(batch, name) for name in ("boxes", "crops", "flipped")]
+    arrays = [getattr(batch, name) for name in ("boxes", "crops", "flipped", "rotated")]
     parts = [[row.numpy().tobytes() for row in array] for array in arrays]
     return [Sample(*rest, tuple(views)) for *rest, views in zip(*numbers, *parts, pixels, strict=True)]
 
@@ -107,19 +108,21 @@ class Part:
 
 @st.composite
 def some_views(draw: Callable[..., Any]) -> tuple[View, ...]:
-    """A recipe, with one more view of the partner for some."""
+    """A recipe; for some, with views more: of the partner, inside a view, a view's twin."""
     name = draw(st.sampled_from(sorted(recipes.BY_NAME)))
     options: dict[str, Any] = {}
     if name not in ("evaluation", "localisation"):
         crop = st.sampled_from(["random", *GUIDED])
         options = {"crop": draw(crop), "second_crop": draw(crop)}
         options["joint"] = draw(st.sampled_from([None, 0, 2]))
+        options |= {"vflip": draw(st.sampled_from([0, 0.5])), "rotate90": draw(st.sampled_from([0, 0.75]))}
         if {options["crop"], options["second_crop"]} <= {*GUIDED}:
             options["dilate"] = (1.0, draw(st.sampled_from([1.0, 1.5])))
     if name == "dino":
         options |= {"locals": 2, "local_size": 5, "local_crop": draw(crop)}
     views = recipes.BY_NAME[name](draw(st.integers(6, 9)), **options)
     partner = View(size=6, source="partner", crop=draw(st.sampled_from(["random", *GUIDED])))
+    views += [View(size=6, within=0, flip=0.5, blur=0.5), View(size=5, twin_of=0)] * draw(st.integers(0, 1))
     return (*views, *[partner] * draw(st.integers(0, 1)))
 
 

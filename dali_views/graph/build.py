@@ -28,6 +28,7 @@ _INTERPOLATION = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
 _KINDS = {
     "start": (types.FLOAT, 1),
     "end": (types.FLOAT, 1),
+    "axes": (types.FLOAT, 2),
     "matrix": (types.FLOAT, 2),
     "pivot": (types.FLOAT, 1),
     "sigma": (types.FLOAT, 0),
@@ -86,7 +87,7 @@ def build(
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}
-            image = fn.resize(  # which also crops and flips, in one kernel
+            image = fn.resize(  # which also crops and mirrors, in one kernel
                 images[view.source],
                 size=[view.size, view.size],
                 roi_start=given.pop("start"),
@@ -94,6 +95,11 @@ def build(
                 interp_type=_INTERPOLATION[view.interpolation],
                 antialias=True,
             )
+            if view.rotate90 > 0.0:
+                # One operator for all samples: no operator of DALI transposes some of them. No pixel changes.
+                image = fn.warp_affine(
+                    image, matrix=given.pop("axes"), size=[view.size] * 2, interp_type=types.INTERP_NN
+                )
             outputs.append(
                 colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
             )
@@ -154,7 +160,7 @@ def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) 
 
 def _parameters(view: View) -> list[str]:
     """The parts of a ViewPlan that this view's operators read."""
-    return ["start", "end", *colour.parameters(view)]
+    return ["start", "end", *["axes"] * (view.rotate90 > 0.0), *colour.parameters(view)]
 
 
 def release_memory(device: str) -> None:

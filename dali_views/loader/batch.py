@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..plan.draw import Plan
 from ..system.ranks import to_device
 
-_FROM_PLAN = ("index", "crops", "flipped", "boxes", "weights", "partner")
+_FROM_PLAN = ("index", "crops", "flipped", "rotated", "boxes", "weights", "partner")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Batch:
     crops: torch.Tensor
     """(B, V, 4) float32, y0 x0 y1 x1 as fractions of the image the view was cut from."""
     flipped: torch.Tensor
-    """(B, V) bool, True where the view is mirrored left to right."""
+    """(B, V) bool, True where the view is mirrored left to right, before it is rotated."""
+    rotated: torch.Tensor
+    """(B, V) uint8, right angles by which it is then rotated counter-clockwise, as by `torch.rot90`. A
+    vertical flip is a mirror image rotated by 2. Without `vflip` and `rotate90` all are 0."""
     boxes: torch.Tensor
     """(B, 4) float32, the semantic box the crops were drawn from."""
     weights: torch.Tensor

@@ -21,7 +21,7 @@ from ..graph.feed import Feed
 from ..plan import order
 from ..plan.draw import Plan
 from ..plan.epoch import Epoch
-from ..plan.views import View, check_pairs
+from ..plan.views import View, complete
 from ..regions.table import RegionTable
 from ..system import stored
 from ..system.machine import stage
@@ -92,7 +92,7 @@ class ViewLoader:
         max_bad_share: float = 0.1,
     ) -> None:
         self.index = index
-        self.views = list(views)
+        self.views = complete(list(views))
         # Python's own numbers: by default `torch.load` does not read a state that holds NumPy's.
         self.batch_size = operator.index(batch_size)
         self.regions = regions
@@ -135,7 +135,6 @@ class ViewLoader:
                 f"ViewLoader needs at least one View and a batch_size of at least 1; got {len(self.views)} "
                 f"and {self.batch_size}."
             )
-        check_pairs(self.views)
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype {dtype!r} is neither float32 nor float16.")
         if self.on_bad_image not in ("skip", "raise") or not 0 <= self.max_bad_share <= 1:

@@ -24,7 +24,7 @@ def crop_saliency(maps: Tensor, crops: Tensor, flipped: Tensor) -> Tensor:
 
     Args:
         maps: (B, h, w) in [0, 1] on the image.
-        crops, flipped: (B, 4) and (B,) of one view, see ``boxes_to_view``.
+        crops, flipped: (B, 4) and (B,) of one view, see ``boxes_to_view``. A rotation does not change a mean.
     """
     return map_to_view(maps, crops, flipped, _GRID).mean((1, 2))
 

@@ -19,7 +19,7 @@ A `"contrastive"` crop (ContrastiveCrop, arXiv 2202.03278, section 3.3):
     +---------------------------+
 
 `View.dilate` enlarges the box about its centre and cuts it to the image before all this. `View.joint` draws
-the areas of two views together (`joint`).
+the areas of two views together (`joint`). `View.within` puts another view's crop in the place of the image.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from . import rng
 from .joint import joint_shares
+from .orientation import U8, axes, backwards, draw_orientation
 from .views import View
 
 F32 = NDArray[np.float32]
@@ -46,7 +47,8 @@ _GREY: F64 = np.full((3, 3), 1.0 / 3.0)  # projection of RGB on its grey axis
 _QUARTER_TURN: F64 = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
 
 # Slots of a view's key, one per quantity: a new quantity does not change the numbers of the others.
-_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(10)
+# `orientation` has 0 and 10 to 12.
+_JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(1, 10)
 _Y, _Y2, _X, _X2 = range(32, 36)
 _SHAPE = 64  # and the two slots per try from there on: area, ratio
 _EDGE = 1e-4  # pixels by which a float32 fraction may miss the edge of the pixel that it was made from
@@ -59,7 +61,9 @@ class ViewPlan:
     start: F32
     """(B, 2) y, x in pixels of the image where the view's first row and column begin."""
     end: F32
-    """(B, 2) y, x where its last row and column end; x runs backwards in a flipped view."""
+    """(B, 2) y, x where its last row and column end; an axis that is mirrored runs backwards."""
+    axes: F32
+    """(B, 2, 3) map of the view's x, y after that: swapped for 90 and 270 degrees; see `orientation`."""
     matrix: F32
     """(B, 3, 3) linear map of RGB: brightness, contrast, saturation, hue and grayscale in one."""
     pivot: F32
@@ -102,6 +106,8 @@ class Plan:
     """(B, V, 4) y0, x0, y1, x1 as fractions of the image that the view was cut from."""
     flipped: Bool
     """(B, V)"""
+    rotated: U8
+    """(B, V) see `orientation`."""
     boxes: F32
     """(B, 4) the semantic box that guided the sample's views."""
     weights: F32
@@ -112,35 +118,44 @@ class Plan:
 
 
 def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: int, epoch: int) -> Plan:
-    """Draw the plan of a batch of V views; `source="partner"` views are cut from `partners`.
+    """Draw the plan of a batch of V `complete` views; `source="partner"` views are cut from `partners`.
 
     The rows of `samples` key all random numbers.
     """
     batch = len(samples.rows)
     crops = np.empty((batch, len(views), 4), np.float32)
-    flipped = np.empty((batch, len(views)), np.bool_)
+    flipped, rotated = np.empty((batch, len(views)), np.bool_), np.empty((batch, len(views)), np.uint8)
     plans: dict[int, ViewPlan] = {}
+    rectangles: dict[int, F64] = {}
     # Equal views are drawn together: a batch is bound by NumPy's cost per call, not per number.
     for view in dict.fromkeys(views):
         numbers = [v for v, other in enumerate(views) if other == view]
-        keys = rng.keys(seed, epoch, samples.rows[None, :], np.array(numbers)[:, None]).ravel()
+        # A twin has the number of its view in all keys.
+        drawn = numbers if view.twin_of is None else [view.twin_of] * len(numbers)
+        keys = rng.keys(seed, epoch, samples.rows[None, :], np.array(drawn)[:, None]).ravel()
         cut = partners if view.source == "partner" else samples
         size = np.tile(cut.sizes, (len(numbers), 1)).astype(np.int64)
         box = np.tile(cut.boxes, (len(numbers), 1)).astype(np.float64)
-        share = joint_shares(view, samples.rows, numbers, seed, epoch)
-        rectangle = crop_rectangles(view, keys, size, box, np.tile(cut.written, len(numbers)), share)
-        flip = rng.uniform(keys, _FLIP) < view.flip
-        together = _view_plan(view, keys, rectangle, flip)
+        share = joint_shares(view, samples.rows, drawn, seed, epoch)
+        whole = np.concatenate([np.zeros_like(size), size], axis=1)
+        if view.within is not None:
+            whole = np.tile(rectangles[view.within], (len(numbers), 1)).astype(np.int64)
+        inner = whole[:, 2:] - whole[:, :2]
+        rectangle = crop_rectangles(view, keys, inner, box, np.tile(cut.written, len(numbers)), share)
+        rectangle += np.tile(whole[:, :2], 2)
+        flip, rotate = draw_orientation(view, keys)
+        together = _view_plan(view, keys, rectangle, flip, rotate)
         fractions = (rectangle / np.tile(size, 2)).astype(np.float32)
         for place, number in enumerate(numbers):
             rows = slice(place * batch, (place + 1) * batch)
-            crops[:, number] = fractions[rows]
-            flipped[:, number] = flip[rows]
+            rectangles[number], crops[:, number] = rectangle[rows], fractions[rows]
+            flipped[:, number], rotated[:, number] = flip[rows], rotate[rows]
             plans[number] = together.part(rows)
     return Plan(
         index=samples.rows,
         crops=crops,
         flipped=flipped,
+        rotated=rotated,
         boxes=samples.boxes,
         weights=samples.weights,
         partner=partners.rows,
@@ -247,11 +262,11 @@ def _central_shape(view: View, size: I64) -> I64:
     return np.clip(np.array([crop_h, crop_w], np.int64).T, 1, None)
 
 
-def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPlan:
+def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool, rotate: U8) -> ViewPlan:
     """The crop as drawn, and the colour parameters, neutral where an operator does not apply."""
+    back = backwards(flip, rotate)
     start, end = rectangle[:, :2].astype(np.float32), rectangle[:, 2:].astype(np.float32)
-    # The resize mirrors a view whose x range runs backwards, at no cost.
-    start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1]
+    start[back], end[back] = end[back], start[back]
 
     u = rng.uniform(keys, np.arange(_JITTER, _SOLARISE + 1)[:, None])
     jitter, brightness_u, contrast_u, saturation_u, hue_u, gray, blur, sigma_u, invert = u
@@ -277,6 +292,7 @@ def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool) -> ViewPl
     return ViewPlan(
         start=start,
         end=end,
+        axes=axes(rotate),
         matrix=matrix.astype(np.float32),
         pivot=pivot.astype(np.float32),
         sigma=sigma.astype(np.float32),

@@ -12,6 +12,7 @@ same meaning in all recipes:
   public code moves each edge by a fifth of its own coordinate, widens boxes below 224 pixels, and swaps the
   two views at random.
 - `joint`: JointCrop's beta for the areas of the first two views; see `joint`.
+- `vflip`, `rotate90`: of all views, see `View`; for images without an up, such as aerial or microscopic ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def moco_v2(
     second_crop: str | None = None,
     dilate: Range = (1.0, 1.0),
     joint: float | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
 ) -> list[View]:
     """Two equal views (MoCo v2, arXiv 2003.04297; SimSiam uses the same). `blur=0` for small images."""
     view = View(
@@ -43,6 +46,8 @@ def moco_v2(
         alpha=alpha,
         scale=scale,
         flip=0.5,
+        vflip=vflip,
+        rotate90=rotate90,
         jitter=0.8,
         brightness=0.4,
         contrast=0.4,
@@ -66,6 +71,8 @@ def simclr(
     second_crop: str | None = None,
     dilate: Range = (1.0, 1.0),
     joint: float | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
 ) -> list[View]:
     """MoCo v2's views with twice the colour (SimCLR, arXiv 2002.05709, appendix A)."""
     views = moco_v2(
@@ -77,6 +84,8 @@ def simclr(
         second_crop=second_crop,
         dilate=dilate,
         joint=joint,
+        vflip=vflip,
+        rotate90=rotate90,
     )
     return [replace(view, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2) for view in views]
 
@@ -91,13 +100,23 @@ def byol(
     second_crop: str | None = None,
     dilate: Range = (1.0, 1.0),
     joint: float | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
 ) -> list[View]:
     """Two unequal views: one always blurred, the other sometimes solarised (BYOL, arXiv 2006.07733).
 
     `blur` replaces the probability of both (1 and 0.1).
     """
     views = moco_v2(
-        size, crop=crop, alpha=alpha, scale=scale, second_crop=second_crop, dilate=dilate, joint=joint
+        size,
+        crop=crop,
+        alpha=alpha,
+        scale=scale,
+        second_crop=second_crop,
+        dilate=dilate,
+        joint=joint,
+        vflip=vflip,
+        rotate90=rotate90,
     )
     first, second = (replace(view, interpolation="cubic", saturation=0.2) for view in views)
     first = replace(first, blur=1.0 if blur is None else blur)
@@ -114,6 +133,8 @@ def dino(
     second_crop: str | None = None,
     dilate: Range = (1.0, 1.0),
     joint: float | None = None,
+    vflip: float = 0.0,
+    rotate90: float = 0.0,
     local_crop: str | None = None,
     local_size: int = 96,
     local_scale: Range = (0.05, 0.14),
@@ -133,6 +154,8 @@ def dino(
         second_crop=second_crop,
         dilate=dilate,
         joint=joint,
+        vflip=vflip,
+        rotate90=rotate90,
     )
     local = replace(first, crop=local_crop or crop, dilate=1.0, joint=None)
     local = replace(local, size=local_size, scale=local_scale, blur=0.5 if blur is None else blur)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 CROPS = ("random", "contrastive", "inside", "whole", "centre")
 GUIDED = ("contrastive", "inside")  # crops that follow the semantic box
@@ -53,6 +53,16 @@ class View:
     """``"linear"`` or ``"cubic"``, both antialiased when shrinking."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip, upside down."""
+    rotate90: float = 0.0
+    """Probability of a rotation by 90, 180 or 270 degrees, each as likely; 0.75 makes all four so."""
+    within: int | None = None
+    """Number of an earlier view of the same image. The crop is drawn inside the crop of that view, which
+    takes the place of the image: `scale` is a share of its area. That view may lie within another one."""
+    twin_of: int | None = None
+    """Number of an earlier view. This one is that view without colour, grayscale, blur and solarise: crop,
+    flips and rotation are the same. ``View(size=96, twin_of=0)``: all but the size is the other view's."""
     jitter: float = 0.0
     """Probability that the four jitters below apply (together)."""
     brightness: float = 0.0
@@ -79,7 +89,7 @@ class View:
         for name, choices in (("crop", CROPS), ("source", SOURCES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"View {name} {getattr(self, name)!r} is none of {', '.join(choices)}.")
-        for name in ("flip", "jitter", "grayscale", "blur", "solarise"):
+        for name in ("flip", "vflip", "rotate90", "jitter", "grayscale", "blur", "solarise"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"View {name} is a probability in [0, 1]; got {getattr(self, name)}.")
         for name in ("brightness", "contrast", "saturation"):
@@ -108,17 +118,61 @@ class View:
             raise ValueError(
                 f"View joint draws an area, and crop {self.crop!r} has a fixed one; leave it out."
             )
+        if self.within is not None and (self.joint is not None or self.crop in GUIDED):
+            wrong = f"crop {self.crop!r}" if self.joint is None else f"joint {self.joint}"
+            raise ValueError(
+                f"View within {self.within} is cut out of another view, and {wrong} is about the image; give "
+                "it to that view instead."
+            )
         if not 0.0 < self.centre_share <= 1.0:
             raise ValueError(f"View centre_share is a share of a side in (0, 1]; got {self.centre_share}.")
 
 
-def check_pairs(views: Sequence[View]) -> None:
-    """Refuse views whose `joint` has no partner with the same law of areas."""
-    for first in range(0, len(views), 2):
-        pair = views[first : first + 2]
-        if any(view.joint is not None for view in pair) and (
-            len(pair) < 2 or (pair[0].joint, pair[0].scale) != (pair[1].joint, pair[1].scale)
-        ):
+def complete(views: Sequence[View]) -> list[View]:
+    """The views of a sample, twins with all that they take from others.
+
+    Raises:
+        ValueError: views that do not fit each other.
+    """
+    _check_pairs(views)
+    done: list[View] = []
+    for number, view in enumerate(views):
+        for name in ("within", "twin_of"):
+            other = getattr(view, name)
+            if other is not None and not 0 <= other < number:
+                raise ValueError(
+                    f"View {number} has {name} {other}, which is no earlier view; move it behind."
+                )
+        if view.twin_of is not None:
+            view = _twin(number, view, done[view.twin_of])
+        elif view.within is not None and view.source != done[view.within].source:
+            raise ValueError(
+                f"View {number} lies within View {view.within} and so shows the same image; give both the "
+                "same source."
+            )
+        done.append(view)
+    return done
+
+
+def _twin(number: int, view: View, other: View) -> View:
+    root = view.twin_of if other.twin_of is None else other.twin_of
+    plain = replace(other, size=view.size, twin_of=root, jitter=0.0, grayscale=0.0, blur=0.0, solarise=0.0)
+    if view not in (View(size=view.size, twin_of=view.twin_of), plain):
+        raise ValueError(
+            f"View {number} is the twin of View {view.twin_of} and takes all but its size from it; give size "
+            "and twin_of alone."
+        )
+    return plain
+
+
+def _check_pairs(views: Sequence[View]) -> None:
+    """Refuse views whose `joint` has no partner with the same law of areas; twins draw none."""
+    laws = [
+        None if view.joint is None or view.twin_of is not None else (view.joint, view.scale) for view in views
+    ]
+    for first in range(0, len(laws), 2):
+        pair = laws[first : first + 2]
+        if any(pair) and (len(pair) < 2 or pair[0] != pair[1]):
             raise ValueError(
                 f"View {first} and View {first + 1} draw their areas together; give both the same joint and "
                 "scale, or leave joint out."
