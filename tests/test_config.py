@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dali_views import recipes
 from trainers.cli import main
 from trainers.config import (
     DINO,
@@ -22,6 +23,7 @@ from trainers.config import (
     Run,
     Saliency,
     SimCLR,
+    Views,
     keys,
 )
 from trainers.config.file import ConfigError, dump, load
@@ -174,13 +176,21 @@ def test_a_new_name_starts_its_section_afresh_whatever_the_order(tmp_path: Path)
 
 def test_options_of_crops_reach_the_views_and_are_enough_for_a_guide(tmp_path: Path) -> None:
     text = (
-        "views: {name: dino, joint: 0, local_crop: inside, second_crop: inside, dilate: [1, 1.5], locals: 1}"
+        "views: {name: dino, joint: 0, local_crop: inside, second_crop: inside, dilate: [1, 1.5], locals: 1, "
+        "vflip: 0.5, rotate90: 0.75}"
     )
     views = load(write(tmp_path, f"{MINIMAL}{text}\nguide: {{name: simccrop}}")).views
     first, second, local = training_views(views)
     assert [view.crop for view in (first, second, local)] == ["random", "inside", "inside"]
     assert [view.dilate for view in (first, second, local)] == [1.0, 1.5, 1.0]
     assert [view.joint for view in (first, second, local)] == [0.0, 0.0, None]
+    for name in recipes.BY_NAME:
+        turned = Views(name=name, vflip=0.5, rotate90=0.75)
+        if name in ("evaluation", "localisation"):
+            with pytest.raises(ValueError, match=r"does not take views\.vflip, views\.rotate90"):
+                training_views(turned)
+        else:
+            assert {(view.vflip, view.rotate90) for view in training_views(turned)} == {(0.5, 0.75)}
     with pytest.raises(ValueError, match=r"does not take views\.local_crop"):
         training_views(views.model_copy(update={"name": "byol", "locals": None}))
 

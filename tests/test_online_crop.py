@@ -38,7 +38,7 @@ def test_maps_of_views_seen_in_training_find_the_red_object() -> None:
     for image, (y0, x0, y1, x1) in zip(images, truth, strict=True):
         image[y0:y1, x0:x1] = (255, 0, 0)
     net = RedNet().train()
-    view = View(size=64, crop="random", scale=(0.2, 1.0), flip=0.5)
+    view = View(size=64, crop="random", scale=(0.2, 1.0), flip=0.5, vflip=0.5, rotate90=0.75)
     index = SampleIndex.from_arrays(images)
     loader = ViewLoader(index, [view, view], 10, device="cpu", mean=(0, 0, 0), std=(1, 1, 1))
     tap, maps = ViewMaps(net, "relu"), KeptMaps(len(index), 14, 0.3, CPU)
@@ -47,22 +47,25 @@ def test_maps_of_views_seen_in_training_find_the_red_object() -> None:
         for batch in loader:
             net(torch.cat(batch.views))  # both views as one batch, as SimCLR does
             for number, seen in enumerate(tap.take(len(batch))):
-                maps.add(batch.index, seen, batch.crops[:, number], batch.flipped[:, number])
+                place = (each[:, number] for each in (batch.crops, batch.flipped, batch.rotated))
+                maps.add(batch.index, seen, *place)
     boxes = boxes_from_maps(maps.normalised(slice(None)), 0.4, (96, 96))
     assert iou(boxes, torch.from_numpy(truth / 96).float()).mean() > 0.7
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_pattern_comes_back_where_it_was_cut_for_any_crop(flip: bool) -> None:
+@pytest.mark.parametrize("angle", range(4))
+def test_a_pattern_comes_back_where_it_was_cut_for_any_crop(flip: bool, angle: int) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 28, 28, generator=generator)
     image = nn.functional.interpolate(image[None, :, :7, :7], size=28, mode="bilinear")[0]
-    flipped = torch.tensor([flip])
+    flipped, rotated = torch.tensor([flip]), torch.tensor([angle], dtype=torch.uint8)
     for crop in ([0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 0.5, 0.75], [0.25, 0.5, 1.0, 1.0]):
         crops = torch.tensor([crop])
         maps = KeptMaps(1, 28, 1.0, CPU)
         cells = round((crop[2] - crop[0]) * 28), round((crop[3] - crop[1]) * 28)
-        maps.add(torch.tensor([0]), map_to_view(image, crops, flipped, cells), crops, flipped)
+        seen = map_to_view(image, crops, flipped, cells[:: 1 - 2 * (angle % 2)], rotated)
+        maps.add(torch.tensor([0]), seen, crops, flipped, rotated)
         y0, x0, y1, x1 = (round(28 * edge) for edge in crop)
         kept = maps.maps[0].float()
         torch.testing.assert_close(kept[y0:y1, x0:x1], image[0, y0:y1, x0:x1], atol=2e-3, rtol=0)

@@ -56,6 +56,15 @@ def test_multi_crop_shows_all_views_and_a_model_its_heatmap(tmp_path):
     assert legend == ["view 0 (32 px)", "view 1 (32 px)", "view 2 (24 px)"]
 
 
+def test_the_caption_of_a_view_says_how_it_is_turned(tmp_path):
+    photos = noise_images(tmp_path / "photos", 3)
+    options = ("--vflip", 1, "--rotate90", 0, "--count", 3)
+    found = shown(photos, tmp_path / "page.html", *options)
+    captions = [word for word in found.words if word.startswith("view 0, ") or word.startswith("view 1, ")]
+    assert len(captions) == 6
+    assert {word[8:] for word in captions} == {"flipped, rotated 180", "rotated 180"}
+
+
 def test_the_region_drawn_from_stands_out_and_true_boxes_and_partner_are_there(tmp_path):
     images, instances = make_scenes(tmp_path / "scenes", 8, size=48)
     index = SampleIndex.from_coco(images, instances, progress=False)

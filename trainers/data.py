@@ -164,7 +164,8 @@ def training_views(config: cfg.Views) -> list[View]:
     if config.name not in recipes.BY_NAME:
         raise ValueError(f"views.name {config.name!r} is none of {', '.join(recipes.BY_NAME)}")
     optional = (
-        "scale", "blur", "second_crop", "dilate", "joint", "locals", "local_size", "local_crop", "local_scale"
+        "scale", "blur", "vflip", "rotate90", "second_crop", "dilate", "joint", "locals", "local_size",
+        "local_crop", "local_scale",
     )  # fmt: skip
     settings = {key: value for key in optional if (value := getattr(config, key)) is not None}
     settings |= {"crop": config.crop, "alpha": config.alpha}

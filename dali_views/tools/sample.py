@@ -73,6 +73,7 @@ def drawings(
             crop = Outline(batch.crops[row, number].tolist(), colour, "strong", told)
             (on_partner if elsewhere else own).append(crop)
             told = f"view {number}{', partner' * elsewhere}{', flipped' * bool(batch.flipped[row, number])}"
+            told += f", rotated {90 * angle}" if (angle := int(batch.rotated[row, number])) else ""
             cut.append(Picture(Image.fromarray(pixels[number][row]), told, [], colour))
         image = read_image(index, sample)
         images = [Picture(image, "image, boxes and crops", own)]

@@ -36,6 +36,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--second-crop", choices=CROPS, help="crop of the second view (as --crop)")
     option("--dilate", type=float, nargs=2, metavar="FACTOR", help="enlarge the box of views 1 and 2 (1 1)")
     option("--joint", type=float, metavar="BETA", help="JointCrop: draw the areas of views 1 and 2 together")
+    option("--vflip", type=float, metavar="P", help="probability of a vertical flip (0)")
+    option(
+        "--rotate90", type=float, metavar="P", help="probability of a rotation by 90, 180 or 270 degrees (0)"
+    )
     option("--local-crop", choices=CROPS, help="crop of local views, of the recipe dino (as --crop)")
     option("--locals", type=at_least(0), help="local views, of the recipe dino (8)")
     option("--local-size", type=at_least(1), help="pixels along a local view's side (96)")
@@ -97,7 +101,10 @@ def _check_out(path: Path) -> None:
 def _views(args: argparse.Namespace) -> list[View]:
     """The recipe with the changes that were given."""
     recipe = recipes.BY_NAME[args.recipe]
-    names = ("crop", "alpha", "second_crop", "dilate", "joint", "local_crop", "locals", "local_size")
+    names = (
+        "crop", "alpha", "second_crop", "dilate", "joint", "vflip", "rotate90", "local_crop", "locals",
+        "local_size",
+    )  # fmt: skip
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.model is None and (args.weights is not None or args.layer is not None):
         raise ValueError("--weights and --layer are of --model; name one, or leave them out.")

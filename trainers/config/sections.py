@@ -147,6 +147,10 @@ class Views(Section):
     """Least and greatest crop area as shares of the image; absent: the recipe's own."""
     blur: Share | None = None
     """Probability of blur of every view (0 for small images); absent: the recipe's own."""
+    vflip: Share | None = None
+    """Probability of a vertical flip of every view, for images without an up; absent: 0."""
+    rotate90: Share | None = None
+    """Probability that a view is rotated by 90, 180 or 270 degrees, each as likely; absent: 0."""
     partner: Literal["none", "replace", "add"] = "none"
     """What the image's semantic partner is for (guide semantic_pairs): replace: the second view is cut from
     it; add: one view more is, and the loss of that one with the first view is added to that of the others."""

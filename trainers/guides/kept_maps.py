@@ -29,8 +29,9 @@ class ViewMaps:
     rows of its output belong to view 0, view 1 and so on. Calls in eval mode are not collected. For the layer
     see `FeatureTap`, for tokens and channels `dali_views.maps.heatmap.feature_grid`.
 
-    `offsets` holds, by the side of a view in pixels, how far its maps lie beside it. A mirrored view has its
-    maps on the same side of the view, so they are aligned before they are put back into the image.
+    `offsets` holds, by the side of a view in pixels, how far its maps lie beside it. A mirrored or
+    rotated view has its maps on the same side of the view, so they are aligned before they are put back into
+    the image.
     """
 
     def __init__(
@@ -76,15 +77,17 @@ class KeptMaps:
         self.fresh = torch.zeros(length, dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def add(self, index: Tensor, views: Tensor, crops: Tensor, flipped: Tensor) -> None:
+    def add(
+        self, index: Tensor, views: Tensor, crops: Tensor, flipped: Tensor, rotated: Tensor | None = None
+    ) -> None:
         """Average one view's maps (B, h, w) into those of its images. Does not wait for the device.
 
         Args:
             index: (B,) rows, each at most once.
-            crops, flipped: (B, 4) and (B,), where the view was cut.
+            crops, flipped, rotated: (B, 4), (B,) and (B,), where the view was cut.
         """
-        size = self.maps.shape[1:]
-        placed, covered = map_to_image(views.clamp(-100, 100), crops, flipped, (size[0], size[1]))
+        height, width = self.maps.shape[1:]
+        placed, covered = map_to_image(views.clamp(-100, 100), crops, flipped, (height, width), rotated)
         old = self.maps[index].float()
         mixed = torch.where(old.isnan(), placed, old.lerp(placed, self.rate))
         self.maps[index] = torch.where(covered, mixed, old).half()

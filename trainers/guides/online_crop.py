@@ -51,7 +51,8 @@ class OnlineCrop(Guide):
             seen = seen[: len(seen) // 2]  # the second call sees partners, and the first view again
         for number, view in enumerate(seen):
             if self.own[number]:
-                self.maps.add(batch.index, view, batch.crops[:, number], batch.flipped[:, number])
+                placed = (each[:, number] for each in (batch.crops, batch.flipped, batch.rotated))
+                self.maps.add(batch.index, view, *placed)
 
     def begin(self, regions: RegionTable) -> None:
         self._measure()
