@@ -120,6 +120,16 @@ def test_losses_of_lightly_take_the_views(photos: Path) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in names["model"].parameters())
 
 
+def test_a_local_view_lies_in_its_view_and_a_twin_has_its_place(photos: Path) -> None:
+    names = run("Views inside views, and plain twins")
+    assert names["part"].min() > -1e-5
+    assert names["part"].max() < 1 + 1e-5
+    batch = names["batch"]
+    for told in (batch.crops, batch.flipped, batch.rotated):
+        assert torch.equal(told[:, 3], told[:, 0])
+    assert batch.rotated.any()
+
+
 def test_features_stand_in_the_order_of_the_index_and_a_broken_image_has_none(photos: Path) -> None:
     names = run("Features of a folder")
     index, model = names["index"], names["model"]
