@@ -45,7 +45,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return scenes_in(tmp_path_factory.mktemp("scenes"))
 
 
-def exact(config: Any) -> Method:
+def exact(config: Any, own: None = None) -> Method:
     """The method of a configuration without batch norm, in float64: rounding does not hide a fault."""
     method = without_batch_norm(method_of(config)).double()
 

@@ -32,6 +32,7 @@ from .engine.optim import Clock, cosine, lr_at
 from .engine.restore import REMEDY, restore
 from .engine.setting import Setting, join
 from .evaluate.evaluator import Evaluator
+from .evaluate.online_probe import OnlineProbe
 from .guides import Training, build_guide
 from .guides.encoder_maps import check_layers
 from .guides.guide import outlook
@@ -97,11 +98,12 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
     if method.sync_bn and ranks.world() > 1 and device.type == "cuda":
         method = synced_batch_norm(method)
     method = method.to(device).to(memory_format=torch.channels_last)
+    online = OnlineProbe(setting, method.encoder, data) if config.run.online_probe else None
     network = wrap(method, config.run.compile, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.precision is torch.float16)
     guide = build_guide(config.guide, Training(method, data.train, config.views, setting, out))
-    evaluator = Evaluator(setting, config, data, method.encoder, regions)
+    evaluator = Evaluator(setting, config, data, method.encoder, regions, online)
 
     parts = setting.parts
     per_epoch = len(loader) // parts
@@ -110,8 +112,11 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
     last = min(total, config.run.max_steps or total)
     keep = {"method": method, "optimizer": optimizer, "scaler": scaler, "regions": regions, "loader": loader,
             "guide": guide}  # fmt: skip
+    if online is not None:
+        keep["online_probe"] = online
     step, resumed = 0, saved is not None
     if saved is not None:
+        saved.setdefault("online_probe", {})  # it may be switched on while a run goes on
         step = put_back(saved, keep, config.run.epochs, setting.batch)
         saved = None  # frees the table and the maps in it
     told = "\n".join(filter(None, (outlook(config), told_of_parts(method, setting))))
@@ -151,6 +156,8 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
                             scaler.scale(share).backward()  # type: ignore[no-untyped-call]
                     with stage("trainers: guide"):
                         guide.after_batch(batch)
+                    if online is not None:
+                        online.after_batch(batch)
                     loss += share.detach()
                 scaler.unscale_(optimizer)
                 if config.optim.clip is not None:
@@ -159,8 +166,11 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
                 scaler.step(optimizer)
                 scaler.update()
                 method.after_step(clock)
+                if online is not None:
+                    with stage("trainers: online probe"):
+                        online.after_step(clock)
                 step += 1
-                report.step(step, epoch, loss, lr, method.embedding)
+                report.step(step, epoch, loss, lr, method.embedding, online)
                 stop = step == last or interrupt.seen()
                 if (stop and step < total) or is_due(step, config.run.checkpoint_every):
                     report.check_loss(step)
@@ -267,8 +277,9 @@ def put_back(saved: Mapping[str, Any], keep: Mapping[str, Any], epochs: int, bat
 def save(config: cfg.Config, keep: Mapping[str, Any], step: int) -> None:
     """Write a checkpoint of everything that the next step depends on. Called on all ranks."""
     ranks.broadcast_buffers(keep["method"])
-    keep["guide"].sync()
-    keep["loader"].sync()
+    for part in (keep["guide"], keep["loader"], keep.get("online_probe")):
+        if part is not None:
+            part.sync()
     if ranks.is_main():
         state = {name: part.state_dict() for name, part in keep.items()}
         state["loader"]["table"] = None  # saved once, as `regions`

@@ -58,6 +58,9 @@ class Run(Section):
     """Steps between lines of the log."""
     evaluate_every: CountOrZero = 10
     """Epochs between evaluations, the last epoch included; 0: never."""
+    online_probe: bool = False
+    """Train a linear classifier beside the encoder, without a pass over the data, from the features of the
+    first views. Its top-1 on them is `online_top1`, on the images that kNN classifies `online_test_top1`."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads per process that decode and augment; absent: this process's share of the cores."""
     hw_decoder_load: Share = 1.0

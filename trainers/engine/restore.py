@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from dali_views.system import stored
 from dali_views.system.stored import Form, entries, number, numbers, sequence, whole
 
-__all__ = ["REMEDY", "restore"]
+__all__ = ["REMEDY", "form_of", "restore"]
 
 REMEDY = (
     "it is damaged, or of another version or configuration; finish the run with that one, or begin it again "
@@ -47,7 +47,7 @@ def restore(
         ValueError: one is missing or does not fit, in a sentence that names it; nothing was changed.
         FloatingPointError: weights, or what an optimiser keeps of them, are NaN or infinite; the same.
     """
-    forms = {**(more or {}), **{name: _form_of(part) for name, part in parts.items()}}
+    forms = {**(more or {}), **{name: form_of(part) for name, part in parts.items()}}
     found: dict[str, Any] = stored.check(saved, entries(forms), "the checkpoint", REMEDY)
     if agree is not None:
         agree(found)
@@ -57,7 +57,8 @@ def restore(
     return found
 
 
-def _form_of(part: Any) -> Form:
+def form_of(part: Any) -> Form:
+    """What `load_state_dict` of a part takes."""
     if isinstance(part, nn.Module):
         return stored.alike(part.state_dict())
     if isinstance(part, Optimizer):

@@ -26,7 +26,8 @@ from ..guides.kept_maps import KeptMaps
 from ..methods import Method
 from . import box_scores
 from .box_scores import THRESHOLDS, Localised, best_threshold, localisation, spread_rows
-from .knn import knn
+from .knn import knn_accuracy, plain_share
+from .online_probe import OnlineProbe
 
 __all__ = ["Evaluation", "Evaluator", "map_scores", "seen_maps", "table"]
 
@@ -38,7 +39,8 @@ class Evaluation:
     """One evaluation."""
 
     scores: dict[str, float]
-    """knn_top1, knn_top5 (shares), iou, corloc, box_area, box_threshold; those that the data allow."""
+    """knn_top1, knn_top5, online_test_top1 (shares), iou, corloc, box_area, box_threshold; those that the
+    data allow."""
     picture: Image.Image | None  # images with heatmap, box and views; on the main rank
     localised: Localised | None = None  # the boxes that iou and corloc are computed from
 
@@ -52,10 +54,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, setting: Setting, config: cfg.Config, data: DataSets, encoder: Backbone, regions: RegionTable
-    ) -> None:
+        self, setting: Setting, config: cfg.Config, data: DataSets, encoder: Backbone, regions: RegionTable,
+        online: OnlineProbe | None = None,
+    ) -> None:  # fmt: skip
         self.setting, self.views, self.how = setting, config.views, config.localise
-        self.neighbours = config.neighbours
+        self.neighbours, self.online = config.neighbours, online
         self.data, self.encoder, self.regions = data, encoder, regions
         self.encoder_maps = EncoderMaps(setting, self.views, self.how)
         boxed = data.queries if data.queries is not None and len(data.queries.boxes) else data.train
@@ -67,11 +70,12 @@ class Evaluator:
         scores: dict[str, float] = {}
         localised = None
         if self.data.queries is not None:
-            k, temperature = self.neighbours
             sets = self.data.bank, self.data.queries
-            found = knn(self.setting, self.views, self.encoder, *sets, [k], temperature)
-            (accuracy,) = found.values()
+            bank, asked = (plain_share(self.setting, self.views, self.encoder, each) for each in sets)
+            accuracy = knn_accuracy(*bank, *asked, *self.neighbours)
             scores |= {"knn_top1": accuracy["top1"], "knn_top5": accuracy["top5"]}
+            if self.online is not None and self.online.comparable:
+                scores |= self.online.score(*bank, *asked)
         if self.boxed is not None:
             boxes = self.encoder_maps.boxes(self.encoder, self.boxed, self.how.map, THRESHOLDS)
             best = best_threshold(boxes, self.boxed)

@@ -18,7 +18,7 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.setting import Setting
 
-__all__ = ["extract", "knn", "knn_accuracy", "share"]
+__all__ = ["extract", "knn", "knn_accuracy", "plain_share", "share"]
 
 _TILE = 2**24  # the most numbers of the bank that are compared at a time, and cosines; 64 MiB in float32
 
@@ -41,12 +41,16 @@ def knn(
         raise ValueError(f"k should be at least 1, not {min(k, default=0)}")
     if not temperature > 0:  # so that nan is refused too
         raise ValueError(f"the temperature of kNN should be above 0, not {temperature}")
-    plain = evaluation_views(views)
-    voters, asked = (
-        share(encoder, plain_loader(setting, views, each, plain), setting.device, setting.autocast)
-        for each in (bank, queries)
-    )
+    voters, asked = (plain_share(setting, views, encoder, each) for each in (bank, queries))
     return {each: knn_accuracy(*voters, *asked, each, temperature) for each in k}
+
+
+def plain_share(
+    setting: Setting, views: cfg.Views, encoder: Backbone, index: SampleIndex
+) -> tuple[Tensor, Tensor]:
+    """`share` of the plain central views of an index."""
+    plain = plain_loader(setting, views, index, evaluation_views(views))
+    return share(encoder, plain, setting.device, setting.autocast)
 
 
 def _features(

@@ -38,6 +38,7 @@ from . import CONFIG, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history, page
 
 if TYPE_CHECKING:
     from ..evaluate.evaluator import Evaluation
+    from ..evaluate.online_probe import OnlineProbe
 
 WANDB_ID = "wandb_id.txt"  # in a run's folder: under this identifier a resumed run continues there
 
@@ -79,9 +80,12 @@ class Report:
             tqdm.write(told)
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
-    def step(self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor) -> None:
+    def step(
+        self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor,
+        online: OnlineProbe | None = None,
+    ) -> None:  # fmt: skip
         """Record step number `step` (from 1). Every `run.log_every` steps, wait for the loss of all ranks and
-        measure `embedding` (B, D), which the loss compared."""
+        for the probe's answers, and measure `embedding` (B, D), which the loss compared."""
         self._latest = loss.detach()
         self.throughput.step(step)
         if self.main:
@@ -90,9 +94,10 @@ class Report:
         if step % self.run.log_every:
             return
         value, pace = self.check_loss(step), self.throughput.read(step)
+        answers = {} if online is None else online.read()
         if self.main:
             found = {**self.collapse.measure(embedding), **pace, "bad_images": self.loader.stats.bad_images}
-            self._write(step, epoch, {"loss": value, "lr": lr, **found})
+            self._write(step, epoch, {"loss": value, "lr": lr, **answers, **found})
             rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
             self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
 
