@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def probe_of(encoder: nn.Module, labels: list[int]) -> OnlineProbe:
 
 
 def batch_of(views: list[Tensor], labels: Tensor) -> Batch:
-    rows, one = torch.arange(len(labels)), torch.ones(len(labels))
-    return Batch(views, rows, labels, *(one,) * 4, partner=rows)
+    """A batch of which nothing else is looked at."""
+    rest = {field.name: torch.ones(len(labels)) for field in fields(Batch)}
+    return Batch(**{**rest, "views": views, "label": labels})  # type: ignore[arg-type]
 
 
 class Passes(nn.Module):
