@@ -58,7 +58,8 @@ def write_run(folder: Path, backbone: str, size: int = 32, stem: str = "imagenet
     scramble(method.to_empty(device="cpu"))
     # As the loop leaves them: convolutions lie in memory channel by channel last.
     method.to(memory_format=torch.channels_last)
-    checkpoint.save(folder, {"config": config_file.dump(config), "step": 7, "method": method.state_dict()})
+    state = {"config": config_file.dump(config), "step": 7, "method": method.state_dict(), "guide": {}}
+    checkpoint.save(folder, state)
     return method.encoder.eval()
 
 

@@ -100,7 +100,7 @@ def test_the_encoder_of_a_run_is_frozen_and_embeds_with_the_views_of_that_run(in
     past = config_of(tmp_path / "past", size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     torch.manual_seed(3)
     method = method_of(past)
-    state = {"config": config_file.dump(past), "step": 0, "method": method.state_dict()}
+    state = {"config": config_file.dump(past), "step": 0, "method": method.state_dict(), "guide": {}}
     checkpoint.save(tmp_path / "past", state)
     now = config_of(tmp_path / "now", size=32, blur=0.0)
     torch.manual_seed(4)

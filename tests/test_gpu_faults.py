@@ -91,7 +91,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "a batch is sent in parts": (
         Fault(batch, "_together", "torch.split(sent, [arrays[name].nbytes for name in names])",
               "[to_device(torch.from_numpy(arrays[name].ravel().view(np.uint8)), device) for name in names]",
-              "a batch takes 8 copies"),
+              "a batch takes 9 copies"),
         "simclr", 1,
     ),
     "cuDNN does not choose its algorithms": (
@@ -260,7 +260,7 @@ def test_a_loader_or_a_decoder_with_dalis_own_share_of_the_hardware_fails(
 ) -> None:
     monkeypatch.setitem(ViewLoader.__init__.__kwdefaults__, "hw_decoder_load", 0.65)
     monkeypatch.setattr(decode.decoder, "__defaults__", (0.65,))
-    for graph in (graph_of(BLOCKS, small_index), not_built(decode.decoder, 1, 1, "gpu", None, "names")):
+    for graph in (graph_of(BLOCKS, small_index), not_built(decode.decoder, 1, 1, "gpu", None)):
         with pytest.raises(AssertionError, match="place in the batch"):
             check_ours(graph)
 

@@ -22,6 +22,6 @@ def test_auto_takes_bfloat16_where_the_gpu_computes_in_it_not_where_it_only_emul
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     # As any GPU with a recent driver does, one of capability 7 accepts tensors of this type.
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True, raising=False)
-    assert _precision(Run(out="").amp, torch.device("cuda")) is half
+    assert _precision(Run(out="runs/a").amp, torch.device("cuda")) is half
     assert _precision("bf16", torch.device("cuda")) is torch.bfloat16
     assert _precision("auto", torch.device("cpu")) is None

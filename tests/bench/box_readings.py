@@ -44,7 +44,7 @@ SEEDS = 3
 READ_AT = (64, 64)  # cells that maps are enlarged to before boxes are read
 CPU = torch.device("cpu")
 SETTING = join(
-    cfg.Config(run=cfg.Run(out="", device="cpu", threads=1), data=cfg.Data(kind="folder", path=""))
+    cfg.Config(run=cfg.Run(out="none", device="cpu", threads=1), data=cfg.Data(kind="folder", path=""))
 )
 KINDS = {"activation": activation_map, "principal": principal_map}
 LABEL_FREE = ("0.6", "auto", "half", "otsu", "mirror")
