@@ -39,7 +39,8 @@ def looked(trainee: Trainee) -> None:
 
 @pytest.mark.parametrize("world", [1, 8])
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize(("guide", "method"), PAIRS)
+# Each method with one guide and each guide with one method: a guide does not see the method's inside.
+@pytest.mark.parametrize(("guide", "method"), [pair for pair in PAIRS if not pair.marks])
 def test_a_step_stays_on_the_device_and_never_waits_for_it(
     guide: str, method: str, encoder: str, world: int, case: Callable[..., Case]
 ) -> None:
