@@ -48,6 +48,7 @@ def through_graph(pixels: np.ndarray, view: View, way: str, **parameters: object
     neutral = {name: np.repeat(value[None], n, axis=0) for name, value in NEUTRAL.items()}
     neutral |= {"start": np.zeros((n, 2), np.float32), "end": np.full((n, 2), pixels.shape[1], np.float32)}
     neutral["axes"] = np.repeat(np.eye(2, 3, dtype=np.float32)[None], n, axis=0)
+    neutral["shape"] = neutral["end"]
     drawn = plan.ViewPlan(**{**neutral, **parameters})
     graph = build(
         [view],

@@ -395,7 +395,7 @@ def test_a_pair_is_scored_by_the_map_of_each_image_that_a_view_was_cut_from(
     batch = Batch(
         views=[], index=rows, label=rows, crops=whole, flipped=torch.zeros(2, 2, dtype=torch.bool),
         rotated=torch.zeros(2, 2, dtype=torch.uint8), boxes=whole[:, 0], weights=torch.ones(2),
-        partner=torch.tensor([1, 2]),
+        partner=torch.tensor([1, 2]), shapes=torch.zeros(2, 2, 2, dtype=torch.int32),
     )  # fmt: skip
     # Scores 1 x 0.5 and 1 x 1 at temperature 0.5: exp(1) and exp(2) over their mean.
     expected = torch.tensor([1.0, 2.0]).exp()

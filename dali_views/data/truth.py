@@ -104,7 +104,7 @@ def match_boxes(
     """The rows of `SampleIndex.with_boxes` by the names, sizes (N, 2) and labels (N,) of an index."""
     by_name = given if isinstance(given, Mapping) else _read_boxes(given)
     found = {name: np.asarray(boxes, np.float64).reshape(-1, 4) for name, boxes in by_name.items()}
-    place = _find_rows(names, found)
+    place = find_rows(names, found)
     if not place:
         raise ValueError(f"None of the {len(found)} names with boxes is in the index; check the names.")
     rows = np.concatenate([np.full(len(found[name]), row, np.int64) for name, row in place.items()])
@@ -140,7 +140,7 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
     return found
 
 
-def _find_rows(paths: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
+def find_rows(paths: Sequence[bytes], names: Iterable[str]) -> dict[str, int]:
     """Row of each name: a relative path, or a file name that occurs once. Unknown names are absent."""
     names_of = [os.path.basename(path) for path in paths]
     row_of = {name: row for row, name in enumerate(names_of)}

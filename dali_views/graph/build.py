@@ -29,6 +29,7 @@ _KINDS = {
     "start": (types.FLOAT, 1),
     "end": (types.FLOAT, 1),
     "axes": (types.FLOAT, 2),
+    "shape": (types.FLOAT, 1),
     "matrix": (types.FLOAT, 2),
     "pivot": (types.FLOAT, 1),
     "sigma": (types.FLOAT, 0),
@@ -57,7 +58,8 @@ def build(
     usual: tuple[int, int] = (0, 0),
     fused: bool | None = None,
 ) -> Pipeline:
-    """Build the graph; `pipeline.run()` then returns one uniform (B, S, S, 3) batch per view.
+    """Build the graph; `pipeline.run()` then returns one uniform batch per view: (B, S, S, 3), or padded
+    (B, H, W, 3), see `View.longest`.
 
     Args:
         views: the V views; they decide sizes, interpolation and which operators the graph contains.
@@ -89,7 +91,7 @@ def build(
             given = {name: next(nodes) for name in _parameters(view)}
             image = fn.resize(  # which also crops and mirrors, in one kernel
                 images[view.source],
-                size=[view.size, view.size],
+                size=given.pop("shape", [view.size, view.size]),
                 roi_start=given.pop("start"),
                 roi_end=given.pop("end"),
                 interp_type=_INTERPOLATION[view.interpolation],
@@ -100,9 +102,9 @@ def build(
                 image = fn.warp_affine(
                     image, matrix=given.pop("axes"), size=[view.size] * 2, interp_type=types.INTERP_NN
                 )
-            outputs.append(
-                colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
-            )
+            image = colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
+            # Strides of detectors are powers of two up to 32 (torchvision's own transform pads so, too).
+            outputs.append(image if view.longest is None else fn.pad(image, axes=(0, 1), align=[32, 32]))
         pipe.set_outputs(*outputs)
     check_threads(2 * threads + 8)
     pipe.build()
@@ -160,7 +162,8 @@ def _external(source: Inputs, form: Form, partner: bool, views: Sequence[View]) 
 
 def _parameters(view: View) -> list[str]:
     """The parts of a ViewPlan that this view's operators read."""
-    return ["start", "end", *["axes"] * (view.rotate90 > 0.0), *colour.parameters(view)]
+    placed = [*["axes"] * (view.rotate90 > 0.0), *["shape"] * (view.longest is not None)]
+    return ["start", "end", *placed, *colour.parameters(view)]
 
 
 def release_memory(device: str) -> None:

@@ -54,7 +54,7 @@ class Feed:
         self._coming.plan_at, self._coming.positions = plan_at, iter(positions)
 
     def take(self, *stream: Any) -> tuple[Plan, list[Any]] | None:
-        """The next plan and its V views, DALI tensors (B, S, S, 3); None at the end of the epoch.
+        """The next plan and its V views, DALI tensors (B, H, W, 3); None at the end of the epoch.
 
         On a GPU, give the CUDA stream that will use the views.
 

@@ -24,7 +24,8 @@ class Batch:
     """B samples in V views, and what was done to them. All tensors are on the loader's device."""
 
     views: list[torch.Tensor]
-    """V tensors (B, 3, S, S), channels-last, normalised; S may differ between views."""
+    """V tensors (B, 3, S, S), channels-last, normalised; S may differ between views. Those of `View.longest`
+    are (B, 3, H, W), each image in the upper left of zeros."""
     index: torch.Tensor
     """(B,) int64, row in the SampleIndex."""
     label: torch.Tensor
@@ -42,6 +43,8 @@ class Batch:
     """(B,) float32, the saliency weight of that box."""
     partner: torch.Tensor
     """(B,) int64, sample that partner views were cut from (itself if none)."""
+    shapes: torch.Tensor
+    """(B, V, 2) int32, height and width of each view in pixels, without padding."""
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class Batch:
     ) -> Batch:
         """The batch of a plan, with V views that are already on the device and labels (B,)."""
         arrays = {name: getattr(drawn, name) for name in _FROM_PLAN} | {"label": labels.astype(np.int64)}
+        arrays["shapes"] = np.stack([view.shape for view in drawn.views], axis=1).astype(np.int32)
         return cls(views, **_together(arrays, device))
 
     def __len__(self) -> int:

@@ -49,7 +49,7 @@ _QUARTER_TURN: F64 = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0
 # Slots of a view's key, one per quantity: a new quantity does not change the numbers of the others.
 # `orientation` has 0 and 10 to 12.
 _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA, _SOLARISE = range(1, 10)
-_Y, _Y2, _X, _X2 = range(32, 36)
+_Y, _Y2, _X, _X2, _SHORT = range(32, 37)
 _SHAPE = 64  # and the two slots per try from there on: area, ratio
 _EDGE = 1e-4  # pixels by which a float32 fraction may miss the edge of the pixel that it was made from
 
@@ -64,6 +64,8 @@ class ViewPlan:
     """(B, 2) y, x where its last row and column end; an axis that is mirrored runs backwards."""
     axes: F32
     """(B, 2, 3) map of the view's x, y after that: swapped for 90 and 270 degrees; see `orientation`."""
+    shape: F32
+    """(B, 2) whole numbers: height and width of the view in pixels."""
     matrix: F32
     """(B, 3, 3) linear map of RGB: brightness, contrast, saturation, hue and grayscale in one."""
     pivot: F32
@@ -262,6 +264,18 @@ def _central_shape(view: View, size: I64) -> I64:
     return np.clip(np.array([crop_h, crop_w], np.int64).T, 1, None)
 
 
+def _shapes(view: View, keys: rng.Keys, rectangle: F64) -> F64:
+    """(B, 2) height and width of the views of crops (B, 4); rounded as detectron2 rounds them."""
+    if view.longest is None:
+        return np.full((len(rectangle), 2), view.size, np.float64)
+    shorts = np.array(view.shorts or (view.size,), np.float64)
+    short = shorts[(rng.uniform(keys, _SHORT) * len(shorts)).astype(np.int64)]
+    sides = rectangle[:, 2:] - rectangle[:, :2]
+    factor = np.minimum(short / sides.min(axis=1), view.longest / sides.max(axis=1))
+    shapes: F64 = np.maximum(np.floor(sides * factor[:, None] + 0.5), 1.0)
+    return shapes
+
+
 def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool, rotate: U8) -> ViewPlan:
     """The crop as drawn, and the colour parameters, neutral where an operator does not apply."""
     back = backwards(flip, rotate)
@@ -293,6 +307,7 @@ def _view_plan(view: View, keys: rng.Keys, rectangle: F64, flip: Bool, rotate: U
         start=start,
         end=end,
         axes=axes(rotate),
+        shape=_shapes(view, keys, rectangle).astype(np.float32),
         matrix=matrix.astype(np.float32),
         pivot=pivot.astype(np.float32),
         sigma=sigma.astype(np.float32),

@@ -21,7 +21,7 @@ class View:
     """
 
     size: int
-    """Side of the square view in pixels."""
+    """Side of the square view in pixels; with `longest`, its short side."""
     crop: str = "random"
     """How the crop is chosen.
 
@@ -47,6 +47,12 @@ class View:
     together; both need the same `joint` and `scale`. None draws every area by itself."""
     centre_share: float = 0.875
     """Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256), CenterCrop(224)."""
+    longest: int | None = None
+    """With this the crop keeps its shape, as detectors want it: its short side gets `size` pixels, or fewer
+    if its long side would exceed `longest`. The views of a batch are padded with zeros at the bottom and at
+    the right to one height and width, multiples of 32; `Batch.shapes` has their own. None: squashed."""
+    shorts: tuple[int, ...] = ()
+    """Short sides in pixels of which each view gets one, drawn uniformly, in place of `size`."""
     source: str = "self"
     """``"self"``, or ``"partner"`` to cut the view from the sample's semantic partner."""
     interpolation: str = "linear"
@@ -124,6 +130,12 @@ class View:
                 f"View within {self.within} is cut out of another view, and {wrong} is about the image; give "
                 "it to that view instead."
             )
+        if self.longest is None and self.shorts:
+            raise ValueError("View shorts are short sides of views that keep their shape; give longest, too.")
+        if self.longest is not None and not 1 <= min(self.shorts, default=self.size) <= self.longest:
+            raise ValueError(f"View longest {self.longest} is below the short side; raise it.")
+        if self.longest is not None and self.rotate90 > 0.0:
+            raise ValueError("View longest keeps the shape, which rotate90 would change; leave one out.")
         if not 0.0 < self.centre_share <= 1.0:
             raise ValueError(f"View centre_share is a share of a side in (0, 1]; got {self.centre_share}.")
 

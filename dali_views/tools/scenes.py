@@ -38,6 +38,8 @@ class Scene(NamedTuple):
     """(n, 4) y0, x0, y1, x1 in pixels, y1 and x1 exclusive; each holds its object tightly."""
     kind: str
     """Class of all objects in the scene."""
+    masks: NDArray[np.bool_]
+    """(n, H, W) the pixels of each object."""
 
 
 def _star(u: Array, v: Array) -> Array:
@@ -183,7 +185,7 @@ def draw_scene(
     scale = min(1.0, float(np.sqrt(share[0] / 0.03))) if share else 1.0
     background = _background(rng, height, width, clutter, scale).clip(0, 255)
     canvas = background.copy()
-    boxes = []
+    boxes, masks = [], []
     for y, x, radius in _place(rng, height, width, share, objects):
         top, left = max(0, int(y - radius) - 1), max(0, int(x - radius) - 1)
         window = slice(top, int(y + radius) + 2), slice(left, int(x + radius) + 2)
@@ -207,10 +209,18 @@ def draw_scene(
         # The box of what can be seen: a corner in the background's colour is no part of the object.
         seen = (canvas[window].round() != before).any(-1)
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+        masks.append(np.zeros((height, width), np.bool_))
+        masks[-1][window] = seen
         boxes.append((top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1))
-    return Scene(
-        canvas.round().astype(np.uint8), background.round().astype(np.uint8), np.array(boxes, np.int64), kind
-    )
+    drawn, behind = canvas.round().astype(np.uint8), background.round().astype(np.uint8)
+    return Scene(drawn, behind, np.array(boxes, np.int64), kind, np.array(masks))
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask (H, W) as COCO's uncompressed run lengths: down the columns, beginning with those outside."""
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff([0, *edges, mask.size]).tolist()}
 
 
 def make_scenes(
@@ -262,10 +272,11 @@ def make_scenes(
         name = f"{number:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
-        for y0, x0, y1, x1 in scene.boxes.tolist():
-            mark = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
-            mark |= {"category_id": list(classes).index(scene.kind) + 1, "area": (y1 - y0) * (x1 - x0)}
-            annotations.append(mark | {"bbox": [x0, y0, x1 - x0, y1 - y0]})
+        for (y0, x0, y1, x1), shown in zip(scene.boxes.tolist(), scene.masks, strict=True):
+            mark: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number + 1, "iscrowd": 0}
+            mark |= {"category_id": list(classes).index(scene.kind) + 1, "area": int(shown.sum())}
+            mark |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": run_lengths(shown)}
+            annotations.append(mark)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     if too_few:
