@@ -25,7 +25,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 DATA = [name for name in FILES if name.startswith("data/")]
 GUIDES = [name for name in FILES if name.startswith("guide/")]
-RUNS = [name for name in FILES if name not in DATA + GUIDES]
+DETECTORS = [name for name in FILES if name.startswith("detect/")]
+RUNS = [name for name in FILES if name not in DATA + GUIDES + DETECTORS]
 SMALL = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
 PUBLISHED = [name for name in RUNS if name != "demo.yaml"]
 # A run on the images it was published on, and on all others of its kind.
@@ -128,6 +129,16 @@ def test_a_run_names_the_figures_it_aims_at_with_their_sources_or_says_that_ther
         figure = re.search(r"(?<![\d.:])\d+\.\d+(?!\d|:)", re.sub(r"arXiv \S+", "", line))
         assert bool(figure and "(" in line) != line.startswith("# Aims at no published figure"), line
         assert "; ours: " in line, "it stands beside what was measured here"
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_loads_over_any_run_and_says_what_it_aims_at(name: str) -> None:
+    config = config_file.override(
+        load(RUNS[-1]), [], [CONFIGS / name], {"data": {"kind": "coco", "path": "-"}}
+    )
+    assert config.detect.steps > max(config.detect.drops)
+    first = (CONFIGS / name).read_text("utf-8").partition("\n")[0]
+    assert name == "detect/small.yaml" or re.search(r"aims at .*\d\d\.\d.*\(.*; .*\); ours: ", first)
 
 
 def test_the_tables_of_the_readme_are_made_of_the_files() -> None:

@@ -156,3 +156,21 @@ def test_a_method_of_ones_own_trains_resumes_is_evaluated_and_exported_without_i
     assert "a file or a command loads no code" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"method\.name moco does not fit"):
         pretrain(load("vicreg.yaml", ["method={name: moco}", "run.out=runs/c"]), own_method=own)
+
+
+def test_the_example_of_detection_moves_boxes_with_their_objects(photos, monkeypatch):
+    """The page's folder has no boxes; here the index has some, and bright pixels are where they are moved."""
+    monkeypatch.chdir(Path(photos.root).parent)
+    (code,) = printed("transfer.md", "python")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["image"].shape[1:] == tuple(found["shape"])
+    truth = photos.truth(0)
+    names = {"index": photos, "row": 0, "shape": [10, 20], "torch": torch}
+    move = code[code.index("        boxes = ") :]
+    lines = "\n".join(line.removeprefix("        ") for line in move.splitlines())
+    exec(lines, plain := {**names, "flipped": False})
+    exec(lines, mirrored := {**names, "flipped": True})
+    assert torch.allclose(plain["boxes"], torch.from_numpy(truth) * torch.tensor([10, 20, 10, 20]))
+    assert torch.allclose(mirrored["boxes"][:, 1] + plain["boxes"][:, 3], torch.tensor(20.0))
+    assert torch.equal(mirrored["boxes"][:, [0, 2]], plain["boxes"][:, [0, 2]])

@@ -23,6 +23,7 @@ from . import config as cfg
 from .config import file as config_file
 from .config import keys
 from .data import open_data
+from .detect import command as detect
 from .encoders.backbones import Backbone
 from .encoders.frozen import frozen_encoder
 from .engine import interrupt, ranks
@@ -227,6 +228,9 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
     "localise": (_localise, "how well a checkpoint's maps find the true objects",
                  "localise runs/a data.boxes=boxes.txt\n"
                  "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k"),
+    "detect": (detect.command, "a detector on a checkpoint's or an exported encoder: AP of boxes and masks",
+               "detect runs/a configs/detect/coco_1x.yaml data.path=train2017 data.instances=train.json\n"
+               "detect encoder.safetensors data.path=photos data.instances=boxes.json detect.steps=1000"),
     "demo": (demo.command, "pretrain on generated scenes with random, guided and true crops",
              "demo runs/demo\ndemo runs/quick run.epochs=4"),
     "report": (_report, "write report.html of a run again, from the files in its folder", "report runs/a"),
@@ -256,6 +260,7 @@ def _parser() -> Parser:
         of[name].set_defaults(run_command=command)
 
     bench.add(of["bench"])
+    detect.add(of["detect"])
     told = "YAML files, merged in order; configs/... are in the package"
     of["pretrain"].add_argument("config", nargs="+", help=told)
     told = "YAML files (+ joins those of one), and key=value for all"

@@ -18,8 +18,8 @@ from .engine import ranks
 from .engine.setting import Setting
 
 __all__ = [
-    "DataSets", "evaluation_views", "loader_options", "open_data", "plain_loader", "step_parts",
-    "training_loader", "training_views",
+    "DataSets", "evaluation_views", "loader_options", "open_data", "open_images", "plain_loader",
+    "step_parts", "training_loader", "training_views",
 ]  # fmt: skip
 
 
@@ -48,6 +48,16 @@ def open_data(config: cfg.Data, seed: int = 0, kept: Path | None = None) -> Data
     if ranks.is_main():
         ranks.barrier()
     return sets
+
+
+def open_images(config: cfg.Data) -> SampleIndex:
+    """Index the images of `path` alone, on rank 0 first; errors as by `open_data`. Not for archives."""
+    if not ranks.is_main():
+        ranks.barrier()
+    index = _cached(_scanned(config, None), config)
+    if ranks.is_main():
+        ranks.barrier()
+    return index
 
 
 def _open(config: cfg.Data, seed: int, kept: Path | None) -> DataSets:

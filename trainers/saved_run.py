@@ -24,8 +24,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _TRAINED = ("model.", "method.")  # sections that the weights of a checkpoint depend on
 
 
-def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Config, dict[str, Any]]:
-    """Folder, configuration with overrides, and checkpoint of a run, named by its folder or last.pt.
+def load_run(
+    path: Path, overrides: Sequence[str] = (), files: Sequence[str | Path] = (),
+    afresh: Mapping[str, Any] | None = None,
+) -> tuple[Path, cfg.Config, dict[str, Any]]:  # fmt: skip
+    """Folder, configuration with changes (see `override`), and checkpoint of a run, named by its folder or
+    last.pt.
 
     A ValueError if the file is another one, or if an override would change the network that was trained.
     """
@@ -34,7 +38,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> tuple[Path, cfg.Confi
     folder = path.parent if path.is_file() else path
     saved = checkpoint.load_run(folder)
     trained = config_file.parse(saved["config"])
-    config = config_file.override(trained, overrides)
+    config = config_file.override(trained, overrides, files, afresh)
     changed = [key for key in config_file.differences(trained, config) if key.startswith(_TRAINED)]
     if changed:
         raise ValueError(

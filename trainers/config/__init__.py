@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError, model_validator
 
+from .detect import Detect
 from .guides import (
     Boxes,
     BoxGuide,
@@ -31,7 +32,8 @@ from .sections import Data, FineTune, Knn, Localise, MapKind, Maps, Model, Probe
 
 __all__ = [
     "BYOL", "CHOICES", "DEFAULTS", "DINO", "LARS", "SCFS", "SGD", "AdamW", "BoxGuide", "Boxes", "Config",
-    "ConfigError", "ContrastiveCrop", "Data", "FineTune", "FrozenBoxes", "Guide", "Knn", "LeJEPA", "Localise",
+    "ConfigError", "ContrastiveCrop", "Data", "Detect", "FineTune", "FrozenBoxes", "Guide", "Knn", "LeJEPA",
+    "Localise",
     "Localised", "MapKind", "Maps", "Method", "MoCo", "Model", "NoGuide", "OnlineCrop", "Optim", "Own",
     "Passes", "Probe", "Read", "Run", "Saliency", "Section", "SemanticPairs", "SimCCrop", "SimCLR", "SimSiam",
     "TrueBoxes", "Views", "check",
@@ -63,6 +65,8 @@ class Config(Section):
     """How a linear classifier is trained on the frozen encoder afterwards."""
     finetune: FineTune = FineTune()
     """How encoder and classifier are trained on a share of the labels afterwards."""
+    detect: Detect = Detect()
+    """How a detector is trained on the encoder afterwards."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

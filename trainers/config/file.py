@@ -54,9 +54,18 @@ def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
     return check(tree, "+".join(map(str, paths)))
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with some values changed, checked as by `load`."""
-    return check(_merge(config.model_dump(mode="json"), _parse_overrides(overrides)), "the overrides")
+def override(
+    config: Config, overrides: Sequence[str], files: Sequence[str | Path] = (),
+    afresh: Mapping[str, Any] | None = None,
+) -> Config:  # fmt: skip
+    """A configuration with some values changed, by files and then by overrides, checked as by `load`.
+
+    Sections in `afresh` are replaced by these values first.
+    """
+    tree = config.model_dump(mode="json") | dict(afresh or {})
+    for file in files:
+        tree = _merge(tree, _read(_found(Path(file)), ()))
+    return check(_merge(tree, _parse_overrides(overrides)), "+".join([*map(str, files), "the overrides"]))
 
 
 def parse(text: str) -> Config:

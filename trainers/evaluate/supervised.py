@@ -32,7 +32,7 @@ from ..engine.restore import restore
 from ..engine.setting import Setting
 from .learners import Learner, Recipe, rate
 
-__all__ = ["Result", "labelled", "train_classifier"]
+__all__ = ["Result", "digest", "labelled", "open_evaluation", "train_classifier"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _train(
     recipe: Recipe, folder: Path, resume: bool,
 ) -> Result:  # fmt: skip
     device, description = setting.device, _description(setting, views, encoder, images, tests, recipe)
-    saved = _open(folder, description, resume)
+    saved = open_evaluation(folder, description, resume)
     classes = 1 + int(max(images.labels.max(), tests.labels.max()))
     head = nn.Linear(encoder.dim, classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(setting.seed))
@@ -211,22 +211,23 @@ def _description(
         "views.size": views.size,
         "views.mean": views.mean,
         "views.std": views.std,
-        "training images": _digest({"": images.labels}, images.fingerprint),
-        "test images": _digest({"": tests.labels}, tests.fingerprint),
-        "encoder": _digest({name: t.numpy(force=True) for name, t in encoder.state_dict().items()}),
+        "training images": digest({"": images.labels}, images.fingerprint),
+        "test images": digest({"": tests.labels}, tests.fingerprint),
+        "encoder": digest({name: t.numpy(force=True) for name, t in encoder.state_dict().items()}),
     }
 
 
-def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], more: str = "") -> str:
-    digest = hashlib.sha256(more.encode())
+def digest(arrays: Mapping[str, np.ndarray[Any, Any]], more: str = "") -> str:
+    """Hex SHA-256 of text and named arrays."""
+    found = hashlib.sha256(more.encode())
     for name, array in arrays.items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
-def _open(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to continue, None if there is none."""
+def open_evaluation(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to continue, None if there is none; errors as by `train_classifier`."""
     try:
         saved = checkpoint.load(folder)
     except FileNotFoundError:

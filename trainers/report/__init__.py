@@ -11,7 +11,8 @@ PAGE = "report.html"
 
 SCORES = {  # name and format
     "loss": ("loss", ".3f"), "knn_top1": ("kNN top-1", ".1%"), "knn_top5": ("kNN top-5", ".1%"),
-    "online_test_top1": ("online", ".1%"), "iou": ("IoU", ".1%"), "corloc": ("CorLoc", ".1%"),
+    "online_test_top1": ("online", ".1%"), "box_ap": ("box AP", ".1%"), "box_ap50": ("box AP50", ".1%"),
+    "mask_ap": ("mask AP", ".1%"), "iou": ("IoU", ".1%"), "corloc": ("CorLoc", ".1%"),
     "images_per_second": ("images/s", ",.0f"), "wait_share": ("host waits", ".1%"),
     "gpu_wait_share": ("GPU waits", ".1%"),
 }  # fmt: skip

@@ -52,11 +52,12 @@ class Report:
         steps: optimiser steps this process may come to.
         step: those already taken by an earlier process; later entries of it are dropped.
         outlook: lines to show at the start.
+        total: steps of the whole run; absent: those of `run.epochs`.
     """
 
     def __init__(
         self, run: cfg.Run, data: DataSets, loader: ViewLoader, batch: int, per_epoch: int,
-        steps: int, step: int, outlook: str,
+        steps: int, step: int, outlook: str, total: int | None = None,
     ) -> None:  # fmt: skip
         self.run, self.index, self.loader, self.main = run, data.train, loader, ranks.is_main()
         self.throughput, self.collapse = Throughput(loader, batch), Collapse()
@@ -68,7 +69,7 @@ class Report:
         history.keep_until(self.folder / METRICS, step or -1)
         self.board, self.wandb = _boards(self.folder, run.wandb, step)
         self.history = history.History(self.folder, data.train, run.seed, step)
-        self.total, self.last, self._step, self._listed = run.epochs * per_epoch, steps, step, 0
+        self.total, self.last, self._step, self._listed = total or run.epochs * per_epoch, steps, step, 0
         self.history.event(
             "start", step, steps=self.total, steps_per_epoch=per_epoch, processes=ranks.world(),
             machine=machine("gpu" if loader.device.type == "cuda" else "cpu"), images=len(data.train),
@@ -81,11 +82,11 @@ class Report:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def step(
-        self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor,
+        self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor | None = None,
         online: OnlineProbe | None = None,
     ) -> None:  # fmt: skip
         """Record step number `step` (from 1). Every `run.log_every` steps, wait for the loss of all ranks and
-        for the probe's answers, and measure `embedding` (B, D), which the loss compared."""
+        for the probe's answers, and measure `embedding` (B, D), which the loss compared, if it did."""
         self._latest = loss.detach()
         self.throughput.step(step)
         if self.main:
@@ -96,7 +97,8 @@ class Report:
         value, pace = self.check_loss(step), self.throughput.read(step)
         answers = {} if online is None else online.read()
         if self.main:
-            found = {**self.collapse.measure(embedding), **pace, "bad_images": self.loader.stats.bad_images}
+            collapse = {} if embedding is None else self.collapse.measure(embedding)
+            found = {**collapse, **pace, "bad_images": self.loader.stats.bad_images}
             self._write(step, epoch, {"loss": value, "lr": lr, **answers, **found})
             rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
             self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
