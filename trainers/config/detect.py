@@ -13,8 +13,8 @@ class Detect(Section):
     """A detector (Faster R-CNN, with masks Mask R-CNN) on the encoder, with a feature pyramid."""
 
     instances: tuple[str, ...] = ()
-    """Objects of the training images: COCO's JSON, or lists of VOC's images, VOC2007/ImageSets/Main/*.txt;
-    absent: `data.instances`."""
+    """Objects of the training images: COCO's JSON, or lists of VOC's images, such as
+    VOC2007/ImageSets/Main/trainval.txt; absent: `data.instances`."""
     val_path: str | None = None
     """Test images, of the kind `data.kind`; absent: where the training images are."""
     val_instances: tuple[str, ...] = ()
