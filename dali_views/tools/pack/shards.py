@@ -218,8 +218,9 @@ def _begin(source: SampleIndex, place: PathLike, settings: dict[str, Any]) -> tu
     differ = ", ".join(f"{key} {before.get(key)}" for key in settings if before.get(key) != settings[key])
     if differ:
         raise ValueError(f"{str(folder)!r} was packed with {differ}; choose a new folder or delete it.")
-    for draft in [*folder.glob(".shard-*.tmp"), *folder.glob(f".{STATE}.*.tmp")]:  # of a killed call
-        draft.unlink(missing_ok=True)
+    for name in ("shard-*.tar", STATE, LEFT_OUT, BOXES):
+        for draft in folder.glob(f".{name}.*.tmp"):  # of a killed call
+            draft.unlink(missing_ok=True)
     return folder, bad
 
 
