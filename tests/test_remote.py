@@ -144,10 +144,9 @@ def test_a_store_without_an_answer_is_given_up_and_taken_up_again(bucket, fault,
         bucket.proxy.always = fault
     with pytest.raises(SourceGoneError, match=f"{bucket.url()} did not answer for 2 s .{told}"):
         objects.read_parts([("x.bin", 0, None, 0)] * 20)
-    bucket.proxy.log.clear()
     with pytest.raises(SourceGoneError):
-        objects.read("x.bin")
-    assert len(bucket.proxy.log) <= 1  # nobody waits a second time
+        objects.read("y.bin")  # whose requests are not those of the twenty, which may still be on their way
+    assert sum("y.bin" in path for _, path, *_ in bucket.proxy.log) <= 1  # nobody waits a second time
     if fault == "refused":
         bucket.proxy.start()
     bucket.proxy.always = ""
