@@ -154,7 +154,7 @@ COMBINATIONS = sorted(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of few images and wide boxes
 @pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "+".join(names))
-def test_a_run_with_its_guide_trains_two_steps_on_small_images(
+def test_a_run_with_its_guide_trains_four_steps_on_small_images(
     names: tuple[str, ...], tmp_path: Path
 ) -> None:
     two_classes(tmp_path / "photos", 8)

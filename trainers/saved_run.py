@@ -58,8 +58,9 @@ def encoder_of(config: cfg.Config, saved: Mapping[str, Any], kind: Kind, device:
     encoder = build_backbone(config.model.backbone, config.model.stem, config.model.zero_init_residual)
     if kind == "trained":
         within = f"{saved['encoder']}."  # what else there is needs the method's class
-        own = {name: value for name, value in saved["method"].items() if name.startswith(within)}
-        encoder.load_state_dict({name.removeprefix(within): value for name, value in own.items()})
+        parts = {name: value for name, value in saved["method"].items() if name.startswith(within)}
+        own = {name.removeprefix(within): value for name, value in parts.items()}
+        restore({"encoder": own}, {"encoder": encoder})
     elif config.model.weights is not None:
         load_weights(encoder, config.model.weights)
     return encoder.to(device).to(memory_format=torch.channels_last)
