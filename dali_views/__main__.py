@@ -1,4 +1,4 @@
-"""`dali-views`, or `python -m dali_views`."""
+"""`dali-views`."""
 
 from .tools.cli import main
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import two_classes
+from pages import Page
 from runs import lines_of
 
 from trainers import config as cfg
+from trainers.cli import main
 from trainers.config import file as config_file
 from trainers.data import training_views
 from trainers.encoders.backbones import build_backbone
@@ -28,7 +30,8 @@ GUIDES = [name for name in FILES if name.startswith("guide/")]
 DETECTORS = [name for name in FILES if name.startswith("detect/")]
 RUNS = [name for name in FILES if name not in DATA + GUIDES + DETECTORS]
 SMALL = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
-PUBLISHED = [name for name in RUNS if name != "demo.yaml"]
+OURS = ("cpu.yaml", "demo.yaml")
+PUBLISHED = [name for name in RUNS if name not in OURS]
 # A run on the images it was published on, and on all others of its kind.
 OTHERS = [
     (run, data)
@@ -144,6 +147,32 @@ def test_a_detector_loads_over_any_run_and_says_what_it_aims_at(name: str) -> No
 def test_the_tables_of_the_readme_are_made_of_the_files() -> None:
     readme = runpy.run_path(str(CONFIGS / "table.py"))["readme"]
     assert readme() == (CONFIGS / "README.md").read_text("utf-8"), "run python configs/table.py"
+
+
+def guided(folder: Path, photos: Path, *changes: str) -> tuple[list[dict[str, float]], Page]:
+    """What the guide wrote in a few steps of the configuration for a CPU, and the page of the run."""
+    words = [f"data.path={photos}", f"run.out={folder}", "optim.batch=8", "run.evaluate_every=0"]
+    assert main(["pretrain", "configs/cpu.yaml", *words, *changes]) == 0
+    assert main(["report", str(folder)]) == 0
+    return [line for line in lines_of(folder) if "guide_whole" in line], Page(folder / "report.html")
+
+
+@pytest.mark.slow
+def test_boxes_of_the_first_run_on_a_cpu_guide_and_the_page_warns_of_boxes_that_do_not(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["run.epochs=3", "guide.interval=1"]
+    passes, page = guided(tmp_path / "cpu", photographs, *steps)
+    assert [line["epoch"] for line in passes] == [0, 1, 2]
+    assert all(line["guide_whole"] < 0.05 and line["guide_area_median"] < 0.4 for line in passes)
+    assert not page.has("Boxes are mostly the whole image")
+    capsys.readouterr()
+    coarse = ["guide.layer=layer4", "guide.size=32", "run.max_steps=1"]
+    late, page = guided(tmp_path / "late", photographs, *coarse)
+    assert "set guide.layer to an earlier one" in capsys.readouterr().err
+    assert late[-1]["guide_area_median"] > 0.9
+    warned, curves = page.text.index("Boxes are mostly the whole image"), page.text.index("Curves")
+    assert warned < curves
 
 
 COMBINATIONS = sorted(

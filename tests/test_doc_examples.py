@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 import torchvision
-import yaml
 from conftest import noise_images, two_classes
 from runs import ROOT
 from safetensors.torch import load_file
@@ -103,15 +102,16 @@ def test_boxes_of_other_models_find_objects_where_the_published_reading_gives_wh
     assert (published[:, 2:] - published[:, :2]).prod(1).median() > 0.9
 
 
-def test_the_configuration_trains_as_printed_and_with_the_recipe(
+def test_the_first_runs_train_as_printed_and_with_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (_, configuration), (recipe, _) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    page, recipe = (ROOT / "docs" / "extending.md").read_text("utf-8"), printed("extending.md", "python")[0]
     noise_images(tmp_path / "photos", 70)
-    (tmp_path / "mine.yaml").write_text(configuration)
     monkeypatch.chdir(tmp_path)
-    assert trainer_cli.main(["pretrain", "mine.yaml"]) == 0
-    assert checkpoint.load(yaml.safe_load(configuration)["run"]["out"])["step"] == 2
+    given = re.findall(r"^    python -m trainers (pretrain configs/cpu.yaml .*)$", page, re.MULTILINE)
+    for line, run in zip(given, ("runs/cpu", "runs/mine"), strict=True):
+        assert trainer_cli.main(line.split()) == 0
+        assert checkpoint.load(run)["step"] == 2
     scope = dict(vars(recipes))
     exec(compile(recipe, "docs/extending.md", "exec"), scope)
     (name,) = set(scope) - set(vars(recipes))
@@ -121,14 +121,14 @@ def test_the_configuration_trains_as_printed_and_with_the_recipe(
     assert loader_cli.main() == 0
     assert (tmp_path / "views.html").is_file()
     small = [f"views.name={name}", "views.local_size=16", "method.name=dino", "method.output_dim=64"]
-    assert trainer_cli.main(["pretrain", "mine.yaml", "run.out=own", *small]) == 0
+    assert trainer_cli.main([*given[0].split(), "run.out=own", *small]) == 0
     assert checkpoint.load("own")["step"] == 2
 
 
 def test_a_method_of_ones_own_trains_resumes_is_evaluated_and_exported_without_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (configuration, _), (_, method) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    (configuration,), (_, method) = printed("extending.md", "yaml"), printed("extending.md", "python")
     two_classes(tmp_path / "photos", 24)
     (tmp_path / "vicreg.yaml").write_text(configuration)
     monkeypatch.chdir(tmp_path)

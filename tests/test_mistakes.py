@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CPU = ["--device", "cpu"]
 LOADER = [
-    ([], "COMMAND"),
+    ([], "TOOL"),
     (["indx", "photos"], "did you mean index?"),
     (["index"], "images"),
     (["show", "photos", "--weights", "nope.pt", *CPU], "--weights and --layer are of --model"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dali_views.data.index import SampleIndex
-from dali_views.tools.scenes import CLASSES, draw_scene, main, make_scenes
+from dali_views.tools.cli import main
+from dali_views.tools.scenes import CLASSES, draw_scene, make_scenes
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -138,7 +139,7 @@ def test_unknown_classes_are_refused(tmp_path):
         make_scenes(tmp_path, 3, classes=["hexagon"])
 
 
-def test_the_command_takes_what_the_function_takes(tmp_path, monkeypatch):
+def test_the_command_takes_what_the_function_takes(tmp_path):
     options = {"size": 64, "classes": ["star", "striped disc"], "share": (0.05, 0.1), "objects": (2, 2)}
     make_scenes(tmp_path / "function", 4, **options, clutter=3)
     words = [
@@ -157,8 +158,7 @@ def test_the_command_takes_what_the_function_takes(tmp_path, monkeypatch):
         "--classes",
         "star",
     ]
-    monkeypatch.setattr("sys.argv", ["scenes", str(tmp_path / "command"), *words, "striped disc"])
-    assert main() == 0
+    assert main(["scenes", str(tmp_path / "command"), *words, "striped disc"]) == 0
     assert _bytes(tmp_path / "command") == _bytes(tmp_path / "function")
 
 
@@ -170,9 +170,8 @@ def test_the_command_takes_what_the_function_takes(tmp_path, monkeypatch):
         (["--share", "0.3", "0.1"], "0.3 to 0.1"),
     ],
 )
-def test_the_command_says_in_one_sentence_what_it_cannot_make(tmp_path, monkeypatch, capsys, options, told):
-    monkeypatch.setattr("sys.argv", ["scenes", str(tmp_path / "out"), *options])
-    assert main() == 2
+def test_the_command_says_in_one_sentence_what_it_cannot_make(tmp_path, capsys, options, told):
+    assert main(["scenes", str(tmp_path / "out"), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert told in line

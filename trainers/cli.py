@@ -1,4 +1,4 @@
-"""The command line of the trainer: `dali-trainers`, or `python -m trainers`."""
+"""The command line of the trainer: `python -m trainers COMMAND ...`, which torchrun starts as well."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ from .saved_run import KINDS, encoder_of, load_run, method_with
 __all__ = ["main"]
 
 _CHANGE = re.compile(r"\w+(\.\w+)+=")  # section.key=value
-# As the user has called it; torchrun and a checkout use the module.
-_PROGRAM = "dali-trainers" if Path(sys.argv[0]).name == "dali-trainers" else "python -m trainers"
+_PROGRAM = "python -m trainers"  # the one form that torchrun takes, too
 _FILES = "configs/imagenet/moco_v2.yaml configs/guide/contrastive_crop.yaml"
 _RUN = f"pretrain {_FILES} data.path=photos data.eval_val=null run.out=runs/a"
 EXAMPLES = f"""

@@ -127,7 +127,7 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
         if not resumed:
             empty = regions.snapshot()
             guide.begin(regions)
-            if regions.writes.any():
+            if regions.writes.any() or guide.passes:  # a pass that wrote no box is worth a line, too
                 report.guide(regions, empty, 0, step)
             if config.run.evaluate_every:
                 result.scores["untrained"] = report.scores(evaluator.run(), 0, step)

@@ -1,4 +1,4 @@
-"""The command line of the loader: `dali-views`, or `python -m dali_views`."""
+"""The command line of the loader: `dali-views TOOL ...`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": ("bench", "speed beside the limits and other loaders, cost in training, memory"),
     "pack": ("pack", "copy a data set to tar shards, smaller if desired; resumes after a kill"),
     "gpu-report": ("gpu_report", "tests, pixels, speed and memory on this GPU, in ten minutes and one page"),
+    "scenes": ("scenes", "make images of small objects at known boxes, to try things out"),
     "doctor": ("doctor", "report what this machine can do, and what to change"),
 }
 """Module below `tools` and help of each command. The module has `EXAMPLES`, `add(parser)` and `run(args)`."""
@@ -46,7 +47,7 @@ def _parser(used: Collection[str]) -> Parser:
     Only their modules are imported, so that `doctor` runs where a package that others need is broken.
     """
     parser = Parser(prog="dali-views", examples=EXAMPLES, description="Images for self-supervised learning.")
-    named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = parser.add_subparsers(dest="command", required=True, metavar="TOOL")
     for name, (place, text) in COMMANDS.items():
         if name not in used:
             named.add_parser(name, help=text)

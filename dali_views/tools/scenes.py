@@ -7,10 +7,10 @@ colour histogram nor a crop beside the object reveals it.
 
 from __future__ import annotations
 
+import argparse
 import colorsys
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .command_line import Answer, Parser, carry_out
+from .command_line import Answer
 
+EXAMPLES = """
+dali-views scenes scenes --count 1000
+dali-views scenes scenes --size 128 --share 0.03 0.08 --objects 1 1
+"""
 Array: TypeAlias = NDArray[np.floating[Any]]
 Share: TypeAlias = tuple[float, float] | None
 Number: TypeAlias = tuple[int, int] | None
@@ -285,26 +289,23 @@ def make_scenes(
     return folder, file
 
 
-def main() -> int:
-    """`python -m dali_views.tools.scenes OUT --count 1000 --size 128 --share 0.03 0.08 --objects 1 1`"""
-    parser = Parser(prog="python -m dali_views.tools.scenes", description="Makes example images.")
-    parser.add_argument("out", help="folder to write images/ and instances.json to")
-    add = parser.add_argument
-    add("--count", type=int, default=1000)
-    add("--size", type=int, default=96, help="height and width in pixels")
-    add("--classes", nargs="+", choices=CLASSES, default=CLASSES, metavar="CLASS", help=", ".join(CLASSES))
-    add("--seed", type=int, default=0)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("out", type=Path, help="folder to write images/ and instances.json to")
+    option = parser.add_argument
+    option("--count", type=int, default=1000, help="images (1000)")
+    option("--size", type=int, default=96, help="height and width in pixels (96)")
+    option("--classes", nargs="+", choices=CLASSES, default=CLASSES, metavar="CLASS", help=", ".join(CLASSES))
+    option("--seed", type=int, default=0)
     share = "share of the picture that the square around an object takes (0.07 to 0.34)"
-    add("--share", nargs=2, type=float, metavar=("LOW", "HIGH"), help=share)
-    add("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), help="how many, if they fit (1 to 3)")
-    add("--clutter", type=float, default=1.0, help="lines and polygons behind them: 0 none, 2 twice as many")
-    options = vars(parser.parse_args())
-
-    def command() -> Answer:
-        return Answer({}, "{}, {}".format(*make_scenes(options.pop("out"), **options)))
-
-    return carry_out(command, as_json=False, mistakes=(ValueError, OSError))
+    option("--share", nargs=2, type=float, metavar=("LOW", "HIGH"), help=share)
+    option("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), help="how many, if they fit (1 to 3)")
+    clutter = "lines and polygons behind them: 0 none, 2 twice as many (1)"
+    option("--clutter", type=float, default=1.0, help=clutter)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(args: argparse.Namespace) -> Answer:
+    """Makes the scenes."""
+    names = ("count", "size", "classes", "seed", "share", "objects", "clutter")
+    images, instances = make_scenes(args.out, **{name: getattr(args, name) for name in names})
+    return Answer({"images": images, "instances": instances}, f"{images}, {instances}")

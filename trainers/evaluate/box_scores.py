@@ -129,17 +129,17 @@ def health(regions: RegionTable, before: Snapshot, index: SampleIndex) -> dict[s
 
     Returns:
         area_low, area_median, area_high: quantiles (0.1, 0.5, 0.9) of the boxes' shares of their images;
-            a median above 0.9 hardly guides.
+            a median above 0.9 hardly guides. A row without a box counts as the whole image.
         moved: mean of 1 - IoU of old and new boxes, over rows that had boxes; absent if none had.
         whole: share of boxes that are the whole image, which is what a map without contrast gives.
         weight_entropy: mean entropy of a row's weights over log K; 1: all regions alike, 0: one in use.
         stale: mean number of epochs since a row was last written, over the rows that ever were.
-        paired: share of samples with another sample as partner. All other measures need boxes.
+        paired: share of samples with another sample as partner. If only partners are written, it is all.
         iou, corloc: of the boxes of greatest weight, which crops are drawn from, with the best-matching true
             ones, if the index has some (5,000 samples, evenly spread).
     """
     paired = float((regions.partner != np.arange(len(regions))).mean())
-    if not regions.written.any():  # only partners are written
+    if paired and not regions.written.any():  # only partners are written
         return {"paired": paired}
     areas = box_areas(regions)
     low, median, high = np.quantile(areas, [0.1, 0.5, 0.9])

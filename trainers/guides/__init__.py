@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .. import config as cfg
@@ -27,7 +28,8 @@ GUIDES: dict[str, Callable[[Any, Training], Guide]] = {
 def build_guide(config: cfg.Guide, training: Training) -> Guide:
     """The guide of a configuration; semantic pairs have another guide for boxes inside."""
     if isinstance(config, cfg.SemanticPairs):
-        return SemanticPairs(config, training, build_guide(config.boxes, training))
+        inside = replace(training, section="guide.boxes")
+        return SemanticPairs(config, training, build_guide(config.boxes, inside))
     guide = GUIDES[config.name](config, training)
     controlled = isinstance(config, cfg.Boxes) and config.control != "none"
     return Controlled(guide) if controlled else guide

@@ -29,6 +29,8 @@ class Training:
     setting: Setting
     out: Path
     """The run folder."""
+    section: str = "guide"
+    """Where the guide's keys are in the configuration; "guide.boxes" within semantic pairs."""
 
 
 class Guide:

@@ -91,7 +91,8 @@ class OnlineCrop(Guide):
 
         write(regions, parts(), self.config, (side, side))
         regions.sync()
-        warn_if_wide(regions, self.maps.normalised(slice(_CHUNK)), self.config, (side, side))
+        maps = self.maps.normalised(slice(_CHUNK))
+        warn_if_wide(self.training.section, regions, maps, self.config, (side, side))
 
     def sync(self) -> None:
         self.maps.sync()

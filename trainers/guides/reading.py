@@ -58,7 +58,7 @@ def localise(
     if kept is not None:
         kept.sync()
     if latest is not None:
-        warn_if_wide(regions, latest, how, encoder_maps.shape)
+        warn_if_wide(training.section, regions, latest, how, encoder_maps.shape)
 
 
 def write(regions: RegionTable, parts: Iterable[Located], how: cfg.Read, shape: tuple[int, int]) -> None:
@@ -120,25 +120,33 @@ def looking_network(training: Training, how: cfg.Passes) -> Method | Backbone:
     momentum = training.method.momentum_encoder
     if momentum is None:
         name = type(training.method).__name__
-        raise ValueError(f"guide.network momentum: {name} has no momentum network; set it to encoder")
+        raise ValueError(
+            f"{training.section}.network momentum: {name} has no momentum network; set it to encoder"
+        )
     return momentum
 
 
-def warn_if_wide(regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple[int, int]) -> None:
+def warn_if_wide(
+    section: str, regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple[int, int]
+) -> None:
     """Warn when half of the boxes are nearly the whole image, and name a threshold that prevents it.
 
     Args:
+        section: of the configuration, which has the guide's keys.
         maps: (B, h, w) some of the maps that were read.
     """
     wide = ~regions.written | (np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1) > WIDE)
     if wide.mean() <= 0.5:
         return
-    sample, advice = maps[:_SHOWN], "no threshold changes that: look at the heatmaps, or at another layer"
+    sample = maps[:_SHOWN]
+    advice = (
+        f"no threshold changes that; set {section}.layer to an earlier one or {section}.size to more pixels"
+    )
     several, rectangle = getattr(how, "regions", 1) > 1, getattr(how, "reading", "") == "rectangle"
     for level in () if rectangle and not several else _LEVELS:  # a rectangle takes no threshold
         area = float(areas(_read(sample, how.model_copy(update={"threshold": level}), shape)[0]).median())
         if area <= _USEFUL:
-            advice = f"guide.threshold={level} gives boxes with a median of {area:.0%} of the image"
+            advice = f"{section}.threshold={level} gives boxes with a median of {area:.0%} of the image"
             break
     warnings.warn(
         f"more than half of the boxes cover over {WIDE:.0%} of their image, so they hardly guide; {advice}",

@@ -25,6 +25,7 @@ from dali_views.tools.sample import Outline
 
 from ..config import file as config_file
 from ..guides.guide import outlook
+from ..guides.reading import WIDE
 from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history
 
 # Steps (n,), ascending, and values (n,), NaN where a value is not a finite number.
@@ -48,7 +49,7 @@ def write(folder: Path) -> Path:
         Path(__file__).with_name("report.html"), guarded=_guarded, folder=folder, history=history,
         name=folder.resolve().name, text=text, config=config, outlook=outlook(config) if config else "",
         events=history.lines_of(folder / HISTORY / "events.jsonl"), when=datetime.fromtimestamp,
-        state=state_of(folder), tiles=_tiles(curves), curves=curves, draw=draw,
+        state=state_of(folder), warning=_warning(curves), tiles=_tiles(curves), curves=curves, draw=draw,
         pictures=sorted((folder / PICTURES).glob("epoch-*.png")), opened=Image.open,
         evaluations=history.lines_of(folder / EVALUATIONS), quarantine=folder / QUARANTINE,
         left_out=folder / HISTORY / "left_out.txt",
@@ -94,6 +95,24 @@ def _tiles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
             value, remark = np.median(known), "median"
         tiles.append((title, f"{value:{unit}}", remark))
     return tiles
+
+
+def _warning(curves: Mapping[str, Curve]) -> str:
+    """What makes the guide useless, as it wrote the region table last; empty if nothing does."""
+    area, whole = (
+        _last(curves[name]) if name in curves else 0.0 for name in ("guide_area_median", "guide_whole")
+    )
+    if area <= WIDE:
+        return ""
+    return (
+        f"Boxes are mostly the whole image ({whole:.0%} of them are all of it; the median is {area:.0%}), "
+        "so crops are hardly guided. Set the guide's layer to an earlier one, its size to more pixels or its "
+        "threshold to auto; docs/guides.md has the reasons."
+    )
+
+
+def _last(curve: Curve) -> float:
+    return float(curve[1][np.isfinite(curve[1])][-1])
 
 
 def curves_of(metrics: Path) -> dict[str, Curve]:
@@ -144,7 +163,7 @@ def draw(
 
     legend, paths, colours = [], [], dict(zip(names, _COLOURS, strict=False))
     for key, curve in shown.items():
-        last, colour = curve[1][np.isfinite(curve[1])][-1], colours[key]
+        last, colour = _last(curve), colours[key]
         legend.append(Outline((), colour, "strong", f"{names[key]}: {last:{'.1%' if share else '.4g'}}"))
         x, mean, least, most = thinned(curve)
         known = np.flatnonzero(np.isfinite(mean))
