@@ -184,7 +184,7 @@ def test_partner_views_are_cut_from_the_partner_with_the_partners_own_box(positi
     boxes = np.tile(np.array([0.0, 0.0, 0.4, 0.4], np.float32), (n, 1))
     boxes[1::2] = [0.5, 0.5, 1.0, 1.0]
     regions.update(np.arange(n), boxes, partner=partner)
-    views = [View(size=40, crop="inside"), View(size=40, crop="inside", source="partner")]
+    views = [View(size=40, crop="inside"), View(size=40, crop="inside", partner=True)]
     loader = ViewLoader(position_images, views, 8, regions=regions, device=device, **RAW)
     for batch in loader:
         assert np.array_equal(batch.partner.cpu().numpy(), partner[batch.index.cpu().numpy()])

@@ -187,7 +187,7 @@ def check_bench(index: SampleIndex) -> None:
 def test_every_operator_of_the_gpus_graphs_exists_there_and_no_image_goes_back(
     views: str, form: str, partner: bool, dtype: str, small_index: SampleIndex
 ) -> None:
-    shown = VIEWS[views] + [replace(VIEWS[views][-1], source="partner")] * partner
+    shown = VIEWS[views] + [replace(VIEWS[views][-1], partner=True)] * partner
     found = check_ours(graph_of(shown, small_index, form=form, dtype=dtype))
     given = [one.arguments for one in found if one.name == "CropMirrorNormalize"]
     assert len(given) == len(shown)

@@ -121,7 +121,7 @@ def some_views(draw: Callable[..., Any]) -> tuple[View, ...]:
     if name == "dino":
         options |= {"locals": 2, "local_size": 5, "local_crop": draw(crop)}
     views = recipes.BY_NAME[name](draw(st.integers(6, 9)), **options)
-    partner = View(size=6, source="partner", crop=draw(st.sampled_from(["random", *GUIDED])))
+    partner = View(size=6, partner=True, crop=draw(st.sampled_from(["random", *GUIDED])))
     views += [View(size=6, within=0, flip=0.5, blur=0.5), View(size=5, twin_of=0)] * draw(st.integers(0, 1))
     return (*views, *[partner] * draw(st.integers(0, 1)))
 

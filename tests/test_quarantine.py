@@ -221,9 +221,7 @@ def test_a_partner_that_cannot_be_read_is_replaced_by_the_sample_itself(tmp_path
     index = bad_folder(tmp_path)
     regions = RegionTable(30)
     regions.update(np.arange(30), partner=np.full(30, 7))
-    loader = ViewLoader(
-        index, [View(size=8), View(size=8, source="partner")], 5, regions=regions, device="cpu"
-    )
+    loader = ViewLoader(index, [View(size=8), View(size=8, partner=True)], 5, regions=regions, device="cpu")
     for batch in loader:
         assert torch.equal(batch.partner, batch.index)
     assert names(loader.index.quarantine) == {CUT, GONE}

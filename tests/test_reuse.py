@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dali_views import SampleIndex, ViewLoader, recipes
+from dali_views import Batch, SampleIndex, View, ViewLoader, recipes
 from dali_views.tools.scenes import make_scenes
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reuse.md"
@@ -118,6 +120,23 @@ def test_losses_of_lightly_take_the_views(photos: Path) -> None:
     assert names["loss"].item() > 0
     assert names["multi_crop"].isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in names["model"].parameters())
+
+
+def test_partners_and_weights_are_those_of_the_table(photos: Path) -> None:
+    names = run("Own views, partners")
+    batch, rows = names["batch"], names["rows"]
+    assert torch.equal(batch.partner, (batch.index + 1) % len(rows))
+    assert torch.equal(batch.weights, torch.where(batch.index % 2 == 1, 0.5, 2.0))
+    assert [view.partner for view in names["added"]] == [False, False, True]
+
+
+def test_help_of_a_class_tells_every_field() -> None:
+    for kind in (View, Batch):
+        told = pydoc.plain(pydoc.render_doc(kind))
+        missing = [
+            field.name for field in fields(kind) if not re.search(rf"^ \|\s+{field.name}: \S", told, re.M)
+        ]
+        assert missing == []
 
 
 def test_a_local_view_lies_in_its_view_and_a_twin_has_its_place(photos: Path) -> None:

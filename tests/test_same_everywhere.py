@@ -13,7 +13,7 @@ from test_loader import digest
 
 from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 
-VIEWS = [*recipes.moco_v2(32, crop="contrastive"), View(size=16, source="partner")]
+VIEWS = [*recipes.moco_v2(32, crop="contrastive"), View(size=16, partner=True)]
 BATCH = 64
 
 

@@ -42,6 +42,8 @@ def test_every_sample_has_its_image_and_its_views(tmp_path, capsys):
     assert found.has("no box yet")
     assert main(["show", str(tmp_path / "photos"), "--partner"]) == 2
     assert "--partner needs the --regions" in capsys.readouterr().err
+    shown(tmp_path / "photos", tmp_path / "page.html", "--crop", "contrastive")
+    assert "without --regions there are no boxes, so contrastive crops are random" in capsys.readouterr().err
 
 
 def test_multi_crop_shows_all_views_and_a_model_its_heatmap(tmp_path):
@@ -84,6 +86,8 @@ def test_the_region_drawn_from_stands_out_and_true_boxes_and_partner_are_there(t
     names = [Path(index.path(int(partner[row]))).name for row in (0, 3, 7)]
     assert re.findall(r"partner (\d+\.jpg)", found.text) == names
 
+    found = shown(images, tmp_path / "page.html", *options, "--partner", "add")
+    assert len(found.pictures()) == 3 * (1 + 1 + 3)
     words = ["show", str(images), *map(str, options), "--partner", "--out", str(tmp_path / "views.png")]
     assert main(words) == 0
     assert Image.open(tmp_path / "views.png").width > 4 * 200  # a picture has the partner, too

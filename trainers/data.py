@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -184,13 +184,7 @@ def training_views(config: cfg.Views) -> list[View]:
         raise ValueError(
             f"the recipe {config.name} does not take {keys}; leave it out, or choose another views.name"
         )
-    views = recipes.BY_NAME[config.name](config.size, **settings)
-    match config.partner:
-        case "replace":
-            views[1] = replace(views[1], source="partner")
-        case "add":
-            views.append(replace(views[1], source="partner"))
-    return views
+    return recipes.with_partner(recipes.BY_NAME[config.name](config.size, **settings), config.partner)
 
 
 def evaluation_views(config: cfg.Views) -> list[View]:

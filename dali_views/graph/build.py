@@ -75,22 +75,22 @@ def build(
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
     )
-    partner = any(view.source == "partner" for view in views)
+    partner = any(view.partner for view in views)
     with pipe:
         nodes = iter(_external(source, form, partner, views))
-        images = {}
-        for name in ("self", "partner") if partner else ("self",):
+        images = []  # of the samples, and of their partners
+        for _ in range(1 + partner):
             if form == "pixels":
                 pixels = fn.reshape(next(nodes), layout="HWC")
-                images[name] = pixels.gpu() if device == "gpu" else pixels
+                images.append(pixels.gpu() if device == "gpu" else pixels)
             else:
                 sizes = next(nodes)
-                images[name] = decode(next(nodes), device, hw_decoder_load, sizes, usual)
+                images.append(decode(next(nodes), device, hw_decoder_load, sizes, usual))
         outputs = []
         for view in views:
             given = {name: next(nodes) for name in _parameters(view)}
             image = fn.resize(  # which also crops and mirrors, in one kernel
-                images[view.source],
+                images[view.partner],
                 size=given.pop("shape", [view.size, view.size]),
                 roi_start=given.pop("start"),
                 roi_end=given.pop("end"),

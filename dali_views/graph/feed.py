@@ -99,7 +99,7 @@ class _Coming:
         self.positions = iter(range(0))
         self.planned: deque[Plan] = deque()
         self._index = index
-        self._partnered = any(view.source == "partner" for view in views)
+        self._partnered = any(view.partner for view in views)
         reader = index.reader
         self._reader = None if reader is None else ReadAhead(reader)
         self._read: deque[tuple[Plan, list[Images | Reading]]] = deque()  # planned, and being read

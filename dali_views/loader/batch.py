@@ -21,30 +21,35 @@ _FROM_PLAN = ("index", "crops", "flipped", "rotated", "boxes", "weights", "partn
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples in V views, and what was done to them. All tensors are on the loader's device."""
+    """B samples in V views, and what was done to them. All tensors are on the loader's device.
+
+    Attributes:
+        views: V tensors (B, 3, S, S), channels-last, normalised; S may differ between views. Those of
+            `View.longest` are (B, 3, H, W), each image in the upper left of zeros.
+        index: (B,) int64, row in the SampleIndex.
+        label: (B,) int64, -1 where unknown.
+        crops: (B, V, 4) float32, y0 x0 y1 x1 as fractions of the image the view was cut from.
+        flipped: (B, V) bool, True where the view is mirrored left to right, before it is rotated.
+        rotated: (B, V) uint8, right angles by which it is then rotated counter-clockwise, as by
+            `torch.rot90`. A vertical flip is a mirror image rotated by 2. Without `vflip` and `rotate90`
+            all are 0.
+        boxes: (B, 4) float32, the semantic box the crops were drawn from.
+        weights: (B,) float32, the weight of that box in the region table, 1 until one is written. Multiply
+            the losses (B,) of the samples by it.
+        partner: (B,) int64, sample that views with `View.partner` were cut from (itself if none).
+        shapes: (B, V, 2) int32, height and width of each view in pixels, without padding.
+    """
 
     views: list[torch.Tensor]
-    """V tensors (B, 3, S, S), channels-last, normalised; S may differ between views. Those of `View.longest`
-    are (B, 3, H, W), each image in the upper left of zeros."""
     index: torch.Tensor
-    """(B,) int64, row in the SampleIndex."""
     label: torch.Tensor
-    """(B,) int64, -1 where unknown."""
     crops: torch.Tensor
-    """(B, V, 4) float32, y0 x0 y1 x1 as fractions of the image the view was cut from."""
     flipped: torch.Tensor
-    """(B, V) bool, True where the view is mirrored left to right, before it is rotated."""
     rotated: torch.Tensor
-    """(B, V) uint8, right angles by which it is then rotated counter-clockwise, as by `torch.rot90`. A
-    vertical flip is a mirror image rotated by 2. Without `vflip` and `rotate90` all are 0."""
     boxes: torch.Tensor
-    """(B, 4) float32, the semantic box the crops were drawn from."""
     weights: torch.Tensor
-    """(B,) float32, the saliency weight of that box."""
     partner: torch.Tensor
-    """(B,) int64, sample that partner views were cut from (itself if none)."""
     shapes: torch.Tensor
-    """(B, V, 2) int32, height and width of each view in pixels, without padding."""
 
     @classmethod
     def of(

@@ -115,12 +115,12 @@ class Plan:
     weights: F32
     """(B,) its saliency weight."""
     partner: I64
-    """(B,) row that `source="partner"` views are cut from."""
+    """(B,) row that views with `partner` are cut from."""
     views: list[ViewPlan]
 
 
 def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: int, epoch: int) -> Plan:
-    """Draw the plan of a batch of V `complete` views; `source="partner"` views are cut from `partners`.
+    """Draw the plan of a batch of V `complete` views; those with `partner` are cut from `partners`.
 
     The rows of `samples` key all random numbers.
     """
@@ -135,7 +135,7 @@ def draw(views: Sequence[View], samples: Samples, partners: Samples, *, seed: in
         # A twin has the number of its view in all keys.
         drawn = numbers if view.twin_of is None else [view.twin_of] * len(numbers)
         keys = rng.keys(seed, epoch, samples.rows[None, :], np.array(drawn)[:, None]).ravel()
-        cut = partners if view.source == "partner" else samples
+        cut = partners if view.partner else samples
         size = np.tile(cut.sizes, (len(numbers), 1)).astype(np.int64)
         box = np.tile(cut.boxes, (len(numbers), 1)).astype(np.float64)
         share = joint_shares(view, samples.rows, drawn, seed, epoch)

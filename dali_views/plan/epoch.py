@@ -53,7 +53,7 @@ class Epoch:
         keys = rng.keys(self.seed, self.epoch, rows, _REGION_VIEW)
         samples = self._samples(rows, keys)
         partner = rows if self.snapshot is None else self.snapshot.partner[rows]
-        if any(view.source == "partner" for view in self.views):
+        if any(view.partner for view in self.views):
             # A sample whose partner is unreadable is its own partner.
             partners = self._samples(np.where(self.readable(partner), partner, rows), keys)
         else:

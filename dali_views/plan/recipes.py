@@ -172,6 +172,22 @@ def localisation(size: int = 224) -> list[View]:
     return [View(size=size, crop="whole")]
 
 
+PARTNER = ("none", "replace", "add")
+
+
+def with_partner(views: list[View], how: str) -> list[View]:
+    """Two views or more, with one of the sample's semantic partner (arXiv 2306.16122).
+
+    Args:
+        how: ``"replace"``: the second view is cut from the partner; ``"add"``: one more view like it is, as
+            the last; ``"none"``: no view is.
+    """
+    if how == "none":
+        return views
+    second = replace(views[1], partner=True)
+    return [*views, second] if how == "add" else [views[0], second, *views[2:]]
+
+
 BY_NAME: dict[str, Callable[..., list[View]]] = {
     recipe.__name__: recipe for recipe in (moco_v2, simclr, byol, dino, evaluation, localisation)
 }

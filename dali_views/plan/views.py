@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 CROPS = ("random", "contrastive", "inside", "whole", "centre")
 GUIDED = ("contrastive", "inside")  # crops that follow the semantic box
-SOURCES = ("self", "partner")
 INTERPOLATIONS = ("linear", "cubic")
 
 
@@ -18,81 +17,91 @@ class View:
 
     Photometric operators act in one fixed order: brightness, contrast, saturation, hue, grayscale,
     blur, solarise. (torchvision shuffles the first four per image.)
+
+    Args:
+        size: Side of the square view in pixels; with `longest`, its short side.
+        crop: How the crop is chosen.
+
+            - ``"random"``: torchvision's RandomResizedCrop.
+            - ``"contrastive"``: ContrastiveCrop (arXiv 2202.03278): the centre lies in the sample's
+              semantic box, drawn from Beta(alpha, alpha). A sample whose box was never written is cropped
+              as by ``"random"``.
+            - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it. A box
+              that was never written is the whole image, so this crop is random, too.
+            - ``"whole"``: the whole image, squashed to a square.
+            - ``"centre"``: the central square of `centre_share` of the short side (resize and centre
+              crop).
+
+        scale: Area of the crop as a share of the image (of the box for ``"inside"``).
+        ratio: Width over height of the crop, drawn uniformly in its logarithm.
+        alpha: Shape of ``"contrastive"``'s Beta law; below 1 the mass sits at the borders of the box.
+        dilate: Height and width of the box are multiplied by this before a guided crop is drawn in it:
+            the box grows about its centre and is then cut to the image. 1 is the box itself.
+        joint: Beta of JointCrop (see `plan.joint`), which draws the areas of the views 2k and 2k + 1 of a
+            sample together; both need the same `joint` and `scale`. None draws every area by itself.
+        centre_share: Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256),
+            CenterCrop(224).
+        longest: With this the crop keeps its shape, as detectors want it: its short side gets `size`
+            pixels, or fewer if its long side would exceed `longest`. The views of a batch are padded with
+            zeros at the bottom and at the right to one height and width, multiples of 32; `Batch.shapes`
+            has their own. None: squashed.
+        shorts: Short sides in pixels of which each view gets one, drawn uniformly, in place of `size`.
+        partner: Whether the view is cut from the sample's semantic partner, the image that the region table
+            names (`RegionTable.update`); a sample that has none is its own partner.
+        interpolation: ``"linear"`` or ``"cubic"``, both antialiased when shrinking.
+        flip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip, upside down.
+        rotate90: Probability of a rotation by 90, 180 or 270 degrees, each as likely; 0.75 makes all four
+            so.
+        within: Number of an earlier view of the same image. The crop is drawn inside the crop of that
+            view, which takes the place of the image: `scale` is a share of its area. That view may lie
+            within another one.
+        twin_of: Number of an earlier view. This one is that view without colour, grayscale, blur and
+            solarise: crop, flips and rotation are the same. ``View(size=96, twin_of=0)``: all but the
+            size is the other view's.
+        jitter: Probability that the four jitters below apply (together).
+        brightness: Factor drawn from [max(0, 1 - x), 1 + x].
+        contrast: Likewise, about the view's mean grey.
+        saturation: Likewise, about each pixel's own grey.
+        hue: Turn drawn from [-x, x] of a full circle, x at most 0.5.
+        grayscale: Probability of grayscale.
+        blur: Probability of a Gaussian blur.
+        sigma: Standard deviation of the blur in pixels of the view.
+        solarise: Probability that values from 128 on are inverted.
     """
 
     size: int
-    """Side of the square view in pixels; with `longest`, its short side."""
     crop: str = "random"
-    """How the crop is chosen.
-
-    - ``"random"``: torchvision's RandomResizedCrop.
-    - ``"contrastive"``: ContrastiveCrop (arXiv 2202.03278): the centre lies in the sample's semantic box,
-      drawn from Beta(alpha, alpha). A sample whose box was never written is cropped as by ``"random"``.
-    - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it. A box that was
-      never written is the whole image, so this crop is random, too.
-    - ``"whole"``: the whole image, squashed to a square.
-    - ``"centre"``: the central square of `centre_share` of the short side (resize and centre crop).
-    """
     scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the crop as a share of the image (of the box for ``"inside"``)."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the crop, drawn uniformly in its logarithm."""
     alpha: float = 0.6
-    """Shape of ``"contrastive"``'s Beta law; below 1 the mass sits at the borders of the box."""
     dilate: float = 1.0
-    """Height and width of the box are multiplied by this before a guided crop is drawn in it: the box grows
-    about its centre and is then cut to the image. 1 is the box itself."""
     joint: float | None = None
-    """Beta of JointCrop (see `plan.joint`), which draws the areas of the views 2k and 2k + 1 of a sample
-    together; both need the same `joint` and `scale`. None draws every area by itself."""
     centre_share: float = 0.875
-    """Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256), CenterCrop(224)."""
     longest: int | None = None
-    """With this the crop keeps its shape, as detectors want it: its short side gets `size` pixels, or fewer
-    if its long side would exceed `longest`. The views of a batch are padded with zeros at the bottom and at
-    the right to one height and width, multiples of 32; `Batch.shapes` has their own. None: squashed."""
     shorts: tuple[int, ...] = ()
-    """Short sides in pixels of which each view gets one, drawn uniformly, in place of `size`."""
-    source: str = "self"
-    """``"self"``, or ``"partner"`` to cut the view from the sample's semantic partner."""
+    partner: bool = False
     interpolation: str = "linear"
-    """``"linear"`` or ``"cubic"``, both antialiased when shrinking."""
     flip: float = 0.0
-    """Probability of a horizontal flip."""
     vflip: float = 0.0
-    """Probability of a vertical flip, upside down."""
     rotate90: float = 0.0
-    """Probability of a rotation by 90, 180 or 270 degrees, each as likely; 0.75 makes all four so."""
     within: int | None = None
-    """Number of an earlier view of the same image. The crop is drawn inside the crop of that view, which
-    takes the place of the image: `scale` is a share of its area. That view may lie within another one."""
     twin_of: int | None = None
-    """Number of an earlier view. This one is that view without colour, grayscale, blur and solarise: crop,
-    flips and rotation are the same. ``View(size=96, twin_of=0)``: all but the size is the other view's."""
     jitter: float = 0.0
-    """Probability that the four jitters below apply (together)."""
     brightness: float = 0.0
-    """Factor drawn from [max(0, 1 - x), 1 + x]."""
     contrast: float = 0.0
-    """Likewise, about the view's mean grey."""
     saturation: float = 0.0
-    """Likewise, about each pixel's own grey."""
     hue: float = 0.0
-    """Turn drawn from [-x, x] of a full circle, x at most 0.5."""
     grayscale: float = 0.0
-    """Probability of grayscale."""
     blur: float = 0.0
-    """Probability of a Gaussian blur."""
     sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur in pixels of the view."""
     solarise: float = 0.0
-    """Probability that values from 128 on are inverted."""
 
     def __post_init__(self) -> None:
         """Refuse values that would fail deep inside the graph, or silently mislead."""
         if self.size < 1:
             raise ValueError(f"View size is a number of pixels, at least 1; got {self.size}.")
-        for name, choices in (("crop", CROPS), ("source", SOURCES), ("interpolation", INTERPOLATIONS)):
+        for name, choices in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"View {name} {getattr(self, name)!r} is none of {', '.join(choices)}.")
         for name in ("flip", "vflip", "rotate90", "jitter", "grayscale", "blur", "solarise"):
@@ -157,10 +166,10 @@ def complete(views: Sequence[View]) -> list[View]:
                 )
         if view.twin_of is not None:
             view = _twin(number, view, done[view.twin_of])
-        elif view.within is not None and view.source != done[view.within].source:
+        elif view.within is not None and view.partner != done[view.within].partner:
             raise ValueError(
                 f"View {number} lies within View {view.within} and so shows the same image; give both the "
-                "same source."
+                "same partner."
             )
         done.append(view)
     return done

@@ -140,8 +140,9 @@ class RegionTable:
         Args:
             index: integers (B,), rows in any order.
             boxes: (B, K, 4), or (B, 4) for all K regions; values up to 1e-6 outside [0, 1] are clipped.
-            weights: (B, K), or (B,) for all K regions.
-            partner: integers (B,), rows of this table.
+            weights: (B, K), or (B,) for all K regions. In every epoch one region of a sample is drawn in
+                proportion to its weight; `Batch.weights` has its weight, for the loss of the sample.
+            partner: integers (B,), rows of this table: the image that views with `View.partner` are cut from.
 
         Raises:
             ValueError, TypeError: shapes, types or values that a table does not hold, see `rows.check`.

@@ -67,9 +67,9 @@ def drawings(
         boxes = [*true, *_boxes(regions, sample, batch.boxes[row].tolist())]
         own, on_partner, cut = [*boxes], _boxes(regions, partner), []
         for number, view in enumerate(views):
-            elsewhere = view.source == "partner" and partner != sample
+            elsewhere = view.partner and partner != sample
             colour = CROP_COLOURS[number % len(CROP_COLOURS)]
-            told = f"view {number} ({view.size} px{', of the partner' if view.source == 'partner' else ''})"
+            told = f"view {number} ({view.size} px{', of the partner' * view.partner})"
             crop = Outline(batch.crops[row, number].tolist(), colour, "strong", told)
             (on_partner if elsewhere else own).append(crop)
             told = f"view {number}{', partner' * elsewhere}{', flipped' * bool(batch.flipped[row, number])}"
@@ -79,7 +79,7 @@ def drawings(
         images = [Picture(image, "image, boxes and crops", own)]
         if heatmaps is not None:
             images.append(Picture(_heated(image, heatmaps[row]), "heatmap and boxes", boxes))
-        if any(view.source == "partner" for view in views) and partner != sample:
+        if any(view.partner for view in views) and partner != sample:
             told = f"partner {name_of(index, partner)}{class_of(index, partner)}"
             images.append(Picture(read_image(index, partner), told, on_partner))
         weight = f"weight {float(batch.weights[row]):.3g}" if regions.written[sample] else "no box yet"

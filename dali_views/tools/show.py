@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import recipes
-from ..plan.views import CROPS, View
+from ..plan.views import CROPS, GUIDED, View
 from ..regions.table import RegionTable
 from . import options
 from .command_line import Answer
@@ -44,7 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--locals", type=at_least(0), help="local views, of the recipe dino (8)")
     option("--local-size", type=at_least(1), help="pixels along a local view's side (96)")
     option("--regions", type=Path, metavar="TABLE", help="region table that guides the crops")
-    option("--partner", action="store_true", help="cut the second view from the partner in --regions")
+    told = "cut the second view (replace, the default), or one more (add), from the partner in --regions"
+    option("--partner", nargs="?", choices=recipes.PARTNER, const="replace", default="none", help=told)
     option("--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)")
     option("--weights", type=Path, help="state dict of --model (.pt)")
     option("--layer", help="layer of --model to look at (layer4)")
@@ -114,11 +115,13 @@ def _views(args: argparse.Namespace) -> list[View]:
         option = "--" + strange[0].replace("_", "-")
         raise ValueError(f"The recipe {args.recipe} takes no {option}; leave it out or change --recipe.")
     views: list[View] = recipe(args.size, **changes)
-    if args.partner:
-        if args.regions is None or len(views) < 2:
-            raise ValueError("--partner needs the --regions that name partners, and a --recipe of two views.")
-        views[1] = replace(views[1], source="partner")
-    return views
+    if args.partner != "none" and (args.regions is None or len(views) < 2):
+        raise ValueError("--partner needs the --regions that name partners, and a --recipe of two views.")
+    guided = [view.crop for view in views if view.crop in GUIDED]
+    if args.regions is None and guided:
+        told = f"without --regions there are no boxes, so {guided[0]} crops are random; give a table of boxes"
+        warnings.warn(told, stacklevel=2)
+    return recipes.with_partner(views, args.partner)
 
 
 def _heatmaps(args: argparse.Namespace, images: Any) -> NDArray[np.float32]:

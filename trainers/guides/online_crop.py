@@ -37,7 +37,7 @@ class OnlineCrop(Guide):
         super().__init__(config, training)
         # Not those of a partner, which may occur several times in a batch and has views of its own.
         shown = training_views(training.views)
-        self.own = [view.source == "self" for view in shown]
+        self.own = [not view.partner for view in shown]
         net = training.method.backbone
         layer = config.layer or net.feature_layer
         length, device = len(training.index), training.setting.device

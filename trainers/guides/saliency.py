@@ -51,7 +51,7 @@ class Saliency(Guide):
         temperature = math.inf if self.config.temperature is None else self.config.temperature
         scores = []
         for number in range(PAIRED):
-            rows = batch.partner if self.views[number].source == "partner" else batch.index
+            rows = batch.partner if self.views[number].partner else batch.index
             maps = self.maps.normalised(rows)
             scores.append(crop_saliency(maps, batch.crops[:, number], batch.flipped[:, number]))
         return pair_weights(torch.stack(scores, dim=1), temperature, ranks.all_mean)

@@ -122,7 +122,7 @@ def short_graph(
 def ours(setup: Setup) -> list[Contender]:
     """Unguided, guided by live boxes and weights, with partner views, in half precision, multi-crop."""
     views = setup.views
-    partners = [*views[:-1], replace(views[-1], source="partner")]
+    partners = [*views[:-1], replace(views[-1], partner=True)]
     multi_crop = recipes.dino(views[0].size, local_size=max(1, round(views[0].size * 96 / 224)))
     settings: dict[str, tuple[Sequence[View], int, str]] = {
         "dali_views": (views, 0, "float32"),
