@@ -15,7 +15,7 @@ from runs import lines_of, once, signalled
 
 from dali_views.tools.scenes import make_scenes
 from trainers.compare import compare
-from trainers.compare_table import Row, Run, difference, mean_and_deviation, table
+from trainers.compare_table import Row, Run, mean_and_deviation, paired, standard_error, table
 from trainers.engine import checkpoint
 
 # Two of eight scenes are trained on, one step per epoch; six are classified.
@@ -213,25 +213,49 @@ def test_statistics_are_those_worked_by_hand():
     assert mean_and_deviation([1, 2, 6]) == (3, pytest.approx(7**0.5))  # (4 + 1 + 9) / 2
     # Differences 1, 3 and 8: mean 4, deviations -3, -1 and 4, variance 26 / 2, error sqrt(13 / 3).
     one, other = {0: 2.0, 1: 5.0, 2: 9.0, 7: 100.0}, {2: 1.0, 1: 2.0, 0: 1.0}
-    assert difference(one, other) == (4, pytest.approx((13 / 3) ** 0.5))
-    assert difference({0: 2.0}, {0: 1.5}) == (0.5, None)
-    assert difference({0: 2.0}, {1: 1.5}) is None
+    assert sorted(paired(one, other)) == [1, 3, 8]
+    assert standard_error([1, 3, 8]) == pytest.approx((13 / 3) ** 0.5)
+    assert standard_error([0.5]) is None
+    assert paired({0: 2.0}, {1: 1.5}) == []
+
+
+def cells(*rows: Row) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table(rows).splitlines()]
+
+
+def arm(name: str, *top: float, **more: float) -> Row:
+    """Seeds 0, 1, ... with these kNN accuracies."""
+    return Row(name, tuple(Run(name, seed, knn_top1=value, **more) for seed, value in enumerate(top)))
 
 
 def test_the_table_marks_the_best_and_gives_differences_paired_by_seed():
-    a = [Run("a", seed, knn_top1=top, iou=0.5, seconds=9) for seed, top in enumerate((0.5, 0.6))]
-    b = [Run("b", seed, knn_top1=top, iou=0.25, seconds=5) for seed, top in enumerate((0.55, 0.75))]
+    a, b = arm("a", 0.5, 0.6, 0.7, iou=0.5, seconds=9), arm("b", 0.55, 0.75, 0.8, iou=0.25, seconds=5)
     untrained = Row("untrained", (Run("untrained", 0, knn_top1=0.9),), reference=True)
-    head, _, reference, first, second, apart, *_ = [
-        [cell.strip() for cell in line.strip("| ").split("|")]
-        for line in table([untrained, Row("a", tuple(a)), Row("b", tuple(b))]).splitlines()
-    ]
+    head, _, reference, first, second, apart, *_ = cells(untrained, a, b)
     assert head == ["seeds", "kNN top-1 %", "IoU", "seconds"]
     assert reference == ["untrained", "1", "90.00", "-", "-"]
-    assert first == ["a", "2", "55.00 ± 7.07", "0.500 ± 0.000*", "9"]
-    assert second == ["b", "2", "65.00 ± 14.14*", "0.250 ± 0.000", "5"]
-    # 5 and 15 points more: mean 10, deviation sqrt(50), error 5.
-    assert apart[:4] == ["b - a", "", "+10.00 ± 5.00", "-0.250 ± 0.000"]
+    assert first == ["a", "3", "60.00 ± 10.00", "0.500 ± <0.001*", "9"]
+    assert second == ["b", "3", "70.00 ± 13.23*", "0.250 ± <0.001", "5"]
+    # 5, 15 and 10 points more: mean 10, deviation 5, error 5 / sqrt(3).
+    assert apart[:4] == ["b - a", "3", "+10.00 ± 2.89", "-0.250 ± <0.001"]
+
+
+def test_two_seeds_stand_side_by_side_and_a_difference_within_its_error_has_no_winner():
+    _, _, first, second, third, apart, *_ = cells(
+        arm("a", 0.5, 0.6, queries=200), arm("b", 0.52, 0.585, queries=200), arm("c", 0.4, 0.45, queries=200)
+    )
+    assert first[2] == "55.00 (50.00, 60.00)*"
+    assert second[2] == "55.25 (52.00, 58.50)*"
+    assert third[2] == "42.50 (40.00, 45.00)"
+    assert apart[:3] == ["b - a", "2", "+0.25 (+2.00, -1.50)"]
+    starred = [
+        row[2].endswith("*") for row in cells(arm("a", 0.5, queries=200), arm("b", 0.505, queries=200))[2:4]
+    ]
+    assert starred == [True, True], "one image of 200 decides nothing"
+    text = table([arm("a", 0.5, queries=200), arm("b", 0.52, queries=200)])
+    assert "50.00 " in text
+    assert "52.00*" in text
+    assert "200 images are classified: one is 0.5 points." in text
 
 
 def test_scores_of_boxes_that_are_read_differently_are_neither_ranked_nor_subtracted():

@@ -107,7 +107,10 @@ def compare(
     join(arms[order[0]])
     runs: list[Run] = []
     with held(out):  # each training holds its own folder, too; its record and the table are of this one
-        for seed, name in order:
+        for number, (seed, name) in enumerate(order, 1):
+            if ranks.is_main():
+                place = arms[seed, name].run.out
+                print(f"\n{name}, seed {seed} (run {number} of {len(order)}): {place}", flush=True)
             runs.append(_run(name, arms[seed, name], evaluations))
             gc.collect()  # the parts of a run refer to each other, so only this frees its memory
             rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
@@ -135,6 +138,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
         data = open_data(config.data, setting.seed)
         encoder = encoder_of(config, saved, "trained", setting.device)
         run = replace(run, extra_passes=int(saved["guide"]["passes"]), **_guide(folder))
+        run = replace(run, queries=None if data.queries is None else len(data.queries))
         if "knn" in evaluations:
             logged = [line for line in lines_of(folder / METRICS) if line.get("step") == run.step]
             found = [scores for line in logged if (scores := _scores(line))]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "score", "table"]
+__all__ = [
+    "LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "paired", "score", "standard_error",
+    "table",
+]  # fmt: skip
 
 _SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
 _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
@@ -29,6 +32,7 @@ class Run:
     knn_top5: float | None = None
     linear_top1: float | None = None
     linear_top5: float | None = None
+    queries: int | None = None  # images that kNN and the probe classify
     iou: float | None = None
     corloc: float | None = None
     box_area: float | None = None  # median share of the image that the box covers
@@ -62,22 +66,23 @@ class Row:
         return {run.seed: v for run in self.runs if (v := getattr(run, measure)) is not None}
 
 
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float | None]:
+def mean_and_deviation(values: Collection[float]) -> tuple[float, float | None]:
     """Mean, and sample deviation (n - 1); None for a single value."""
-    known = list(values)
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float | None] | None:
-    """Mean of `one` minus `other` over the seeds that both have, and its standard error; None: no such seed.
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
+    """`one` minus `other` for each seed that both have.
 
-    Paired: a seed gives both the same held-out images and initial weights, so that this noise cancels.
+    A seed gives both the same held-out images and initial weights, so that this noise cancels.
     """
-    pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
-    if not pairs:
-        return None
-    mean, deviation = mean_and_deviation(pairs)
-    return mean, None if deviation is None else deviation / math.sqrt(len(pairs))
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def standard_error(values: Collection[float]) -> float | None:
+    """Standard error of the mean; None for a single value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return None if deviation is None else deviation / math.sqrt(len(values))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -87,20 +92,26 @@ def table(rows: Sequence[Row]) -> str:
     alike = len({run.localisation for run in runs}) == 1
     columns = [measure for measure in _COLUMNS if any(row.values(measure) for row in rows)]
     judged = [measure for measure in columns if measure in _SCORES and (alike or measure not in LOCALISED)]
-    means = {m: [statistics.fmean(v.values()) for row in trained if (v := row.values(m))] for m in judged}
-    best = {measure: max(found) for measure, found in means.items() if len(found) > 1}
+    queries = {run.queries for run in runs if run.queries}
+    best = {measure: _best(measure, trained, max(queries, default=0)) for measure in judged}
     grid = [["", "seeds", *(_COLUMNS[measure] for measure in columns)]]
-    legend = ["±: deviation over seeds; of a difference its standard error, paired by seed. *: the best."]
+    legend = [
+        "±: deviation over seeds; of a difference its standard error, paired by seed. Of two: both values.",
+        "*: the best, and all that are not below it by more than the standard error of their difference.",
+    ]
+    if len(queries) == 1 and {"knn_top1", "linear_top1"} & set(columns):
+        (count,) = queries
+        legend.append(f"{count} images are classified: one is {100 / count:.2g} points.")
     for row in rows:
         failed = [f"{row.name}, seed {run.seed}: {run.failure}" for run in row.runs if run.failure]
         seeds = f"{len(row.runs) - len(failed)} of {len(row.runs)}" if failed else f"{len(row.runs)}"
         grid.append([row.name, seeds, *(_cell(measure, row, best) for measure in columns)])
         legend += failed
     for row in others:
-        pairs = {measure: difference(row.values(measure), first.values(measure)) for measure in judged}
-        cells = [score(measure, *pair, "+") if (pair := pairs.get(measure)) else "" for measure in columns]
+        pairs = {measure: paired(row.values(measure), first.values(measure)) for measure in judged}
+        cells = [difference(measure, pair) if (pair := pairs.get(measure)) else "" for measure in columns]
         if any(cells):
-            grid.append([f"{row.name} - {first.name}", "", *cells])
+            grid.append([f"{row.name} - {first.name}", f"{max(map(len, pairs.values()))}", *cells])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
@@ -113,18 +124,49 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *legend])
 
 
-def _cell(measure: str, row: Row, best: Mapping[str, float]) -> str:
+def _best(measure: str, rows: Sequence[Row], queries: int) -> set[str]:
+    """The names of the best row and of those that are below it by at most the standard error of their
+    difference, or by one of the images that are classified. Empty if there is nothing to compare."""
+    known = {row.name: values for row in rows if (values := row.values(measure))}
+    if len(known) < 2:
+        return set()
+    first = max(known, key=lambda name: statistics.fmean(known[name].values()))
+    one = 1 / queries if queries and measure in ("knn_top1", "linear_top1") else 0.0
+    best = {first}
+    for name, values in known.items():
+        behind = paired(known[first], values)
+        if behind and statistics.fmean(behind) <= max(standard_error(behind) or 0.0, one) + 1e-12:
+            best.add(name)
+    return best
+
+
+def _cell(measure: str, row: Row, best: Mapping[str, set[str]]) -> str:
     values = row.values(measure).values()
     if not values:
         return "-"
-    mean, deviation = mean_and_deviation(values)
     if measure in _COSTS:
-        return f"{mean:.0f}"
-    return score(measure, mean, deviation) + "*" * (not row.reference and mean == best.get(measure))
+        return f"{statistics.fmean(values):.0f}"
+    return score(measure, values) + "*" * (row.name in best.get(measure, ()))
 
 
-def score(measure: str, mean: float, spread: float | None, sign: str = "") -> str:
-    """A score with its deviation or error; accuracies in percent."""
+def score(measure: str, values: Collection[float]) -> str:
+    """The mean of a score over seeds with their deviation, or both of two; accuracies in percent."""
+    return _told(measure, values, mean_and_deviation(values)[1], "")
+
+
+def difference(measure: str, values: Collection[float]) -> str:
+    """The mean of differences `paired` by seed with its standard error, or both of two, in points."""
+    return _told(measure, values, standard_error(values), "+")
+
+
+def _told(measure: str, values: Collection[float], spread: float | None, sign: str) -> str:
     factor, digits = (1, 3) if measure.endswith(("iou", "area")) else (100, 2)
-    text = f"{factor * mean:{sign}.{digits}f}"
-    return text if spread is None else f"{text} ± {factor * spread:.{digits}f}"
+    told = [f"{factor * value:{sign}.{digits}f}" for value in (statistics.fmean(values), *values)]
+    if spread is None:
+        return told[0]
+    if len(values) == 2:  # two say little of an error: it may be 0 by chance
+        return f"{told[0]} ({told[1]}, {told[2]})"
+    least = 10.0**-digits
+    return f"{told[0]} ± " + (
+        f"{factor * spread:.{digits}f}" if factor * spread >= least / 2 else f"<{least:g}"
+    )

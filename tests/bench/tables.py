@@ -17,9 +17,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
-from trainers.compare_table import Row, Run, difference, mean_and_deviation, score
+from trainers.compare_table import Row, Run, difference, paired, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md")
@@ -208,7 +209,8 @@ def _comparison(lines: Sequence[dict[str, str]], baseline: str | None) -> str:
 def _compared(lines: Sequence[dict[str, str]], baseline: str | None) -> list[tuple[str, dict[str, str]]]:
     """Columns of one comparison: heading, and cells by arm.
 
-    Scores have their deviation over seeds; differences from the baseline, paired by seed, a standard error.
+    Scores have their deviation over seeds; differences from the baseline, paired by seed, a standard
+    error; of two seeds both values stand there.
     """
     runs: dict[str, list[Run]] = {}
     for line in lines:
@@ -229,16 +231,15 @@ def _compared(lines: Sequence[dict[str, str]], baseline: str | None) -> list[tup
         columns.append((head, means))
         if measure in _JUDGED:
             against = base.values(measure)
-            pairs = {row.name: difference(row.values(measure), against) for row in trained if row is not base}
-            told = {arm: score(measure, *pair, "+") for arm, pair in pairs.items() if pair}
+            pairs = {row.name: paired(row.values(measure), against) for row in trained if row is not base}
+            told = {arm: difference(measure, pair) for arm, pair in pairs.items() if pair}
             columns.append(("difference", told))
     return columns
 
 
 def _mean(measure: str, values: Sequence[float], seeds: int) -> str:
     """The mean over seeds; how many, if the other arms have more."""
-    mean, deviation = mean_and_deviation(values)
-    text = score(measure, mean, deviation if measure in _JUDGED else None)
+    text = score(measure, values if measure in _JUDGED else [fmean(values)])
     return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
 
 
