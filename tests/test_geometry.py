@@ -13,6 +13,7 @@ from PIL import Image
 from test_loader import digest
 
 from dali_views import Batch, RegionTable, SampleIndex, View, ViewLoader
+from dali_views.graph import feed, views_cpu
 from dali_views.maps.coordinates import map_to_image, map_to_view
 from dali_views.plan.views import complete
 
@@ -20,6 +21,14 @@ from dali_views.plan.views import complete
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 SIZES = [(200, 256), (256, 131), (97, 97), (64, 250)]
 COLOUR = {"jitter": 0.5, "brightness": 0.4, "hue": 0.1, "grayscale": 0.2, "blur": 0.5, "solarise": 0.2}
+
+
+@pytest.fixture(params=["cpu", "operators on the cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one pass of the CPU, and the GPU's operators on both devices."""
+    if request.param == "operators on the cpu":
+        monkeypatch.setattr(feed, "Views", lambda *_, **__: None)
+    return str(request.param).split()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +62,21 @@ def check_positions(index: SampleIndex, batch: Batch, v: int, interpolation: str
         height, width = index.sizes[int(batch.index[b])]
         places, image = expected_positions(batch, b, v, height, width), batch.views[v][b].double().cpu()
         assert (image[2] == float(batch.index[b])).all()
-        # A pixel whose filter reaches beyond the image sees its edge only, which is not a question of where
-        # the view lies.
-        reach = (1 if interpolation == "linear" else 2) * max(1.0, height / size, width / size)
-        for seen, place, side in zip(image[:2], places, (height, width), strict=True):
-            inner = (place > reach) & (place < side - 1 - reach)
+        # A pixel whose filter reaches beyond the image (the one pass of the CPU cuts first: beyond the crop)
+        # sees its edge only, which is not a question of where the view lies.
+        edges = torch.tensor([0, 0, height, width]).double()
+        crop = batch.crops[b, v].cpu().double() * torch.tensor([height, width] * 2)
+        edges = crop.round() if cuts_first(batch) else edges
+        reach = (1 if interpolation == "linear" else 2) * max(1.0, (crop[2:] - crop[:2]).max().item() / size)
+        for seen, place, low, high in zip(image[:2], places, edges[:2], edges[2:], strict=True):
+            inner = (place > low + reach) & (place < high - 1 - reach)
             error = (seen - place)[inner].abs()
             assert error.numel() == 0 or error.max() <= 0.51  # half a pixel, and rounding to uint8
-            assert (seen - place.clamp(0, side - 1)).abs().max() <= reach
+            assert (seen - place.clamp(low, high - 1)).abs().max() <= reach
+
+
+def cuts_first(batch: Batch) -> bool:
+    return batch.views[0].device.type == "cpu" and feed.Views is views_cpu.Views
 
 
 @pytest.mark.parametrize("crop", ["random", "contrastive", "inside", "whole", "centre"])

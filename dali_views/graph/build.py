@@ -1,7 +1,8 @@
 """The DALI graph that executes a plan: one decode per image, then resize, colour and blur per view.
 
-The graph is the same on the GPU and on the CPU and contains no random operator: all parameters enter through
-one external source. Rectangles are operator arguments, so they stay on the CPU for both devices.
+The graph contains no random operator: all parameters enter through one external source. Rectangles are
+operator arguments, so they stay on the CPU. On a CPU the graph decodes, and `views_cpu` makes the views.
+DALI's operators run there, too, so that tests can compare the two.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..plan.draw import ViewPlan
 from ..plan.views import View
 from . import colour
 from .decode import decode
+from .views_cpu import Views
 
 PREFETCH = 2
 """Batches in progress: the graph computes one while the trainer works on another."""
@@ -56,10 +58,10 @@ def build(
     std: Sequence[float],
     hw_decoder_load: float,
     usual: tuple[int, int] = (0, 0),
-    fused: bool | None = None,
+    maker: Views | None = None,
 ) -> Pipeline:
     """Build the graph; `pipeline.run()` then returns one uniform batch per view: (B, S, S, 3), or padded
-    (B, H, W, 3), see `View.longest`.
+    (B, H, W, 3), see `View.longest`. With a `maker`, that has them, and the result has no meaning.
 
     Args:
         views: the V views; they decide sizes, interpolation and which operators the graph contains.
@@ -68,16 +70,15 @@ def build(
         form: of the index: with "pixels" the source gives these, else encoded bytes; see `Images`.
         dtype: ``"float32"`` or ``"float16"``; mean, std: of RGB in [0, 1].
         hw_decoder_load, usual: see `decode`.
-        fused: see `colour.apply`; by default on the CPU.
+        maker: makes the views in place of DALI's operators; for ``"cpu"``. It was given the plans.
     """
-    fused = device == "cpu" if fused is None else fused
     mean, std = [255.0 * m for m in mean], [255.0 * s for s in std]
     pipe = Pipeline(
         batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0
     )
     partner = any(view.partner for view in views)
     with pipe:
-        nodes = iter(_external(source, form, partner, views))
+        nodes = iter(_external(source, form, partner, [] if maker else views))
         images = []  # of the samples, and of their partners
         for _ in range(1 + partner):
             if form == "pixels":
@@ -87,7 +88,9 @@ def build(
                 sizes = next(nodes)
                 images.append(decode(next(nodes), device, hw_decoder_load, sizes, usual))
         outputs = []
-        for view in views:
+        if maker is not None:
+            outputs = [fn.python_function(*images, function=maker, batch_processing=True)]
+        for view in [] if maker else views:
             given = {name: next(nodes) for name in _parameters(view)}
             image = fn.resize(  # which also crops and mirrors, in one kernel
                 images[view.partner],
@@ -102,7 +105,7 @@ def build(
                 image = fn.warp_affine(
                     image, matrix=given.pop("axes"), size=[view.size] * 2, interp_type=types.INTERP_NN
                 )
-            image = colour.apply(image, given, fused=fused, threads=threads, dtype=dtype, mean=mean, std=std)
+            image = colour.apply(image, given, dtype=dtype, mean=mean, std=std)
             # Strides of detectors are powers of two up to 32 (torchvision's own transform pads so, too).
             outputs.append(image if view.longest is None else fn.pad(image, axes=(0, 1), align=[32, 32]))
         pipe.set_outputs(*outputs)
@@ -134,14 +137,14 @@ def check_threads(count: int) -> None:
 def inputs(
     images: Sequence[Images],
     sizes: Sequence[NDArray[np.int32]],
-    views: Sequence[View],
-    plans: Sequence[ViewPlan],
+    views: Sequence[View] = (),
+    plans: Sequence[ViewPlan] = (),
 ) -> list[Images | NDArray[Any]]:
     """What the source returns for one batch.
 
     Args:
         images: of samples (and of partners); sizes: (B, 2) of each of these; empty for pixels.
-        plans: one per view.
+        plans: one per view that the graph makes.
     """
     arrays: list[Images | NDArray[Any]] = []
     for number, each in enumerate(images):

@@ -1,8 +1,7 @@
-"""Colour, blur, solarise and normalisation of a view in the graph, on both devices.
+"""Colour, blur, solarise and normalisation of a view as DALI's operators.
 
 The operators of a view are known when the graph is built; a sample that an operator does not apply to gets
-neutral parameters. On the CPU the whole block is one compiled function (`colour_cpu`), on the GPU these are
-DALI's operators. They also run on the CPU, where tests compare the two.
+neutral parameters.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ def apply(
     image: Any,
     given: Mapping[str, Any],
     *,
-    fused: bool,
-    threads: int,
     dtype: str,
     mean: Sequence[float],
     std: Sequence[float],
@@ -44,20 +41,8 @@ def apply(
 
     Args:
         given: graph nodes of the `parameters` of the view.
-        fused: use the compiled function (CPU only), with this number of threads.
         mean, std: of RGB, in units of a byte.
     """
-    if fused and given:
-        from .colour_cpu import Photometric
-
-        image = fn.python_function(
-            image,
-            *given.values(),
-            function=Photometric(list(given), threads, mean, std),
-            batch_processing=True,
-            output_layouts="HWC",
-        )
-        return image if dtype == "float32" else fn.cast(image, dtype=_DTYPE[dtype])
     if "matrix" in given:
         image = _colour(image, given["matrix"], given["pivot"])
     if "sigma" in given:

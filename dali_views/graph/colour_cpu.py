@@ -1,16 +1,13 @@
-"""Colour, blur, solarise and normalisation of a view in one compiled pass, for graphs on the CPU.
+"""Colour, blur, solarise and normalisation of a view in one compiled pass, for `views_cpu`.
 
 DALI's CPU operators do these one by one, which takes several times as long as this pass, and longer than
-decoding and resizing (`tests/bench/results/cpu_operators_*.csv`). The graph calls it through
-`fn.python_function`; it computes without holding Python's lock. GPUs use DALI's own operators (`colour.py`).
+decoding (`tests/bench/results/cpu_operators_*.csv`). The compiled code runs without Python's lock. GPUs use
+DALI's own operators (`colour.py`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,73 +17,9 @@ from numpy.typing import NDArray
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
 F32 = NDArray[np.float32]
-
-
-NEUTRAL: dict[str, NDArray[Any]] = {
-    "matrix": np.eye(3, dtype=np.float32),
-    "pivot": np.zeros(3, np.float32),
-    "sigma": np.array(0.01, np.float32),
-    "window": np.array(1, np.int32),
-    "solarise": np.array(256, np.int16),
-}
-"""Parameters of a sample that an operator does not apply to."""
-
-
-class Photometric:
-    """The operators with their constants; a callable for `fn.python_function(..., batch_processing=True)`.
-
-    Args:
-        names: the parts of a `ViewPlan` that will be given; the others are neutral.
-        threads: views computed at the same time.
-        mean, std: (3,) of the normalisation, in units of a byte.
-    """
-
-    def __init__(
-        self, names: Sequence[str], threads: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self._names = names
-        self._threads = threads
-        self._mean = np.array(mean, np.float32)
-        self._scale = (1.0 / np.array(std)).astype(np.float32)
-        # Kept for all batches: fresh memory costs as much as the computation. DALI copies the result.
-        self._out = np.empty((0, 0, 0), np.float32)
-
-    def __call__(self, images: list[U8], *given: list[NDArray[Any]]) -> list[F32]:
-        """Normalised views (S, S, 3) float32.
-
-        Args:
-            images: B views (S, S, 3) uint8.
-            given: B values of each name.
-        """
-        count, size = len(images), images[0].shape[0]
-        parameters = {name: [value] * count for name, value in NEUTRAL.items()}
-        parameters.update(zip(self._names, given, strict=True))
-        columns = list(parameters.values())
-        if self._out.shape[0] < count:
-            self._out = np.empty((count, size, 3 * size), np.float32)
-        out = self._out[:count]
-        # A shared iterator balances the load: blurred views take longer than others.
-        todo = iter(range(count))
-
-        def work() -> None:
-            for i in todo:
-                lines = images[i].reshape(size, 3 * size)
-                _view(out[i], lines, self._mean, self._scale, *(column[i] for column in columns))
-
-        for done in [_pool(self._threads).submit(work) for _ in range(self._threads)]:
-            done.result()
-        return list(out.reshape(count, size, size, 3))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """One pool for all graphs of the process."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="photometric")
-
-
-# A forked process inherits the pool without its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+Bool = NDArray[np.bool_]
 
 
 def _compile(function: _Function) -> _Function:
@@ -105,44 +38,97 @@ def _compile(function: _Function) -> _Function:
 
 
 @_compile
-def _view(
+def finish(
     out: F32,
+    half: U16,
     image: U8,
-    mean: F32,
-    scale: F32,
+    back: Bool,
     matrix: F32,
     pivot: F32,
     sigma: Any,
     window: Any,
     solarise: Any,
+    mean: F32,
+    scale: F32,
 ) -> None:
-    """One view, (H, 3 W) bytes to normalised floats."""
+    """One view, (H, 3 W) bytes, as normalised numbers; what is larger than it in the output stays as it is.
+
+    Args:
+        out: (at least H, 3 W), the output, or with no rows at all.
+        half: the same as bits of float16, if `out` has no rows.
+        back: (2,) whether the view's rows and columns run backwards.
+        matrix, pivot, sigma, window, solarise: see `ViewPlan`; mean, scale: (3,) in units of a byte.
+    """
     height, line = image.shape
-    taps = int(window.item()) // 2
-    threshold = np.float32(solarise.item())
-    grey = _grey_mean(image) if pivot[0] != 0 or pivot[1] != 0 or pivot[2] != 0 else np.float32(0)
+    taps = window // 2
+    coloured = np.empty(line + 6 * taps, np.float32)  # a row, with room for its mirrored ends
+    own = coloured[3 * taps : 3 * taps + line]
+    same = _is_neutral(matrix, pivot)
+    grey = np.float32(0) if same else _grey_mean(image)
     coefficients = _along_a_line(matrix, line)
     shift, before, factor = np.empty(line, np.float32), np.empty(line, np.float32), np.empty(line, np.float32)
     for x in range(line):
         shift[x], before[x], factor[x] = pivot[x % 3] * grey, mean[x % 3], scale[x % 3]
-    weight = _gaussian(taps, sigma.item())
+    weight = _gaussian(taps, sigma)
     numbers = np.zeros(line + 4, np.float32)  # a row, with two zeros on each side
-    coloured = np.empty(line + 6 * taps, np.float32)  # a row, with room for its mirrored ends
-    blurred = np.empty((height if taps > 0 else 0, line), np.float32)
-    total = np.empty(line, np.float32)
-    for y in range(height):
-        numbers[2 : 2 + line] = image[y]
-        _map_colours(coloured[3 * taps : 3 * taps + line], numbers, coefficients, shift)
-        if taps == 0:
-            _finish(out[y], coloured, threshold, before, factor)
+    mirrored = np.empty(line, np.uint8)
+    blurred = np.empty((2 * taps + 1, line), np.float32)  # the latest rows, each at its number modulo these
+    across, ready, lost = np.empty(line, np.float32), np.empty(line, np.float32), np.empty(line, np.float32)
+    for y in range(height + taps):
+        if y < height:
+            row = image[height - 1 - y] if back[0] else image[y]
+            if back[1]:
+                _mirror(mirrored, row)
+                row = mirrored
+            if same:
+                _copy(own, row)
+            else:
+                _copy(numbers[2 : 2 + line], row)
+                _map_colours(own, numbers, coefficients, shift)
+            if taps > 0:
+                _mirror_ends(coloured, taps)
+                _blur_line(blurred[y % (2 * taps + 1)], coloured, weight)
+        at = y - taps
+        if at < 0:
+            continue
+        done = own
+        if taps > 0:
+            _blur_across(across, blurred, at, height, weight)
+            _round(across)
+            done = across
+        if len(out) > 0:
+            _normalise(out[at][:line], done, np.float32(solarise), before, factor)
         else:
-            _mirror_ends(coloured, taps)
-            _blur_line(blurred[y], coloured, weight)
-    if taps > 0:
-        for y in range(height):
-            _blur_across(total, blurred, y, weight)
-            _round(total)
-            _finish(out[y], total, threshold, before, factor)
+            _normalise(ready, done, np.float32(solarise), before, factor)
+            _to_half(half[at][:line], ready, lost)
+
+
+@_compile
+def _is_neutral(matrix: F32, pivot: F32) -> bool:
+    for row in range(3):
+        if pivot[row] != 0:
+            return False
+        for column in range(3):
+            if matrix[row, column] != (1 if row == column else 0):
+                return False
+    return True
+
+
+@_compile
+def _copy(out: F32, row: U8) -> None:
+    for x in range(len(out)):
+        out[x] = row[x]
+
+
+@_compile
+def _mirror(out: U8, row: U8) -> None:
+    """A row of RGB pixels from right to left."""
+    pixels = len(row) // 3
+    for x in range(pixels):
+        other = 3 * (pixels - 1 - x)
+        out[3 * x] = row[other]
+        out[3 * x + 1] = row[other + 1]
+        out[3 * x + 2] = row[other + 2]
 
 
 @_compile
@@ -193,12 +179,36 @@ def _round(values: F32) -> None:
 
 
 @_compile
-def _finish(out: F32, values: F32, threshold: np.float32, mean: F32, scale: F32) -> None:
+def _normalise(out: F32, values: F32, threshold: np.float32, mean: F32, scale: F32) -> None:
     """Solarise and normalise."""
     for x in range(len(out)):
         value = values[x]
         value = np.float32(255) - value if value >= threshold else value
         out[x] = (value - mean[x]) * scale[x]
+
+
+@_compile
+def _to_half(out: U16, values: F32, lost: F32) -> None:
+    """The nearest float16 of each number, as its bits; no processor needs to know the type.
+
+    `lost` is for numbers below the least normal float16 (2**-14): added to 0.5, float32 rounds them to
+    the same steps of 2**-24 that such a float16 has.
+    """
+    bits = values.view(np.uint32)
+    for x in range(len(out)):
+        lost[x] = abs(values[x]) + np.float32(0.5)
+    small = lost.view(np.uint32)
+    for x in range(len(out)):
+        # Numba widens each result to 64 bits; casts keep vectors of 32.
+        number = np.uint32(bits[x] & np.uint32(0x7FFFFFFF))
+        odd = np.uint32(np.uint32(number >> np.uint32(13)) & np.uint32(1))
+        # Half of the last place that stays, less one where that is even: ties go to the even number.
+        rounded = np.uint32(np.uint32(number - np.uint32((112 << 23) - 0xFFF)) + odd)
+        normal = np.uint32(rounded >> np.uint32(13))
+        normal = normal if normal < np.uint32(0x7C00) else np.uint32(0x7C00)  # infinity
+        chosen = normal if number >= np.uint32(113 << 23) else np.uint32(small[x] - np.uint32(126 << 23))
+        sign = np.uint32(np.uint32(bits[x] >> np.uint32(16)) & np.uint32(0x8000))
+        out[x] = np.uint16(chosen | sign)
 
 
 @_compile
@@ -246,10 +256,12 @@ def _blur_line(out: F32, padded: F32, weight: F32) -> None:
 
 
 @_compile
-def _blur_across(out: F32, lines: F32, y: int, weight: F32) -> None:
-    """Blur line `y` with the lines above and below it."""
-    height, here, own = len(lines), lines[y], weight[0]
+def _blur_across(out: F32, lines: F32, y: int, height: int, weight: F32) -> None:
+    """Blur line `y` of `height` with its neighbours; `lines` has each at its number modulo theirs."""
+    count, own = len(lines), weight[0]
+    here = lines[y % count]
     for x in range(len(out)):
         out[x] = own * here[x]
     for k in range(1, len(weight)):
-        _add_both(out, weight[k], lines[_mirrored(y - k, height)], lines[_mirrored(y + k, height)])
+        above, below = _mirrored(y - k, height) % count, _mirrored(y + k, height) % count
+        _add_both(out, weight[k], lines[above], lines[below])

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
 
 from ..data.source import AHEAD, ReadAhead, Reading
 from ..plan.draw import I32, I64, Plan
 from ..plan.views import View
 from ..system.machine import stage
 from .build import Images, build, inputs
+from .views_cpu import Views
 
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
@@ -47,14 +50,19 @@ class Feed:
         if self._pipeline is not None:
             self._drain()
         if self._pipeline is None:
+            coming = self._coming
+            if self._options["device"] == "cpu":
+                # A new one: a graph that failed may still be at work with its own.
+                form = {name: self._options[name] for name in ("threads", "dtype", "mean", "std")}
+                coming.maker = Views(coming.views, **form)
             # The graph keeps `_coming`, not this feed. Without a cycle, both are freed as soon as dropped.
-            self._pipeline = build(self._coming.views, self._coming.batch, **self._options)
+            self._pipeline = build(coming.views, coming.batch, maker=coming.maker, **self._options)
             self._process = os.getpid()
         self._coming.planned.clear()
         self._coming.plan_at, self._coming.positions = plan_at, iter(positions)
 
-    def take(self, *stream: Any) -> tuple[Plan, list[Any]] | None:
-        """The next plan and its V views, DALI tensors (B, H, W, 3); None at the end of the epoch.
+    def take(self, *stream: Any) -> tuple[Plan, list[torch.Tensor]] | None:
+        """The next plan and its V views (B, H, W, 3); None at the end of the epoch.
 
         On a GPU, give the CUDA stream that will use the views.
 
@@ -70,7 +78,10 @@ class Feed:
         except RuntimeError:
             self._pipeline = None  # a graph that failed may not be used again
             raise
-        return self._coming.planned.popleft(), [output.as_tensor() for output in outputs]
+        maker = self._coming.maker
+        # DALI's dynamic executor gives every batch memory of its own, so DLPack needs no copy.
+        views = maker.take() if maker else [from_dlpack(output.as_tensor()) for output in outputs]
+        return self._coming.planned.popleft(), views
 
     def _drain(self) -> None:
         """Run the graph to the end of its epoch, so that it can begin another one."""
@@ -79,6 +90,8 @@ class Feed:
                 self._pipeline.run()
         except StopIteration:
             self._pipeline.reset()
+            if self._coming.maker is not None:
+                self._coming.maker.drop()
         except RuntimeError:  # an unreadable image that nobody waits for any more
             self._pipeline = None
 
@@ -95,6 +108,7 @@ class _Coming:
 
     def __init__(self, index: SampleIndex, views: Sequence[View]) -> None:
         self.views = views
+        self.maker: Views | None = None  # on the CPU
         self.plan_at: Callable[[int], Plan]
         self.positions = iter(range(0))
         self.planned: deque[Plan] = deque()
@@ -125,6 +139,9 @@ class _Coming:
         read = [each.wait() if isinstance(each, Reading) else each for each in images]
         encoded = self._index.form != "pixels"
         sizes = [self._index.sizes[rows] for rows in self.rows(drawn)] if encoded else []
+        if self.maker is not None:
+            self.maker.expect(drawn.views)
+            return inputs(read, sizes)
         return inputs(read, sizes, self.views, drawn.views)
 
     def rows(self, drawn: Plan) -> list[I64]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from torch.utils.dlpack import from_dlpack
 
 from ..graph.build import default_threads
 from ..graph.decode import HW_DECODER_LOAD
@@ -329,10 +328,9 @@ class ViewLoader:
             self._failures = 0
             if taken is None:
                 return None
-            drawn, outputs = taken
+            drawn, views = taken
             with stage("dali_views: batch"):
-                # DALI's dynamic executor gives every batch memory of its own, so DLPack needs no copy.
-                views = [from_dlpack(output).permute(0, 3, 1, 2) for output in outputs]
+                views = [view.permute(0, 3, 1, 2) for view in views]
                 return Batch.of(drawn, views, self.index.labels[drawn.index], self.device)
 
     def _set_aside(self, error: RuntimeError) -> None:
