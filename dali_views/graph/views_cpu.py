@@ -26,7 +26,6 @@ from torch.nn.functional import interpolate
 
 from ..plan.draw import ViewPlan
 from ..plan.views import View
-from .colour_cpu import finish
 
 U8 = NDArray[np.uint8]
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -49,6 +48,9 @@ class Views:
     def __init__(
         self, views: Sequence[View], *, threads: int, dtype: str, mean: Sequence[float], std: Sequence[float]
     ) -> None:
+        from .colour_cpu import finish  # Numba's import takes a moment, which a GPU need not wait for
+
+        self._finish = finish
         self._views = views
         self._threads = threads
         self._dtype = dtype
@@ -109,7 +111,7 @@ class Views:
         there = out.reshape(len(out), -1)
         full, half = (there, none) if self._dtype == "float32" else (none, there.view(np.uint16))
         colour = plan.matrix[i], plan.pivot[i], plan.sigma[i], plan.window[i], plan.solarise[i]
-        finish(full, half, lines, back, *colour, self._mean, self._scale)
+        self._finish(full, half, lines, back, *colour, self._mean, self._scale)
 
     def _output(self, number: int, plan: ViewPlan) -> NDArray[Any]:
         """(B, H, W, 3) for a view, zeros if it is padded, in memory that an earlier batch has freed, if any:
