@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_tools
 
 from dali_views import SampleIndex
 from dali_views.tools.scenes import run_lengths
-from trainers.detect.truth import read_truth
+from trainers.detect.truth import _unpacked, read_truth
 
 BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 4, 10, 8], "area": 80, "iscrowd": 0}
 
@@ -80,12 +81,21 @@ def _first(**changes: Any) -> Callable[[dict[str, Any]], object]:
 
 
 TINY = run_lengths(np.eye(3) > 0)
+FEW, NEGATIVE, CUT = ({"size": [32, 48], "counts": counts} for counts in ([1, 2], [-1, 1537], "%%"))
 WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "none of 3 images has a box to train on": lambda data: data["annotations"].clear(),
     "the category 3 stands 2 times": lambda data: data["categories"].append({"id": 3, "name": "cow"}),
     "the category 'cat' stands 2 times": lambda data: data["categories"].append({"id": 4, "name": "cat"}),
     "annotation 1 is of an unknown category": _first(category_id=9),
     "a mask of 0.png has 3 x 3 pixels, and the image 32 x 48": _first(segmentation=TINY),
+    "the run lengths of a mask of 0.png do not fill the image": _first(segmentation=FEW),
+    "run lengths of a mask of 0.png do not fill the image; correct": _first(segmentation=NEGATIVE),
+    "lengths of a mask of 0.png do not fill the image; correct": _first(segmentation=CUT),
+    r"a mask of 0.png is no run lengths \(KeyError": _first(segmentation={"counts": [1536]}),
+    "the box of annotation 1 is no four numbers": _first(bbox=[1, 2, 3]),
+    "a polygon of 0.png is no list of three": _first(segmentation=[[1, 2, 3, 4, 5, "x"]]),
+    "polygon of 0.png is no list of three": _first(segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
+    "of 0.png is no list of three": _first(segmentation=7),
     "a polygon of 0.png is no list": _first(segmentation=[[1, 2, 3]]),
     "0.png has 32 x 48 pixels, and its annotations are for 32 x 50": lambda data: data["images"][0].update(
         width=50
@@ -104,6 +114,15 @@ def test_wrong_annotations_are_one_sentence(told, tmp_path):
         read_truth(index, [file]).with_objects()
 
 
+def test_run_lengths_in_coco_s_string_are_read(tmp_path):
+    random = np.random.default_rng(0)
+    for shape in ((32, 48), (1, 7), (200, 300)):
+        for share in (0.0, 0.02, 0.5, 1.0):
+            mask = np.asfortranarray(np.repeat(random.random(shape) < share, 1 + shape[0] // 50, axis=0))
+            text = mask_tools.encode(mask.astype(np.uint8))["counts"].decode()
+            assert _unpacked(text) == run_lengths(mask)["counts"] or not share
+
+
 def test_boxes_are_cut_at_the_image_and_those_outside_are_named(tmp_path):
     def change(data: dict[str, Any]) -> None:
         data["annotations"] = [
@@ -118,5 +137,5 @@ def test_boxes_are_cut_at_the_image_and_those_outside_are_named(tmp_path):
 
 def test_test_images_need_the_categories_of_the_training_images(tmp_path):
     index, file = coco(tmp_path)
-    with pytest.raises(ValueError, match="other categories than the training images"):
+    with pytest.raises(ValueError, match="other categories than the training images, such as 'cat'"):
         read_truth(index, [file], ["dog"])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as mask_tools
 from test_geometry import RAW
 
 from dali_views import SampleIndex, View, ViewLoader
 from dali_views.tools.scenes import run_lengths
-from trainers.detect.targets import in_view, targets_of, views_of
+from trainers.detect.targets import in_view, raster, targets_of, views_of
 from trainers.detect.truth import Objects, Truth
 
 SIZES = [(200, 256), (256, 131), (97, 97), (64, 250)]
@@ -80,6 +81,21 @@ def test_views_are_the_same_in_any_batch_and_on_any_number_of_ranks(objects_on_b
         return {row: image.cpu().numpy().tobytes() for row, image, _ in found}
 
     assert shown(8, 0, 1) == shown(2, 0, 2) | shown(2, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools 2.0.11
+def test_a_mask_is_painted_where_it_lies_as_if_the_whole_view_were_filled():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        size, shape = random.integers(20, 300, (2, 2)).tolist()
+        centre = random.uniform(-0.3, 1.3, 2) * size[::-1]  # some lie outside of the image in part or wholly
+        polygons = [centre + random.normal(0, 30, (random.integers(3, 9), 2)) for _ in range(2)]
+        scaled = [(each * (shape[1] / size[1], shape[0] / size[0])).ravel().tolist() for each in polygons]
+        expected = mask_tools.decode(mask_tools.merge(mask_tools.frPyObjects(scaled, *shape)))
+        (top, left), part = raster(polygons, size, shape)
+        found = np.zeros(shape, np.uint8)
+        found[top : top + part.shape[0], left : left + part.shape[1]] = part
+        assert (found == expected).all()
 
 
 def test_a_crowd_is_no_object_to_train_on(objects_on_black):

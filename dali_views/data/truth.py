@@ -58,6 +58,9 @@ def _list_coco(images: PathLike, file: str) -> tuple[Listing, RowBoxes]:
         entries = [entry for entry in listed if take(entry["file_name"], listing, seen)]
         rows, place = _numbered(entries), _numbered(kinds)
         marks = [a for a in data.get("annotations", []) if not a.get("iscrowd", 0) and a["image_id"] in rows]
+        if lost := [a for a in marks if a["category_id"] not in place]:
+            told = f"{lost[0].get('id')} is of the category {lost[0]['category_id']}, which is not listed"
+            raise ValueError(f"annotation {told}")
         row = np.array([rows[a["image_id"]] for a in marks], np.int64)
         kind = np.array([place[a["category_id"]] for a in marks], np.int32)
         boxes = _numbers([a["bbox"] for a in marks], 4, least=-_FAR)
@@ -81,15 +84,20 @@ def _list_coco(images: PathLike, file: str) -> tuple[Listing, RowBoxes]:
 
 
 def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
-    place = {entry["id"]: i for i, entry in enumerate(entries)}
-    if len(place) < len(entries):
-        raise ValueError("an id stands twice")
+    place: dict[Any, int] = {}
+    for entry in entries:
+        if entry["id"] in place:
+            raise ValueError(f"the id {entry['id']} stands twice")
+        place[entry["id"]] = len(place)
     return place
 
 
 def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]:
     """(N, columns) numbers of pixels; a ValueError for those that cannot be, as NaN."""
-    values = np.array(rows, np.float64).reshape(len(rows), columns)
+    try:
+        values = np.array(rows, np.float64).reshape(len(rows), columns)
+    except ValueError:
+        raise ValueError(f"a row of {columns} numbers has others") from None
     if not ((values >= least) & (values <= _FAR)).all():
         raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
     return values

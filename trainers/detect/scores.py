@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .targets import mask_tools
-from .truth import Truth
+from .truth import Truth, mask_tools
 
 __all__ = ["Found", "coco_scores", "scores", "voc_scores"]
 

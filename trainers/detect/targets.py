@@ -15,18 +15,9 @@ from dali_views import Batch, SampleIndex, View, ViewLoader
 from .. import config as cfg
 from ..data import loader_options
 from ..engine.setting import Setting
-from .truth import Mask, Objects, Truth
+from .truth import Mask, Objects, Truth, mask_tools
 
-__all__ = ["in_view", "loader_to_test", "loader_to_train", "mask_tools", "raster", "targets_of", "views_of"]
-
-
-def mask_tools() -> Any:
-    """pycocotools.mask; a ValueError if it is not installed."""
-    try:
-        from pycocotools import mask
-    except ImportError:
-        raise ValueError("detection needs pycocotools; pip install 'dali-views[detect]'") from None
-    return mask
+__all__ = ["in_view", "loader_to_test", "loader_to_train", "raster", "targets_of", "views_of"]
 
 
 def loader_to_train(
@@ -90,27 +81,51 @@ def in_view(
     if masks:
         chosen = [mask for mask, good in zip(objects.masks, keep, strict=True) if good]
         moved["masks"] = np.zeros((len(chosen), *shape), np.uint8)
-        for place, mask in enumerate(chosen):
+        for whole, mask in zip(moved["masks"], chosen, strict=True):
             if mask is not None:
-                moved["masks"][place] = raster(mask, size, shape)
-        if mirrored:
-            moved["masks"] = np.ascontiguousarray(moved["masks"][:, :, ::-1])
+                (top, left), part = raster(mask, size, shape)
+                (height, width), seen = part.shape, whole[:, ::-1] if mirrored else whole
+                seen[top : top + height, left : left + width] = part
     return moved
 
 
-def raster(mask: Mask, size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """(h, w) uint8, 1 inside: polygons are scaled before they are filled, run lengths are sampled."""
+def raster(
+    mask: Mask, size: tuple[int, int], shape: tuple[int, int]
+) -> tuple[tuple[int, int], NDArray[np.uint8]]:
+    """A mask in a view: polygons are scaled before they are filled, run lengths are sampled.
+
+    Returns:
+        Row and column where the part begins that the mask lies in, and this part (h, w), 1 inside. To fill
+        the whole view for each object takes several times as long.
+    """
     tools = mask_tools()
     if isinstance(mask, dict):
-        whole = _filled(tools.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask)
-        rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-            for new, old in zip(shape, size, strict=True)
+        lengths = tools.frPyObjects(mask, *size)
+        x, y, width, height = tools.toBbox(lengths).tolist()
+        (top, rows), (left, columns) = (
+            _sampled(low, low + side, old, new)
+            for low, side, old, new in ((y, height, size[0], shape[0]), (x, width, size[1], shape[1]))
         )
-        return whole[rows][:, columns]
-    factor = np.array([shape[1] / size[1], shape[0] / size[0]])
-    polygons = [(points * factor).ravel().tolist() for points in mask]
-    return _filled(tools.merge(tools.frPyObjects(polygons, *shape)))
+        return (top, left), _filled(lengths)[rows[:, None], columns]
+    polygons = [points * (shape[1] / size[1], shape[0] / size[0]) for points in mask]
+    corners = np.concatenate(polygons)
+    # A margin of a pixel: a vertex is rounded to a fifth of one.
+    low, high = (
+        np.clip(ends, 0, shape[::-1]) for ends in (np.floor(corners.min(0)) - 1, np.ceil(corners.max(0)) + 1)
+    )
+    (width, height), (left, top) = (high - low).astype(int).tolist(), low.astype(int).tolist()
+    if not width or not height:  # outside of the image
+        return (top, left), np.zeros((height, width), np.uint8)
+    moved = [(points - low).ravel().tolist() for points in polygons]
+    return (top, left), _filled(tools.merge(tools.frPyObjects(moved, height, width)))
+
+
+def _sampled(low: float, high: float, old: int, new: int) -> tuple[int, NDArray[np.int64]]:
+    """The first pixel of a view's side of `new` pixels whose centre lies in [low, high) of `old`, and the
+    stored pixels at the centres of this one and those after it, up to `high`."""
+    stored = ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+    first, last = np.searchsorted(stored, (low, high)).tolist()
+    return first, stored[first:last]
 
 
 def _filled(lengths: Any) -> NDArray[np.uint8]:

@@ -35,8 +35,8 @@ from ..report.report import Report
 from . import scores
 from .model import Detector
 from .scores import Found
-from .targets import loader_to_test, loader_to_train, mask_tools, targets_of, views_of
-from .truth import Truth, read_truth
+from .targets import loader_to_test, loader_to_train, targets_of, views_of
+from .truth import Truth, mask_tools, read_truth
 
 __all__ = ["Result", "open_sets", "train_detector"]
 
@@ -168,11 +168,17 @@ def open_sets(config: cfg.Config, seed: int) -> tuple[Truth, Truth]:
         rest = np.setdiff1d(np.arange(len(order)), held)
         if not len(rest):
             raise ValueError("one image cannot be trained on and tested on; name more by data.path")
-        return whole.subset(rest).with_objects(), whole.subset(held)
+        return whole.subset(rest).with_objects(), _tested(whole.subset(held), "raise data.val_share")
     instances = section.val_instances[0] if data.kind == "coco" else None
     changes = {"path": section.val_path or data.path, "instances": instances}
     tests = read_truth(open_images(data.model_copy(update=changes)), section.val_instances, whole.classes)
-    return whole.with_objects(), tests
+    return whole.with_objects(), _tested(tests, "check detect.val_instances")
+
+
+def _tested(tests: Truth, remedy: str) -> Truth:
+    if all(each.ignored.all() for each in tests.objects):
+        raise ValueError(f"none of {len(tests.objects)} test images has a box to find; {remedy}")
+    return tests
 
 
 def lr_at(section: cfg.Detect, step: int) -> float:

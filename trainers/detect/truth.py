@@ -19,10 +19,22 @@ from dali_views import SampleIndex
 from dali_views.data.truth import find_rows
 from dali_views.system.files import unpack_names
 
-__all__ = ["Mask", "Objects", "Truth", "read_truth"]
+__all__ = ["Mask", "Objects", "Truth", "mask_tools", "read_truth"]
 
 Mask: TypeAlias = "list[NDArray[np.float64]] | dict[str, Any]"
-"""Polygons (k, 2) of x, y in pixels, or COCO's run lengths: `size` (height, width) and `counts`."""
+"""Polygons (k, 2) of x, y in pixels, or COCO's run lengths: `size` (height, width) and the list `counts`."""
+
+
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+
+
+def mask_tools() -> Any:
+    """pycocotools.mask; a ValueError if it is not installed."""
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise ValueError("detection needs pycocotools; pip install 'dali-views[detect]'") from None
+    return mask
 
 
 class Objects(NamedTuple):
@@ -88,12 +100,16 @@ def read_truth(index: SampleIndex, files: Sequence[str], classes: Sequence[str] 
         raise ValueError("several COCO files are not joined; give one, or several lists of VOC's images")
     try:
         found, names = _voc(files) if voc else _coco(files[0])
-    except (AttributeError, KeyError, TypeError, ElementTree.ParseError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ElementTree.ParseError, *_NO_JSON) as error:
         raise ValueError(f"{', '.join(files)}: no annotations of COCO or VOC ({error!r})") from error
     if classes is not None and (voc and set(names) <= set(classes)):
         names = list(classes)
     if classes is not None and list(classes) != names:
-        raise ValueError(f"{files[0]} has other categories than the training images; use files of one set")
+        other = sorted(set(names) ^ set(classes)) or [*names, *classes]
+        raise ValueError(
+            f"{files[0]} has other categories than the training images, such as {other[0]!r}; "
+            "use files of one set"
+        )
     row_of = find_rows(unpack_names(index.paths), found)
     if not row_of:
         raise ValueError(f"none of the {len(found)} images in {files[0]} is in {index.root}; check data.path")
@@ -134,7 +150,12 @@ def _coco(file: str) -> tuple[_Found, list[str]]:
     for mark in data.get("annotations", []):
         if mark["category_id"] not in name_of or mark["image_id"] not in image_of:
             raise ValueError(f"{file}: annotation {mark.get('id')} is of an unknown category or image")
-        x, y, width, height = (float(side) for side in mark["bbox"])
+        try:
+            x, y, width, height = map(float, mark["bbox"])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{file}: the box of annotation {mark.get('id')} is no four numbers; correct it"
+            ) from None
         crowd, box = bool(mark.get("iscrowd", 0)), (x, y, x + width, y + height)
         named = name_of[mark["category_id"]]
         one = _Mark(named, box, mark.get("area"), crowd, not crowd, mark.get("segmentation") or None)
@@ -209,16 +230,53 @@ def _checked(
 
 def _mask(given: Any, size: tuple[int, int], name: str) -> Mask:
     if isinstance(given, dict):
-        if tuple(given["size"]) != size:
-            raise ValueError(
-                f"a mask of {name} has {given['size'][0]} x {given['size'][1]} pixels, and the image "
-                f"{size[0]} x {size[1]}; correct its annotations"
-            )
-        return given
-    polygons = [np.array(points, np.float64) for points in given]
-    if any(points.ndim != 1 or points.size < 6 or points.size % 2 for points in polygons):
+        return _run_lengths(given, size, name)
+    try:
+        polygons = [np.array(points, np.float64) for points in given]
+    except (TypeError, ValueError):
+        polygons = [np.zeros(0)]
+    if not all(
+        points.ndim == 1 and points.size >= 6 and points.size % 2 == 0 and np.isfinite(points).all()
+        for points in polygons
+    ):
         raise ValueError(f"a polygon of {name} is no list of three or more x, y; correct its annotations")
     return [points.reshape(-1, 2) for points in polygons]
+
+
+def _run_lengths(given: dict[str, Any], size: tuple[int, int], name: str) -> dict[str, Any]:
+    """COCO's run lengths as a list. Its tools do not check them; wrong ones damage the process's memory."""
+    try:
+        stated, counts = tuple(map(int, given["size"])), given["counts"]
+        counts = _unpacked(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a mask of {name} is no run lengths ({error!r}); correct its annotations") from None
+    if stated != size:
+        told = " x ".join(map(str, stated))
+        raise ValueError(
+            f"a mask of {name} has {told} pixels, and the image {size[0]} x {size[1]}; "
+            "correct its annotations"
+        )
+    if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
+        raise ValueError(
+            f"the run lengths of a mask of {name} do not fill the image; correct its annotations"
+        )
+    return {"size": list(size), "counts": counts}
+
+
+def _unpacked(text: str) -> list[int]:
+    """Run lengths from COCO's string: five bits a character, the lowest first, a sixth if more follow; from
+    the fourth on, they are differences to the last but one."""
+    counts: list[int] = []
+    value = bits = 0
+    for character in text:
+        piece = ord(character) - 48
+        value |= (piece & 31) << bits
+        bits += 5
+        if not piece & 32:
+            value -= (piece >> 4 & 1) << bits  # a negative number
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = bits = 0
+    return counts
 
 
 def _of(masks: list[Mask | None], chosen: NDArray[np.bool_]) -> list[Mask | None]:
