@@ -7,12 +7,17 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from by_hand import finish, start
+from fake_cuda import one_of
 from runs import lines_of, scenes_in, write_config
+from test_sync_batch_norm import KERNELS
 
 from dali_views import SampleIndex
 from trainers import cli
@@ -21,8 +26,9 @@ from trainers.detect.model import Detector
 from trainers.detect.targets import loader_to_train, views_of
 from trainers.detect.truth import read_truth
 from trainers.encoders.backbones import build_backbone
-from trainers.engine import checkpoint
+from trainers.engine import checkpoint, ranks
 from trainers.engine.setting import join
+from trainers.methods.networks import SyncBatchNorm, synced_batch_norm
 
 SMALL = [
     "detect.size=48", "detect.longest=64", "detect.shorts=[32,48]", "detect.anchors=[8,16,24,32,48]",
@@ -95,8 +101,8 @@ def test_an_exported_encoder_gives_the_same_detector_and_an_untrained_one_anothe
     assert losses(run / "detect-untrained") != losses(whole)[:2]
 
 
-def test_a_broken_image_costs_that_image(run, tmp_path, capsys):
-    """Found by the index, or by the decoder after the index was made."""
+def test_an_image_that_is_broken_or_absent_costs_that_image(run, tmp_path, capsys):
+    """Found by the index, or by the decoder after the index was made; others have no object."""
     shutil.copytree(run.parent / "images", tmp_path / "images")
     files = [str(run.parent / "instances.json")]
     truth = read_truth(SampleIndex.from_folder(tmp_path / "images", cache=False, progress=False), files)
@@ -108,9 +114,24 @@ def test_a_broken_image_costs_that_image(run, tmp_path, capsys):
         rows = [row for batch in loader for row, _, _ in views_of(batch)]
     assert len(rows) == 64
     assert 3 not in rows
-    assert cli.main(words(run, "--name", "broken", f"data.path={tmp_path / 'images'}")) == 0
-    assert "000003.jpg" in capsys.readouterr().out
-    assert lines_of(run / "broken")[-1]["step"] == 18
+    data = json.loads((run.parent / "instances.json").read_text())
+    data["images"].append({**data["images"][0], "id": 999, "file_name": "gone.jpg"})
+    bare = {each["id"] for each in data["images"][:30]}
+    data["annotations"] = [each for each in data["annotations"] if each["image_id"] not in bare]
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    given = [f"data.path={tmp_path / 'images'}", f"data.instances={tmp_path / 'instances.json'}"]
+    assert cli.main(words(run, "--name", "broken", *given, "detect.steps=17")) == 0
+    told = capsys.readouterr().out
+    assert "000003.jpg" in told
+    assert "gone.jpg: no such file" in told
+    assert lines_of(run / "broken")[-1]["step"] == 17
+
+
+SECTION = cfg.Detect(size=64, longest=64, width=8, rois=16, proposals=32)
+TARGET = {
+    "boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1]),
+    "masks": torch.ones(1, 64, 64, dtype=torch.uint8),
+}  # fmt: skip
 
 
 def detector(section: cfg.Detect, backbone: str = "resnet10", masks: bool = False) -> Detector:
@@ -118,14 +139,12 @@ def detector(section: cfg.Detect, backbone: str = "resnet10", masks: bool = Fals
 
 
 def test_frozen_stages_and_norms_do_not_change():
-    section = cfg.Detect(size=64, longest=64, width=8, rois=16, proposals=32, frozen_stages=1)
+    section = SECTION.model_copy(update={"frozen_stages": 1})
     network = detector(section, masks=True)
     body = network.network.backbone.body
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
-    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
-    target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
-    network([torch.rand(3, 64, 64)] * 2, [target] * 2).backward()
+    network([torch.rand(3, 64, 64)] * 2, [TARGET] * 2).backward()
     assert all(p.grad is not None for p in network.parameters() if p.requires_grad), "ranks wait for each"
     optimizer.step()
     after = body.state_dict()
@@ -135,27 +154,135 @@ def test_frozen_stages_and_norms_do_not_change():
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fixed.modules())
 
 
-def test_mistakes_are_one_sentence(run, tmp_path, capsys):
-    with pytest.raises(ValueError, match="has no stages of falling resolution"):
-        detector(cfg.Detect(), "test_vit")
-    empty = tmp_path / "empty.json"
-    content = json.loads((run.parent / "instances.json").read_text())
-    empty.write_text(json.dumps({**content, "annotations": []}))
-    for told, more in {
-        "none of 58 images has a box": [f"data.instances={empty}"],
-        "needs true boxes": ["data.instances=null"],
-        "there is no file of annotations": ["detect.instances=[nothing.json]"],
-        "does not divide": ["detect.batch=64"],
-        "trained with another model.backbone": ["model.backbone=resnet18"],
-        "has no true boxes; name their file by detect.val_instances": ["detect.val_path=elsewhere"],
-        "detect.longest 40 is below": ["detect.longest=40"],
+MISTAKES = {
+    "needs true boxes": ["data.instances=null"],
+    "there is no file of annotations": ["detect.instances=[nothing.json]"],
+    "batch": ["detect.batch=64"],
+    "trained with another model.backbone": ["model.backbone=resnet18"],
+    "has no true boxes; name their file by detect.val_instances": ["detect.val_path=elsewhere"],
+    "detect.longest 40 is below": ["detect.longest=40"],
+}
+
+
+@pytest.mark.parametrize("told", MISTAKES)
+def test_a_mistake_is_one_sentence(run, told, capsys):
+    assert cli.main(words(run, "--name", "wrong", *MISTAKES[told])) == 2
+    assert told in capsys.readouterr().err
+
+
+TINY = {"size": [3, 3], "counts": [9]}
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "none of 58 images has a box to train on; check data.instances": lambda data: data["annotations"].clear(),
+    "1 is of the category 99, which is not listed": lambda data: data["annotations"][0].update(
+        category_id=99
+    ),
+    "the id 1 stands twice": lambda data: data["categories"].append({"id": 1, "name": "again"}),
+    "stands 2 times; remove the others": lambda data: data["categories"].append(
+        {"id": 99, "name": data["categories"][0]["name"]}
+    ),
+    "has 3 x 3 pixels, and the image 48 x 48; correct": lambda data: data["annotations"][0].update(
+        segmentation=TINY
+    ),
+    "None of the 64 files": lambda data: [e.update(file_name="x" + e["file_name"]) for e in data["images"]],
+    "is not a COCO instances file (KeyError('images')": lambda data: data.pop("images"),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_wrong_annotations_are_one_sentence(run, told, tmp_path, capsys):
+    data = json.loads((run.parent / "instances.json").read_text())
+    WRONG[told](data)
+    (tmp_path / "wrong.json").write_text(json.dumps(data))
+    assert cli.main(words(run, "--name", "wrong", f"data.instances={tmp_path / 'wrong.json'}")) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_wrong_test_images_and_files_are_one_sentence(run, tmp_path, capsys):
+    text = (run.parent / "instances.json").read_text()
+    others = [{"id": each["id"], "name": f"other {each['name']}"} for each in json.loads(text)["categories"]]
+    (tmp_path / "none.json").write_text(json.dumps({**json.loads(text), "annotations": []}))
+    (tmp_path / "others.json").write_text(json.dumps({**json.loads(text), "categories": others}))
+    (tmp_path / "cut.json").write_text(text[:300])
+    for name, told in {
+        "none": "none of 64 test images has a box to find; check detect.val_instances",
+        "others": "has other categories than the training images, such as",
+        "cut": "is not a COCO instances file (JSONDecodeError",
     }.items():
-        assert cli.main(words(run, "--name", "wrong", *more)) == 2, told
-        error = capsys.readouterr().err
-        assert told in error or (told == "does not divide" and "do not fill" in error), error
+        assert cli.main(words(run, "--name", "wrong", f"detect.val_instances=[{tmp_path / name}.json]")) == 2
+        assert told in capsys.readouterr().err
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     assert cli.main(words(tmp_path / "x.safetensors")) == 2
     assert "export the encoder again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", ["test_vit", "test_convnext"])
+def test_an_encoder_without_stages_is_named(encoder):
+    with pytest.raises(ValueError, match=r"has no stages of falling resolution .* needs a ResNet"):
+        detector(cfg.Detect(), encoder)
+
+
+def test_half_precision_computes_in_it_and_learns_in_full(run, whole):
+    assert cli.main(words(run, "--name", "half", "run.amp=bf16", "detect.steps=3")) == 0
+    first, expected = (losses(folder)[0][1] for folder in (run / "half", whole))
+    assert first != expected
+    assert first == pytest.approx(expected, rel=0.02), "before the first step, they differ by rounding"
+    setting = replace(join(CONFIG), precision=torch.bfloat16)
+    network = Detector(build_backbone("resnet10"), 3, SECTION, True, setting)
+    seen = []
+    network.network.backbone.body.layer2.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    network.network.rpn.anchor_generator.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
+    loss = network([torch.rand(3, 64, 64)], [TARGET])
+    loss.backward()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert {loss.dtype, *(p.grad.dtype for p in network.parameters())} == {torch.float32}
+    found = network.eval()([torch.rand(3, 64, 64)])[0]
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32, "bfloat16 rounds 1,000 pixels by 4"
+
+
+def test_batch_norm_is_over_all_gpus_or_over_those_of_each_process(monkeypatch):
+    monkeypatch.setattr(Detector, "to", lambda self, *_, **__: self)  # there is no GPU
+    setting = replace(join(CONFIG), device=torch.device("cuda"))
+    for norm, kind in {"sync": SyncBatchNorm, "batch": torch.nn.BatchNorm2d}.items():
+        with one_of(2):
+            network = Detector(
+                build_backbone("resnet10"), 3, SECTION.model_copy(update={"norm": norm}), False, setting
+            )
+        norms = [
+            part for part in network.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        ]
+        assert {type(part) for part in norms} == {kind}
+        assert sum(part in list(network.network.backbone.fpn.modules()) for part in norms) == 8
+
+
+def statistics(rank: int, world: int, folder: str) -> int:
+    """Running statistics after two images in training mode, shared among the ranks, into a file."""
+    device = ranks.init("cpu")
+    kernels = torch.library.Library("aten", "IMPL")
+    for name, kernel in KERNELS.items() if world > 1 else ():
+        kernels.impl(name, kernel, "CPU")
+    torch.manual_seed(0)
+    network = Detector(build_backbone("resnet10"), 3, SECTION, True, replace(join(CONFIG), device=device))
+    network.network = synced_batch_norm(network.network)
+    images = list(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    network(images[rank::world], [TARGET] * (2 // world)).backward()
+    found = {name: value for name, value in network.state_dict().items() if "running" in name}
+    torch.save(found, f"{folder}/{world}-{rank}.pt")
+    ranks.cleanup()
+    return 0
+
+
+@pytest.mark.slow
+def test_statistics_of_two_ranks_are_those_of_one_with_the_images_of_both(tmp_path):
+    for world in (1, 2):
+        logs = tmp_path / f"logs-{world}"
+        assert (
+            finish(start(world, logs, statistics, lambda rank, w=world: (rank, w, str(tmp_path))), 120)
+            == [0] * world
+        ), (logs / "0.log").read_text()
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    torch.testing.assert_close(first, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(second, first)
+    assert any("fpn" in name for name in alone)
 
 
 @pytest.mark.slow

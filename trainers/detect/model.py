@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
     In training it gives the loss of images and targets, as `targets_of` makes them; otherwise detections:
     boxes (m, 4) in pixels of the view, labels (m,), scores (m,) in falling order, and masks (m, 1, 28, 28)
-    within the boxes.
+    within the boxes. Boxes and scores are float32.
 
     Raises:
         ValueError: the encoder has no stages.
@@ -62,7 +62,7 @@ class Detector(nn.Module):
         sides = tuple((side,) for side in section.anchors)
         # Heads as torchvision and detectron2 have them, where a width of 256 is the default.
         options: dict[str, Any] = {
-            "rpn_anchor_generator": AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides)),
+            "rpn_anchor_generator": _Anchors(sides, ((0.5, 1.0, 2.0),) * len(sides)),
             "rpn_post_nms_top_n_train": section.proposals, "rpn_post_nms_top_n_test": section.proposals,
             "box_batch_size_per_image": section.rois, "box_head": TwoMLPHead(width * _CELLS**2, deep),
             "box_predictor": FastRCNNPredictor(deep, classes + 1),
@@ -72,6 +72,8 @@ class Detector(nn.Module):
             options["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)
         self.network: Any = (MaskRCNN if masks else FasterRCNN)(body, **options)
         self.network.transform = _Ready()
+        for head in (self.network.rpn.head, self.network.roi_heads.box_predictor):
+            head.register_forward_hook(_in_full)
         # The poolers note the stages' scales when they first see an image; these should not depend on which.
         self.network.eval()
         with torch.no_grad():
@@ -85,6 +87,18 @@ class Detector(nn.Module):
         with self.setting.autocast():
             found = self.network(images, targets)
         return sum(loss.float() for loss in found.values()) if self.training else found
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """In full precision, whatever the network computes in: bfloat16 rounds 1,000 pixels by 4."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> Any:
+        return super().forward(image_list, [each[:, :1].float() for each in feature_maps])
+
+
+def _in_full(_: nn.Module, __: Any, out: Any) -> tuple[Any, ...]:
+    """A head's scores and changes of boxes, also in lists by stage; boxes would take over their precision."""
+    return tuple([one.float() for one in part] if isinstance(part, list) else part.float() for part in out)
 
 
 class _Ready(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
