@@ -5,7 +5,9 @@ python tests/bench/detection_loader.py IMAGES INSTANCES --size 800 --passes 3 --
 Both give whole images with a short side of `--size` (at most 1,333 pixels long), flipped at random and
 normalised, with their boxes and, if the file has them, masks. torchvision's is its reference: CocoDetection,
 transforms v2 and a DataLoader with as many workers as ours has threads. Each runs in a process of its own, in
-turns; both resize with antialiasing. Memory is the peak of the process, and of its largest worker.
+turns; both resize with antialiasing. Memory is the greatest of the process and its workers together, where
+pages that they share count once, over the first pass, which no rate is taken of. A turn that takes longer
+than `--limit` seconds is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -57,24 +59,30 @@ def reference(args: argparse.Namespace) -> Iterator[Iterator[int]]:
     loader = torch.utils.data.DataLoader(
         wrap_dataset_for_transforms_v2(data, target_keys=keys), args.batch, shuffle=True, drop_last=True,
         num_workers=args.threads, collate_fn=lambda rows: tuple(zip(*rows, strict=True)),
-        persistent_workers=True, multiprocessing_context="fork",
+        persistent_workers=True, multiprocessing_context="fork", timeout=args.limit,
     )  # fmt: skip
     for _ in range(args.passes):
         yield (len(images) for images, _ in loader)
 
 
 def measured(name: str, args: argparse.Namespace, answer: Any) -> None:
-    """Rate of every pass after the first, and peak memory in bytes."""
+    """Rate of every pass after the first, and memory in bytes in the first."""
     torch.set_num_threads(1)
-    rates = []
+    rates, most = [], 0
     for images in globals()[name](args):
-        began = time.perf_counter()
-        rates.append(sum(images) / (time.perf_counter() - began))
-    own, workers = (
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    del images
-    answer.send((rates[1:], own * 1024, workers * 1024))
+        began, count = time.perf_counter(), 0
+        for more in images:
+            count += more
+            most = max(most, 0 if rates else used())
+        rates.append(count / (time.perf_counter() - began))
+    answer.send((rates[1:], most))
+
+
+def used() -> int:
+    """Bytes of memory of this process and its workers."""
+    pids = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def main() -> None:
@@ -86,6 +94,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=300)
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     found: dict[str, list[Any]] = {"ours": [], "reference": []}
@@ -94,14 +103,17 @@ def main() -> None:
         process = context.Process(target=measured, args=(name, args, there))
         process.start()
         there.close()  # so that a process that fails ends the wait for it
-        found[name].append(here.recv())
-        process.join()
+        answered = here.poll(args.limit)
+        if answered:
+            found[name].append(here.recv())
+            process.join(10)
+        process.kill()  # its workers end when they miss it
+        if not answered:
+            raise SystemExit(f"{name}: no result within {args.limit} s; raise --limit or take fewer images")
     for name, turns in found.items():
-        rates = [rate for each, _, _ in turns for rate in each]
-        told = ", ".join(f"{rate:.1f}" for rate in rates)
-        own, child = (max(turn[i] for turn in turns) / 1e6 for i in (1, 2))
-        workers = f" and {args.threads} workers of {child:.0f}" if name == "reference" else ""
-        print(f"{name}: median {statistics.median(rates):.1f} images/s ({told}); {own:.0f} MB{workers}")
+        rates = [rate for each, _ in turns for rate in each]
+        told, most = ", ".join(f"{rate:.1f}" for rate in rates), max(each for _, each in turns) / 1e6
+        print(f"{name}: median {statistics.median(rates):.1f} images/s ({told}); {most:.0f} MB")
 
 
 if __name__ == "__main__":
