@@ -85,7 +85,7 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("run.out=7", "run.out should be a valid string, not 7"),
         ("optim.lr='0.1'", "optim.lr should be a valid number, not '0.1'"),
         ("optim.lr=-1", "optim.lr should be greater than 0, not -1"),
-        ("run.device=cuda", "run.device should be 'auto', 'gpu' or 'cpu', not 'cuda'"),
+        ("run.device=tpu", "run.device should be 'auto', 'gpu' or 'cpu', not 'tpu'"),
         ("run=3", "run should be a section with keys, not 3"),
         ("views.scale=[0.2,2]", "views.scale should be two shares"),
         ("views.scale=[0.2]", "views.scale.1 is missing"),

@@ -189,5 +189,5 @@ def test_processes_that_do_not_divide_the_batch_are_told_so(monkeypatch: pytest.
     ):
         training_loader(setting, config.views, index, RegionTable(16))
     few = index.subset(np.arange(16) < 12)
-    with pytest.raises(ValueError, match="12 images do not fill one step of 16"):
+    with pytest.raises(ValueError, match=r"12 images to train on cannot fill optim\.batch 16"):
         training_loader(replace(setting, parts=2), config.views, few, RegionTable(12))

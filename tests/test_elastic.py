@@ -97,7 +97,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_at_one_step(scenes, tmp_path
     assert codes == [os.EX_TEMPFAIL, os.EX_TEMPFAIL]
     step = checkpoint.load(tmp_path / "run")["step"]
     assert step == curve(tmp_path)[-1][0] <= 1 + 50
-    assert f"stopped and saved; continue with --resume after {step} steps" in (tmp_path / "0.log").read_text()
+    assert f"stopped after {step} steps and saved; --resume continues it" in (tmp_path / "0.log").read_text()
 
 
 @pytest.mark.slow

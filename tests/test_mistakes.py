@@ -35,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"data: {{kind: folder, path: {folder}/photos, val_share: 0}}\nmodel: {{backbone: resnet18}}\n"
     )
     (folder / "bad.yaml").write_text("run: {out: a\n")
+    (folder / "low.yaml").write_text("base: config.yaml\nviews: {size: 0}\n")
     (folder / "norun").mkdir()
     (folder / "circle").symlink_to("circle")
     return folder
@@ -83,11 +84,25 @@ TRAINER = [
     (["pretrain", "nothing.yaml"], "nothing.yaml"),
     (["pretrain", "bad.yaml"], "bad.yaml"),
     (["pretrain", "config.yaml", "optim.learning_rat=1"], "optim.learning_rat"),
+    (["pretrain", "config.yaml", "optim.momentun=0.9"], "did you mean optim.momentum? (on the command line)"),
+    (
+        ["pretrain", "config.yaml", "optim.colour=red"],
+        "optim.colour is not a known key; valid here: optim.batch",
+    ),
+    (["test", "config.yaml"], "there is no 'test', but pretrain"),
+    (["pretrain", "config.yaml", "views.size=0"], "equal to 1, not 0 (on the command line)"),
+    (["pretrain", "low.yaml", "optim.lr=1"], "equal to 1, not 0 (in low.yaml)"),
+    (["pretrain", "config.yaml", "views.partner=add"], "(in config.yaml and on the command line)"),
+    (["export", "norun", "encoder.pth"], "name it encoder.safetensors"),
+    (["demo", "scenes", "run.evaluate_every=0"], "run.evaluate_every 0 measures nothing"),
     (["pretrain", "config.yaml", "optim.lr=fast"], "optim.lr"),
     (["pretrain", "config.yaml", "optim.lr=1e39"], "optim.lr should be less than or equal to 1"),
     (["pretrain", "config.yaml", "optim.lr=1e38", "optim.batch=1024"], "lower optim.lr"),
     (["pretrain", "config.yaml", "data.path=nowhere"], "nowhere"),
-    (["pretrain", "config.yaml", "optim.batch=100"], "fill one global batch of 100"),
+    (
+        ["pretrain", "config.yaml", "optim.batch=100"],
+        "6 images to train on cannot fill optim.batch 100",
+    ),
     (["pretrain", "config.yaml", "model.backbone=resnet19"], "resnet19"),
     (["pretrain", "config.yaml", "method.name=simcrl"], "simcrl"),
     (["pretrain", "config.yaml", "guide.name=saliancy"], "saliancy"),
@@ -146,8 +161,10 @@ def test_a_gpu_that_is_not_there_is_named_with_the_mend(place, monkeypatch, caps
     monkeypatch.chdir(place)
     assert loader_cli.main(["show", "photos", "--device", "gpu"]) == 2
     assert "cpu" in told(capsys)
-    assert trainer_cli.main(["pretrain", "config.yaml", "run.device=gpu"]) == 2
-    assert "cpu" in told(capsys)
+    for device in ("gpu", "cuda"):
+        assert trainer_cli.main(["pretrain", "config.yaml", f"run.device={device}"]) == 2
+        assert "there is no GPU" in (sentence := told(capsys))
+        assert "set run.device=cpu" in sentence
 
 
 def test_a_full_memory_of_the_gpu_says_what_to_lower(place, monkeypatch, capsys):

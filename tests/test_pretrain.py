@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from runs import curve, once, scenes_in, signalled, write_config
 
 from dali_views import SampleIndex
+from dali_views.system import progress
 from trainers import cli
 from trainers.config import ContrastiveCrop
 from trainers.config import file as config_file
@@ -72,7 +74,7 @@ def test_a_signal_saves_and_ends_the_run(scenes, tmp_path, capsys, number, code)
     file = write_config(tmp_path, scenes, run={"epochs": 500, "checkpoint_every": 0})
     with signalled(number, tmp_path / "run", 4):
         assert cli.main(["pretrain", str(file)]) == code
-    assert "continue with --resume" in capsys.readouterr().out
+    assert "and saved; --resume continues it" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "run")["step"] == curve(tmp_path)[-1][0] >= 4
 
 
@@ -84,7 +86,8 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_confi
     assert cli.main(words) == 2
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--resume", "optim.lr=0.2", "method.temperature=0.3"]) == 2
-    assert "method.temperature, optim.lr" in capsys.readouterr().err
+    told = "begun with method.temperature 0.2 and not 0.3, optim.lr 0.1 and not 0.2; continue it with these"
+    assert told in capsys.readouterr().err
     # These train nothing else.
     free = ["localise.map=principal", "data.cache_dir=elsewhere", "data.cache_gb=7"]
     assert cli.main([*words, "--resume", *free]) == 0
@@ -140,6 +143,25 @@ def test_a_run_that_diverges_between_two_lines_of_its_log_leaves_no_checkpoint_o
     with pytest.raises(FloatingPointError, match=told):
         pretrain(config_file.load(file))
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_run_is_continued_by_its_folder_and_a_refusal_tells_both_values(
+    scenes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    file, run = write_config(tmp_path, scenes), str(tmp_path / "run")
+    assert cli.main(["pretrain", str(file), "run.max_steps=1"]) == 0
+    captured = capsys.readouterr()
+    assert "stopped after 1 step and saved; --resume continues it" in captured.out
+    assert re.search(r"^step 1 of 1, (.*, )?0:\d\d:\d\d so far, 0:00:00 left$", captured.err, re.MULTILINE)
+    assert "\r" not in captured.err, "no bar in a log"
+    assert cli.main(["pretrain", run]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert cli.main(["pretrain", run, "--resume", "optim.lr=0.3"]) == 2
+    assert "was begun with optim.lr 0.1 and not 0.3; continue it with" in capsys.readouterr().err
+    assert cli.main(["pretrain", run, "--resume", "run.max_steps=2"]) == 0
+    assert cli.main(["pretrain", f"{run}/last.pt", "--resume", "run.max_steps=null"]) == 0
+    assert "finished after 9 steps" in capsys.readouterr().out
 
 
 def test_a_run_may_be_continued_in_another_precision(scenes, tmp_path):

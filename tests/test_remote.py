@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -217,3 +220,30 @@ def test_a_missing_package_and_wrong_settings_are_told(bucket, monkeypatch):
         monkeypatch.setenv("DALI_VIEWS_RETRY_SECONDS", seconds)
         with pytest.raises(ValueError, match="is no number of seconds"):
             opened(bucket)
+
+
+class _Metadata(BaseHTTPRequestHandler):
+    """A proxy through which Google's metadata server is unknown by its name and denied by its number."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        if "169.254" in self.path:
+            self.send_error(403)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_bucket_of_google_without_credentials_is_told_at_once(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Metadata) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in [name for name in os.environ if name.lower().endswith("_proxy") or "GOOGLE" in name]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HOME", "/nonexistent")  # no credentials of the user's own
+        with pytest.raises(SourceGoneError, match=r"403 Forbidden.*GOOGLE_APPLICATION_CREDENTIALS"):
+            bucket_of("gs://somewhere")[0].entries()
+        server.shutdown()
+    assert len(server.asked) == 2, "once by name, once by number"

@@ -69,7 +69,7 @@ def test_a_job_saves_when_its_time_is_up_is_requeued_and_goes_on_to_the_end(tmp_
     assert job.returncode == 1, output
     step = checkpoint.load(tmp_path / "run")["step"]
     assert (tmp_path / "requeued").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n", output
-    assert f"stopped and saved; continue with --resume after {step} steps" in output
+    assert f"stopped after {step} steps and saved; --resume continues it" in output
     assert 2 <= step < 150
 
     (tmp_path / "tasks").unlink()

@@ -76,7 +76,7 @@ def test_a_run_starts_at_the_knn_of_the_run_whose_weights_it_takes(first, second
         config_in(now.parent, scenes, second, f"model.weights={source}", f"run.max_steps={steps}")
         for steps in (1, 2)
     )
-    assert pretrain(begin).scores["untrained"]["knn_top1"] == end
+    assert pretrain(begin).scores["given weights"]["knn_top1"] == end
     assert cli.main(["knn", str(now), "--encoder", "untrained"]) == 0
     assert f"top-1 {end:.2%}" in capsys.readouterr().out
     shutil.rmtree(past)  # a run that has begun needs them no more

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dali_views.system.files import append_line
-from dali_views.tools.command_line import Answer, Parser, carry_out
+from dali_views.tools.command_line import Answer, Parser, carry_out, counted
 
 from . import bench, compare, demo
 from . import config as cfg
@@ -26,7 +26,7 @@ from .data import open_data
 from .detect import command as detect
 from .encoders.backbones import Backbone
 from .encoders.frozen import frozen_encoder
-from .engine import interrupt, ranks
+from .engine import checkpoint, interrupt, ranks
 from .engine.setting import join
 from .evaluate.classifiers import finetune, linear_probe
 from .evaluate.evaluator import map_scores, seen_maps
@@ -36,7 +36,7 @@ from .export import export as export_encoder
 from .guides.encoder_maps import EncoderMaps
 from .methods import Method
 from .pretrain import pretrain as train
-from .report import EVALUATIONS
+from .report import CONFIG, EVALUATIONS
 from .report import page as run_page
 from .report.report import table
 from .saved_run import KINDS, encoder_of, load_run, method_with
@@ -90,11 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(args: argparse.Namespace) -> Answer:
     files = [word for word in args.config if "=" not in word]
-    changes = [word for word in args.config if "=" in word]
-    config = config_file.load(files, [*changes, *args.overrides])
+    changes = [*(word for word in args.config if "=" in word), *args.overrides]
+    config = _of_run(files, changes) or config_file.load(files, changes)
     result = train(config, resume=args.resume)
-    state = "finished" if result.finished else "stopped and saved; continue with --resume"
-    text = f"{config.run.out}: {state} after {result.step} steps"
+    steps = counted(result.step, "step")
+    if result.finished:
+        text = f"{config.run.out}: finished after {steps}"
+    else:
+        text = f"{config.run.out}: stopped after {steps} and saved; --resume continues it"
     if result.scores:
         text = f"{table(result.scores)}\n{text}"
     stopped = not result.finished and result.step != config.run.max_steps
@@ -104,6 +107,16 @@ def _pretrain(args: argparse.Namespace) -> Answer:
     elif stopped and result.ctrl_c:  # so that a shell does not go on to its next command
         code = 128 + signal.SIGINT
     return Answer({"run": config.run.out, **asdict(result)}, text, code)
+
+
+def _of_run(files: Sequence[str], changes: Sequence[str]) -> cfg.Config | None:
+    """The configuration of a run that is named, in place of files, by its folder or its last.pt."""
+    if len(files) != 1:
+        return None
+    folder = Path(files[0]).parent if Path(files[0]).name == checkpoint.LAST else Path(files[0])
+    if not (folder / CONFIG).is_file():
+        return None
+    return config_file.load(folder / CONFIG, [f"run.out={json.dumps(str(folder))}", *changes])
 
 
 def _report(args: argparse.Namespace) -> Answer:
@@ -260,7 +273,7 @@ def _parser() -> Parser:
 
     bench.add(of["bench"])
     detect.add(of["detect"])
-    told = "YAML files, merged in order; configs/... are in the package"
+    told = "YAML files, merged in order (configs/... are in the package), or the folder of a run to --resume"
     of["pretrain"].add_argument("config", nargs="+", help=told)
     told = "YAML files (+ joins those of one), and key=value for all"
     of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=told)

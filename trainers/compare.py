@@ -27,7 +27,7 @@ from dali_views import RegionTable
 from dali_views.graph.build import default_threads
 from dali_views.system.files import append_line, atomic_write
 from dali_views.system.machine import machine
-from dali_views.tools.command_line import MISTAKE, Answer
+from dali_views.tools.command_line import MISTAKE, Answer, counted
 
 from . import config as cfg
 from .compare_table import LOCALISED, Row, Run, table
@@ -125,7 +125,7 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
     folder, how, size = Path(config.run.out), config.localise, config.views.size
     cut = f" cut at {config.run.max_steps} steps" if config.run.max_steps else ""
     budget = (
-        f"{config.run.epochs} epochs{cut}, batch {config.optim.batch}, {config.model.backbone} "
+        f"{counted(config.run.epochs, 'epoch')}{cut}, batch {config.optim.batch}, {config.model.backbone} "
         f"at {size} pixels, {config.data.kind} {config.data.path}"
     )
     reading = f"{how.map} of {how.layer or 'the last stage'} at {how.size or size} pixels"

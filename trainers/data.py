@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dali_views import Batch, RegionTable, SampleIndex, View, ViewLoader, recipes
+from dali_views.tools.command_line import counted
 
 from . import config as cfg
 from .engine import ranks
@@ -212,8 +213,9 @@ def training_loader(
             f"method.split_bn {split_bn} does not divide the {each} samples of each of {ranks.world()} "
             "processes; choose a divisor, or another number of processes"
         )
-    if setting.parts > 1 and len(index) < setting.batch:
-        raise ValueError(f"{len(index)} images do not fill one step of {setting.batch}; lower optim.batch")
+    if len(index) < setting.batch:
+        images = counted(len(index), "image")
+        raise ValueError(f"{images} to train on cannot fill optim.batch {setting.batch}; lower optim.batch")
     return ViewLoader(index, training_views(views), each, regions=regions, **loader_options(setting, views))
 
 

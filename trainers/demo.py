@@ -59,7 +59,10 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> dict[st
             f"{own[0]}: the demo has scenes and folders of its own; use pretrain with configs/demo.yaml"
         )
     # Mistakes are found before scenes are made and an earlier demo's runs are deleted.
-    if isinstance(config_file.load(CONFIG, changes).box_guide, cfg.NoGuide):
+    config = config_file.load(CONFIG, changes)
+    if not config.run.evaluate_every:
+        raise ValueError("run.evaluate_every 0 measures nothing, but the demo compares; leave it out")
+    if isinstance(config.box_guide, cfg.NoGuide):
         raise ValueError("guide.name none guides nothing, but the demo compares guided with random crops")
     for name, difference in _ARMS.items():
         config_file.load(CONFIG, [*changes, *difference])

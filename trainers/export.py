@@ -46,9 +46,12 @@ def export(run: Path, out: Path, format: Library = "torchvision") -> Exported:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the network does not exist in this library, or timm is not installed.
+        ValueError: `out` does not end in .safetensors, the network does not exist in this library, or timm
+            is not installed.
         RuntimeError: as by `write`.
     """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} would hold safetensors; name it {out.with_suffix('.safetensors')}")
     _, config, saved = load_run(run)
     encoder = encoder_of(config, saved, "trained", torch.device("cpu"))
     # A backbone keeps its library's class.

@@ -130,7 +130,8 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
             if regions.writes.any() or guide.passes:  # a pass that wrote no box is worth a line, too
                 report.guide(regions, empty, 0, step)
             if config.run.evaluate_every:
-                result.scores["untrained"] = report.scores(evaluator.run(), 0, step)
+                first = "untrained" if config.model.weights is None else "given weights"
+                result.scores[first] = report.scores(evaluator.run(), 0, step)
             release_memory(setting.kind)
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):
@@ -244,10 +245,15 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         changed = config_file.differences(config_file.parse(saved["config"]), config)
         # These do not change what is trained: device, threads, evaluations, caches.
         free = ("run.", "localise.", "knn.", "probe.", "finetune.", "data.cache_")
-        fixed = [key for key in changed if not key.startswith(free) or key in ("run.seed", "run.epochs")]
-        if fixed:
+        told = [
+            f"{key} {old} and not {new}"
+            for key, (old, new) in changed.items()
+            if not key.startswith(free) or key in ("run.seed", "run.epochs")
+        ]
+        if told:
             raise ValueError(
-                f"the run in {folder} was begun with another {', '.join(fixed)}; it cannot be continued so"
+                f"the run in {folder} was begun with {', '.join(told)}; continue it with these values, or "
+                "choose another run.out"
             )
     if ranks.is_main():
         for name in (CONFIG, INDEX, METRICS):

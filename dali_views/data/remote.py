@@ -82,6 +82,16 @@ class Entry(NamedTuple):
     version: int  # 63 bits of a hash of its ETag, else of its modification time; 0 if the store has neither
 
 
+# Answers that no patience changes.
+_DENIED = re.compile(r"code: (?!408|429)[34]|redirect|169\.254\.169\.254|metadata\.google")
+
+
+def _settings(url: str) -> str:
+    if url.startswith("gs:"):
+        return "GOOGLE_APPLICATION_CREDENTIALS (a public bucket: GOOGLE_SKIP_SIGNATURE=true)"
+    return "AWS_REGION"
+
+
 class Bucket:
     """One bucket or server. All methods raise:
 
@@ -99,6 +109,7 @@ class Bucket:
         self._seconds = float(told)
         self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
         self._gone = False
+        self._answered = False
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """All objects below a folder ("" for the whole bucket), named relative to it and sorted by name.
@@ -173,13 +184,27 @@ class Bucket:
 
     def _ask(self, ask: Callable[[Any], T], key: str = "") -> T:
         try:
-            answer = ask(self._impatient if self._gone else self._patient)
+            answer = self._first(ask) if not (self._answered or self._gone) else None
+            if answer is None:
+                answer = ask(self._impatient if self._gone else self._patient)
         except Exception as error:  # the classes of obstore have no useful base
             meant = self._meaning(error, key)
             self._gone = isinstance(meant, SourceGoneError)
             raise meant from None
-        self._gone = False
+        self._answered, self._gone = True, False
         return answer
+
+    def _first(self, ask: Callable[[Any], T]) -> T | None:
+        """The answer to the first request; None if it is worth waiting for.
+
+        Without credentials obstore asks Google's metadata server for some, as patiently as for an object.
+        """
+        try:
+            return ask(self._impatient)
+        except Exception as error:
+            if _DENIED.search(str(error)):
+                raise
+        return None
 
     def _meaning(self, error: Exception, key: str) -> OSError:
         """What an error of obstore means to the reader of an object."""
@@ -193,8 +218,8 @@ class Bucket:
             return OSError(f"its name cannot be used ({cause})")
         if "416 Range" in cause:
             return OSError("it is shorter than it was when it was indexed")
-        if re.search(r"code: (?!408|429)[34]|redirect|169\.254\.169\.254|metadata\.google", words):
-            told = f"may not be read ({cause}); check its name, the credentials and AWS_REGION."
+        if _DENIED.search(words):
+            told = f"may not be read ({cause}); check its name, the credentials and {_settings(self.url)}."
         else:
             told = f"did not answer for {self._seconds:g} s ({cause}); check the network and the endpoint."
         return SourceGoneError(f"{self.url} {told}")

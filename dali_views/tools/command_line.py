@@ -23,6 +23,9 @@ from ..system.machine import full_memory
 MISTAKE = 2
 """Exit code of a mistake that the user can fix."""
 
+NEAR = 0.7
+"""How alike two words must be, as of `difflib`, before one is taken for a misspelling of the other."""
+
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose a folder on another disk",
     errno.EDQUOT: "free some space or choose a folder on another disk",
@@ -40,6 +43,11 @@ _REMEDIES = {
 }
 """What to do about errors of the system, by number."""
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+def counted(number: int, word: str) -> str:
+    """ "1 epoch", "2 epochs"."""
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         """Ends the process with a sentence; for an unknown word it names the nearest known one."""
         if choice := _CHOICE.search(message):
             known = [word.strip(" '") for word in choice[2].split(",")]
-            near = difflib.get_close_matches(choice[1], known, 1)
+            near = difflib.get_close_matches(choice[1], known, 1, NEAR)
             remedy = f"; did you mean {near[0]}?" if near else f", but {', '.join(known)}"
             message = f"{message[: choice.start()]}there is no {choice[1]!r}{remedy}"
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError, model_validator
+
+from dali_views.tools.command_line import NEAR
 
 from .detect import Detect
 from .guides import (
@@ -132,8 +134,12 @@ DEFAULTS: dict[str, str] = {section: Config.model_fields[section].default.name f
 """The `name` that a section without one has."""
 
 
-def check(tree: dict[str, Any], source: str) -> Config:
-    """The configuration of plain values; a ConfigError names what is wrong, and the source."""
+def check(tree: dict[str, Any], source: str, given: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of plain values; a ConfigError names what is wrong, and the source.
+
+    Args:
+        given: the part of the values that the command line has given, not the source.
+    """
     for section in CHOICES:
         if isinstance(tree.get(section), dict):
             tree[section] = {"name": DEFAULTS[section], **tree[section]}
@@ -145,7 +151,9 @@ def check(tree: dict[str, Any], source: str) -> Config:
     except TypeError:
         raise ConfigError(f"a key is a list or a section instead of a word (in {source})") from None
     except ValidationError as error:
-        raise ConfigError(f"{_explain(error, tree)} (in {source})") from None
+        first, place = _first(error)
+        where = _source(place, source, given or {})
+        raise ConfigError(f"{_explain(first, place, tree)} ({where})") from None
 
 
 def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
@@ -159,12 +167,30 @@ def _in_epochs(guide: Mapping[str, Any], epochs: Any) -> dict[str, Any]:
     return changed
 
 
-def _explain(error: ValidationError, tree: Mapping[str, Any]) -> str:
-    """One sentence on one error; a misspelt key goes first, for it is the cause of a missing one."""
+def _first(error: ValidationError) -> tuple[Any, list[str]]:
+    """One error and its place; a misspelt key goes first, for it is the cause of a missing one."""
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
-    kind, place = first["type"], [str(part) for part in first["loc"]]
+    place = [str(part) for part in first["loc"]]
     if place and place[0] in CHOICES:
         del place[1:2]  # pydantic inserts the chosen name
+    return first, place
+
+
+def _source(place: Sequence[str], source: str, given: Mapping[str, Any]) -> str:
+    """Where a value came from: a file, or the command line; both, if several values do not fit each other."""
+    value: Any = given
+    for part in place:
+        if not isinstance(value, Mapping) or part not in value:
+            return f"in {source}"
+        value = value[part]
+    if not isinstance(value, Mapping):
+        return "on the command line"
+    return f"in {source} and on the command line" if value else f"in {source}"
+
+
+def _explain(first: Mapping[str, Any], place: Sequence[str], tree: Mapping[str, Any]) -> str:
+    """One sentence on an error."""
+    kind = first["type"]
     key, value = ".".join(place), f"{first['input']!r:.200}"
     match kind:
         case "json_invalid":
@@ -192,5 +218,6 @@ def _nearest(key: str, tree: Mapping[str, Any]) -> str:
     above, _, last = key.rpartition(".")
     beside = [each for each in [*sections, *keys] if each.rpartition(".")[0] == above]
     same = [each for each in [*beside, *keys] if each.rpartition(".")[2] == _ELSEWHERE.get(last, last)]
-    near = same or difflib.get_close_matches(key, beside, n=1)
+    names = {each.rpartition(".")[2]: each for each in beside}  # the section before them is equal anyway
+    near = same or [names[name] for name in difflib.get_close_matches(last, names, 1, NEAR)]
     return f"did you mean {near[0]}?" if near else f"valid here: {', '.join(beside) or 'nothing'}"

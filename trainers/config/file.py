@@ -46,12 +46,13 @@ def load(files: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()
     tree: dict[str, Any] = {}
     for path in paths:
         tree = _merge(tree, _read(_found(path), ()))
-    tree = _merge(tree, _parse_overrides(overrides))
+    changes = _parse_overrides(overrides)
+    tree = _merge(tree, changes)
     if isinstance(run := tree.setdefault("run", {}), dict):
         first = paths[0].parts[paths[0].parts.index("configs") + 1 :] if "configs" in paths[0].parts else ()
         name = Path(*first or (paths[0].name,)).with_suffix("")
         run.setdefault("out", "-".join([f"runs/{name}", *(path.stem for path in paths[1:])]))
-    return check(tree, "+".join(map(str, paths)))
+    return check(tree, "+".join(map(str, paths)), changes)
 
 
 def override(
@@ -65,7 +66,8 @@ def override(
     tree = config.model_dump(mode="json") | dict(afresh or {})
     for file in files:
         tree = _merge(tree, _read(_found(Path(file)), ()))
-    return check(_merge(tree, _parse_overrides(overrides)), "+".join([*map(str, files), "the overrides"]))
+    given = _parse_overrides(overrides)
+    return check(_merge(tree, given), "+".join(map(str, files)) or "the run's configuration", given)
 
 
 def parse(text: str) -> Config:
@@ -82,10 +84,11 @@ def dump(config: Config) -> str:
     return text.getvalue()
 
 
-def differences(one: Config, other: Config) -> list[str]:
-    """Dotted keys in which two configurations differ."""
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configurations differ, in order, with the values of both (None: has none)."""
     flat = [_flat(config.model_dump(mode="json")) for config in (one, other)]
-    return sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
+    values = {key: (flat[0].get(key), flat[1].get(key)) for key in sorted(flat[0].keys() | flat[1].keys())}
+    return {key: (old, new) for key, (old, new) in values.items() if old != new}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
@@ -35,6 +35,11 @@ class Section(BaseModel):
         return value
 
 
+def _gpu(device: Any) -> Any:
+    """PyTorch's word for a GPU is taken, too."""
+    return "gpu" if device == "cuda" else device
+
+
 class Run(Section):
     """Where, how long and on what the run goes."""
 
@@ -46,8 +51,8 @@ class Run(Section):
     """Passes over the data set."""
     max_steps: Count | None = None
     """Stop after this many optimiser steps although epochs remain; the schedules still span `epochs`."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where images are decoded and the model trains; auto: gpu if there is one."""
+    device: Annotated[Literal["auto", "gpu", "cpu"], BeforeValidator(_gpu)] = "auto"
+    """Where images are decoded and the model trains; auto: gpu if there is one. cuda is gpu."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     """Mixed precision; auto: bf16 on a GPU that has it (compute capability 8), else fp16, off on the CPU."""
     compile: bool = False

@@ -71,7 +71,7 @@ def command(args: argparse.Namespace) -> Answer:
             with (home / EVALUATIONS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
     else:
-        text = f"{title}: stopped and saved after {result.step} steps; continue with --resume"
+        text = f"{title}: stopped after {result.step} steps and saved; --resume continues it"
         if result.step != config.run.max_steps and interrupt.restartable():
             code = os.EX_TEMPFAIL
         elif result.ctrl_c:

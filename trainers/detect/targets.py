@@ -26,6 +26,8 @@ def loader_to_train(
     """Whole images, flipped at random, with a short side drawn from `detect.shorts`."""
     if section.batch % world:
         raise ValueError(f"detect.batch {section.batch} does not divide over {world} processes; change it")
+    if len(index) < section.batch:
+        raise ValueError(f"{len(index)} images cannot fill detect.batch {section.batch}; lower detect.batch")
     view = View(size=section.size, crop="whole", longest=section.longest, shorts=section.shorts, flip=0.5)
     return ViewLoader(index, [view], section.batch // world, **loader_options(setting, views))
 

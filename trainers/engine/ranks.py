@@ -43,6 +43,8 @@ def init(kind: str) -> torch.device:
     device = torch.device("cpu")
     if kind == "gpu":
         local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if not count:
+            raise ValueError("there is no GPU (torch.cuda.is_available() is False); set run.device=cpu")
         if local >= count:
             raise ValueError(
                 f"process {local} finds {count} GPUs; start fewer processes or set run.device=cpu"

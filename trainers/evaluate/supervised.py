@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from dali_views import SampleIndex
+from dali_views.system.progress import Progress
 from dali_views.system.stored import check, entries, number, sequence, text
 
 from .. import config as cfg
@@ -122,7 +122,7 @@ def _train(
 
     lower = f"lower the learning rate, {'probe.lr' if learner.frozen else 'finetune.lr and finetune.head_lr'}"
     steps, main, first = learner.steps, ranks.is_main(), len(curve)
-    bar = tqdm(total=recipe.epochs * steps, initial=first * steps, unit="step", disable=not main)
+    bar = Progress(recipe.epochs * steps, "step", first * steps, disable=not main)
     for epoch in range(first, recipe.epochs):
         learner.module.train()
         total = torch.zeros((), device=device)
@@ -149,7 +149,7 @@ def _train(
             )
         top1, top5 = learner.score()
         curve.append({"loss": mean, "top1": top1, "top5": top5})
-        bar.set_postfix(epoch=epoch + 1, loss=f"{mean:.4f}", top1=f"{top1:.2%}")
+        bar.note({"epoch": epoch + 1, "loss": f"{mean:.4f}", "top1": f"{top1:.2%}"})
         if main:
             state = {name: part.state_dict() for name, part in keep.items()}
             about = {"description": description, "curve": curve, "launch": interrupt.launch()}
@@ -240,8 +240,10 @@ def open_evaluation(folder: Path, description: Mapping[str, Any], resume: bool) 
         )
     changed = [name for name, value in description.items() if saved["description"].get(name) != value]
     if changed:
+        before = saved["description"]
+        told = ", ".join(f"{name} {before.get(name)}, now {description[name]}" for name in changed)
         raise ValueError(
-            f"the evaluation in {folder} was begun with another {', '.join(changed)}; "
+            f"the evaluation in {folder} was begun with other values ({told}); "
             "remove the folder to start again"
         )
     return saved

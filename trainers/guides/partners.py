@@ -80,7 +80,7 @@ def find_partners(
     found = mine.clone()
     tiles = -(-n // chunk) * -(-len(mine) // chunk)
     silent = not (progress and ranks.is_main())
-    with tqdm(total=tiles, desc="partners", unit="tile", disable=silent) as bar:
+    with tqdm(total=tiles, desc="partners", unit="tile", disable=silent or None) as bar:
         for first in range(0, n, chunk):
             others = _unit(features[first : first + chunk])
             columns = torch.arange(first, first + len(others), device=device)

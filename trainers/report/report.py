@@ -25,6 +25,8 @@ from dali_views.regions import Snapshot
 from dali_views.regions.sync import Traffic
 from dali_views.system.files import append_line, atomic_write
 from dali_views.system.machine import machine
+from dali_views.system.progress import Progress
+from dali_views.tools.command_line import counted
 from dali_views.tools.sample import sheet
 
 from .. import config as cfg
@@ -79,7 +81,7 @@ class Report:
         resumed = f"continued after step {step} of {self.total}" if 0 < step < steps else ""
         for told in filter(None, (data.train.summary(), outlook, resumed)):
             tqdm.write(told)
-        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+        self.bar = Progress(steps, "step", step)
 
     def step(
         self, step: int, epoch: int, loss: Tensor, lr: float, embedding: Tensor | None = None,
@@ -101,7 +103,7 @@ class Report:
             found = {**collapse, **pace, "bad_images": self.loader.stats.bad_images}
             self._write(step, epoch, {"loss": value, "lr": lr, **answers, **found})
             rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
-            self.bar.set_postfix({"epoch": epoch, "loss": f"{value:.4f}", **rate})
+            self.bar.note({"epoch": epoch, "loss": f"{value:.4f}", **rate})
 
     def check_loss(self, step: int) -> float:
         """The latest loss, the mean of all ranks. A FloatingPointError if it is not finite, before a
@@ -120,8 +122,10 @@ class Report:
         self.throughput.pause()
         if self.main:
             self._write(step, epoch, evaluation.scores)
-            told = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
-            tqdm.write(f"after {epoch} epochs: {told or 'no labels and no boxes to measure by'}")
+            known = {name: value for name, value in evaluation.scores.items() if name in SCORES}
+            told = ", ".join(f"{SCORES[name][0]} {value:{SCORES[name][1]}}" for name, value in known.items())
+            moment = f"after {counted(epoch, 'epoch')}"
+            tqdm.write(f"{moment}: {told or 'no labels and no boxes to measure by'}")
             if evaluation.picture is not None:
                 with atomic_write(self.folder / PICTURES / f"epoch-{epoch:04d}.png") as file:
                     evaluation.picture.save(file, "PNG")
