@@ -5,11 +5,12 @@
 # make docs      the documentation as a site that needs no network, in build/site
 # make coverage  run all tests and list the lines of the packages that none of them reaches
 # make gpu       all that only a GPU can show, in ten minutes: runs/gpu/report.html; DATA=photos takes your images
-# make tables    the tables of figures in README.md and docs, from the files in tests/bench/results
+# make tables    the tables and charts of README.md and docs, from the files in tests/bench/results
+# make pictures  the other pictures, from a run of four minutes, and the notebook's outputs
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-.PHONY: demo test slow check docs coverage gpu tables clean
+.PHONY: demo test slow check docs coverage gpu tables pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -W ignore -m trainers demo runs/demo
@@ -38,6 +39,12 @@ gpu: $(VENV)/.installed
 
 tables: $(VENV)/.installed
 	$(BIN)/python -W ignore tests/bench/tables.py
+	$(BIN)/python tests/bench/charts.py
+
+pictures: $(VENV)/.installed
+	$(BIN)/python -W ignore tests/bench/picture_run.py runs/pictures
+	$(BIN)/python -W ignore tests/bench/pictures.py
+	$(BIN)/python -W ignore tests/bench/notebook.py docs/tour.ipynb
 
 # If the requirements have changed, the stamp is older than pyproject.toml and they are installed again.
 $(VENV)/.installed: pyproject.toml

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from networks import tiny_backbone
+from runs import ROOT
 from torch import nn
 
 from trainers import config as cfg
+from trainers.config import file as config_file
 from trainers.engine.optim import Clock
-from trainers.methods import Method, build_method
+from trainers.methods import Method, build_method, method_of
 from trainers.methods.simsiam import SimSiam
 from trainers.report.report import Collapse, effective_rank, spread
 
@@ -90,3 +94,35 @@ def test_a_collapse_is_warned_of_once() -> None:
         for embedding in (torch.eye(8), torch.ones(8, 4), torch.ones(8, 4)):
             watch.measure(embedding)
     assert ["have collapsed" in str(each.message) for each in warned] == [True]
+
+
+def test_recorded_runs_that_do_not_learn_lose_rank_and_kNN_does_not_always_tell() -> None:
+    with (ROOT / "tests/bench/results/cpu_learning_scenes.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+
+    def values(run: str, column: str) -> list[float]:
+        return [float(line[column]) for line in lines if line["run"] == run and line[column]]
+
+    pairs = {
+        "simsiam_no_stop": "simsiam",
+        "dino_no_centre": "dino",
+        "simclr_lr_100": "simclr",
+        "byol_lr_100": "byol",
+    }
+    for ill, healthy in pairs.items():
+        assert values(ill, "embedding_rank")[-1] < values(healthy, "embedding_rank")[-1] / 3
+        assert values(healthy, "knn_top1")[-1] > values(healthy, "knn_top1")[0] + 0.1
+    for ill in ("simsiam_no_stop", "dino_no_centre", "byol_lr_100"):
+        assert values(ill, "loss")[-1] < values(pairs[ill], "loss")[-1]
+    assert abs(values("dino_no_centre", "knn_top1")[-1] - values("dino", "knn_top1")[-1]) < 0.05
+
+
+def test_the_recorded_runs_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import learning
+
+    (tmp_path / "base.yaml").write_text(learning.BASE)
+    for changes in learning.ARMS.values():
+        config = config_file.load(tmp_path / "base.yaml", ["data.instances=boxes.json", *changes])
+        if isinstance(config.method, cfg.Own):
+            assert isinstance(method_of(config, learning.NoStop), SimSiam)

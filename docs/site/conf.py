@@ -6,6 +6,7 @@ from the code, so that no list of keys, members or options can fall behind it.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -28,8 +29,10 @@ extensions = [
 ]  # fmt: skip
 root_doc = "README"
 include_patterns = [
-    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md", "docs/*.md", "docs/reference/**.rst",
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md", "docs/*.md", "docs/*.ipynb",
+    "docs/reference/**.rst",
 ]  # fmt: skip
+source_suffix = {".rst": "restructuredtext", ".md": "markdown", ".ipynb": "markdown"}
 # What is indented in a page is a command or a drawing.
 highlight_language = "none"
 # `RegionTable` in a docstring is a link to its page, `batch.index` is code.
@@ -84,15 +87,42 @@ NDArray.__module__ = "numpy.typing"
 numpy.typing.NDArray = NDArray  # type: ignore[misc, assignment]
 
 
+_PICTURE = re.compile(r"<picture>\s*<source [^>]*srcset=\"([^\"]+)\">\s*<img ([^>]*)>\s*</picture>")
+
+
 def _adapt(app: Any, page: str, source: list[str]) -> None:
-    """Differs from what GitHub shows: links to folders are text, and the first page leads to all others."""
+    """Differs from what GitHub shows: links to folders are text, the first page leads to all others, pictures
+    follow the theme of the site, and a notebook is a page with its outputs."""
 
     def linked(link: re.Match[str]) -> str:
         return link[1] if (ROOT / page).parent.joinpath(link[2]).is_dir() else link[0]
 
+    def themed(found: re.Match[str]) -> str:
+        given = dict(re.findall(r'(\w+)="([^"]*)"', found[2]))
+        wide = f" width={given['width']}px" if "width" in given else ""
+        files = {"light": given["src"], "dark": found[1]}
+        return "\n\n".join(f"![{given['alt']}]({file}){{.only-{name}{wide}}}" for name, file in files.items())
+
+    if Path(app.env.doc2path(page)).suffix == ".ipynb":
+        source[0] = "\n\n".join(map(_cell, json.loads(source[0])["cells"]))
+    source[0] = _PICTURE.sub(themed, source[0])
     source[0] = re.sub(r"\[([^\]]+)\]\(([^):#]+)\)", linked, source[0])
     if page == root_doc:
         source[0] += Path(__file__).with_name("contents.md").read_text(encoding="utf-8")
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """A notebook's cell as Markdown."""
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return text
+    parts = [f"```python\n{text}\n```"]
+    for output in cell["outputs"]:
+        if jpeg := output.get("data", {}).get("image/jpeg"):
+            parts.append(f'<img src="data:image/jpeg;base64,{jpeg}" alt="what the cell above shows">')
+        else:
+            parts.append(f"```none\n{''.join(output['text'])}```")
+    return "\n\n".join(parts)
 
 
 def _plain_signature(

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from trainers.compare_table import Row, Run, difference, paired, score
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md")
+PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md", "docs/learning.md")
 _TABLE = re.compile(r"(<!-- (gpu )?table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 _UNMEASURED = "Not yet measured on a GPU.\n"
 # Words of files, and better ones; several files side by side stand in this order.
@@ -43,6 +43,13 @@ _ARMS = {
     "iou_80": "IoU 0.80", "iou_60": "IoU 0.60", "iou_40": "IoU 0.40", "iou_25": "IoU 0.25",
     "ccrop": "`contrastive_crop`", "online": "`online_crop`", "pairs": "`semantic_pairs`",
     "pairs_label": "pairs by label (control)", "pairs_random": "pairs at random (control)",
+}  # fmt: skip
+# Names of runs of docs/learning.md that are not names of methods.
+_RUNS = {
+    "moco": "MoCo", "dino_no_centre": "DINO without centring",
+    "simsiam_no_stop": "SimSiam without stop-gradient",
+    "simclr_lr_100": "SimCLR, rate x 100", "byol_lr_100": "BYOL, rate x 100",
+    "simclr_lr_0001": "SimCLR, rate / 1000", "byol_still": "BYOL, target never moves",
 }  # fmt: skip
 # What a comparison shows: scores, each with its difference from the baseline, and the boxes of the guide.
 _JUDGED = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %"}
@@ -86,6 +93,7 @@ _COLUMNS: dict[str, dict[str, tuple[str, int | str | None]]] = {
         "written_pss_mb": ("share, MB", -1),
     },
 }  # fmt: skip
+_LEARNT = ("loss", "embedding_std", "embedding_rank", "knn_top1")  # of runs, step by step
 _SOURCES: dict[str, tuple[str, int | str | None]] = {
     "name": ("images from", None), "value": ("images/s", 0), "ratio": ("x folder", 2)
 }  # fmt: skip
@@ -128,6 +136,8 @@ def _table(lines: Sequence[dict[str, str]], baseline: str | None = None) -> str:
     for key, columns in _COLUMNS.items():
         if key in first:
             return _flat(lines, columns)
+    if "run" in first:
+        return _ends(lines)
     if "agreement" in first:
         return _readings(lines)
     for key, grid in _GRIDS.items():
@@ -157,6 +167,21 @@ def _flat(lines: Sequence[dict[str, str]], columns: Mapping[str, tuple[str, int 
     shown = {name: how for name, how in columns.items() if name in lines[0]}
     rows = [[_number(line[name], digits) for name, (_, digits) in shown.items()] for line in lines]
     return _markdown([head for head, _ in shown.values()], rows)
+
+
+def _ends(lines: Sequence[dict[str, str]]) -> str:
+    """Of runs with a line per step: the last value of each measure, and kNN before the first step."""
+    rows: dict[str, list[str]] = {}
+    for run in dict.fromkeys(line["run"] for line in lines):
+        known = {
+            name: [line[name] for line in lines if line["run"] == run and line[name]] for name in _LEARNT
+        }
+        ends = [
+            _number(known[name][-1], digits) for name, digits in zip(_LEARNT, (2, 2, 1, "%"), strict=True)
+        ]
+        rows[run] = [*ends, _number(known["knn_top1"][0], "%")]
+    heads = ["run", "loss", "spread", "rank", "kNN top-1 %", "at step 0"]
+    return _markdown(heads, [[_RUNS.get(run, _WORDS.get(run, run)), *cells] for run, cells in rows.items()])
 
 
 def _grid(lines: Sequence[dict[str, str]], grid: _Grid) -> str:
