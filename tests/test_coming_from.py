@@ -61,7 +61,7 @@ def test_checkpoints_in_the_forms_of_solo_learn_and_contrastive_crop_start_a_run
     boxes = torch.tensor([[0.25, 0.0, 0.75, 0.5]]).repeat(20, 1)
     torch.save({"moco_state": moco, "boxes": boxes, "epoch": 3}, "last.pth")
     table: RegionTable = run("ContrastiveCrop's code")["regions"]
-    assert (torch.from_numpy(table.boxes[:, 0]) == boxes).all()
+    assert (torch.tensor(table.boxes[:, 0]) == boxes).all()
     for file in ("solo.ckpt", "from-contrastive-crop.pt"):
         encoder = build_backbone("resnet18")
         load_weights(encoder, file)

@@ -54,8 +54,8 @@ def test_a_comparison_subtracts_seed_by_seed_and_takes_in_the_files_that_exist(
     rows = [
         ["", "kNN top-1 %", "difference", "IoU of its boxes"],
         ["untrained", "20.00 (1 of 2 seeds)", "", ""],
-        ["none: random crops", "40.00 ± 14.14", "", ""],
-        ["`online_crop`", "41.50 ± 13.44", "+1.50 ± 0.50", "0.500"],
+        ["none: random crops", "40.00 (30.00, 50.00)", "", ""],
+        ["`online_crop`", "41.50 (32.00, 51.00)", "+1.50 (+2.00, +1.00)", "0.500"],
         ["`contrastive_crop`", "40.00 (1 of 2 seeds)", "-10.00", ""],
     ]
     assert _cells(tables.table("cpu_*_new.csv")) == rows

@@ -34,6 +34,10 @@ _LEARNING = {
         "simclr": "SimCLR", "simclr_lr_100": "SimCLR, rate x 100",
         "byol": "BYOL", "byol_lr_100": "BYOL, rate x 100",
     },
+    "still": {
+        "simclr": "SimCLR", "simclr_lr_0001": "SimCLR, rate / 1000",
+        "byol": "BYOL", "byol_still": "BYOL, target never moves",
+    },
 }  # fmt: skip
 _PLOTS = {
     "loss": "loss", "embedding_std": "embedding_std", "embedding_rank": "embedding_rank",
