@@ -298,7 +298,9 @@ class SampleIndex(Scan):
         """The same index with other ground-truth boxes; each takes the label of its image.
 
         `boxes` are (n, 4) fractions y0, x0, y1, x1 by relative path or by file name where that occurs once;
-        or a text file with a line `name x0 y0 x1 y1` per box, in pixels, x1 and y1 inclusive.
+        or a text file with a line `name x0 y0 x1 y1` per box, in pixels, x1 and y1 inclusive; or a folder of
+        YOLO's label files: labels/NAME.txt, beside images/NAME.jpg, has a line `class cx cy w h` per box, in
+        fractions of the image, and is empty if there is no object. Their classes are not used.
         """
         names = [] if self.paths is None else unpack_names(self.paths)
         return self._with_row_boxes(match_boxes(boxes, names, self.sizes, self.labels))

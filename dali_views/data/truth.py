@@ -1,9 +1,10 @@
-"""Ground-truth boxes: COCO instances, box files and boxes by name; which rows they belong to."""
+"""Ground-truth boxes: COCO instances, box files, YOLO's labels, boxes by name; which rows they belong to."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -110,14 +111,19 @@ def match_boxes(
     labels: NDArray[np.int32],
 ) -> RowBoxes:
     """The rows of `SampleIndex.with_boxes` by the names, sizes (N, 2) and labels (N,) of an index."""
-    by_name = given if isinstance(given, Mapping) else _read_boxes(given)
+    pixels, by_name = False, given
+    if not isinstance(given, Mapping):
+        pixels = not os.path.isdir(given)
+        by_name = _read_boxes(given) if pixels else _read_labels(given)
+        names = names if pixels else [_label_of(name) for name in names]
+    assert isinstance(by_name, Mapping)
     found = {name: np.asarray(boxes, np.float64).reshape(-1, 4) for name, boxes in by_name.items()}
     place = find_rows(names, found)
     if not place:
         raise ValueError(f"None of the {len(found)} names with boxes is in the index; check the names.")
     rows = np.concatenate([np.full(len(found[name]), row, np.int64) for name, row in place.items()])
     values = np.concatenate([found[name] for name in place])
-    if by_name is not given:  # a file, in pixels
+    if pixels:
         values = np.clip(values / np.tile(sizes[rows], 2), 0, 1)
     good = (values >= 0).all(1) & (values <= 1).all(1) & (values[:, 2:] > values[:, :2]).all(1)
     if not good.all():
@@ -145,6 +151,39 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
                 f"Line {number} of {os.fspath(path)!r} is not `name x0 y0 x1 y1` ({line[:60]!r}); correct it."
             ) from None
         found.setdefault(head.split("\t")[0].strip(), []).append((y0, x0, y1 + 1, x1 + 1))
+    return found
+
+
+def _label_of(image: bytes) -> bytes:
+    """The name of YOLO's label file of an image, without suffix: images/train/a.jpg has labels/train/a.txt."""
+    return re.sub(rb"(^|/)images/", rb"\1", os.path.splitext(image)[0], count=1)
+
+
+def _read_labels(folder: PathLike) -> dict[str, list[tuple[float, float, float, float]]]:
+    """YOLO's label files below a folder, a line `class cx cy w h` per box in fractions of the image, as y0,
+    x0, y1, x1 by relative path without suffix. An empty file says that there is no object.
+    """
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for path in sorted(Path(folder).rglob("*.txt")):
+        if path.name == "classes.txt":  # the names of the classes, which some tools write beside the labels
+            continue
+        boxes = found.setdefault(str(path.relative_to(folder).with_suffix("")), [])
+        for number, line in enumerate(path.read_text(errors="surrogateescape").splitlines(), 1):
+            words = line.split()
+            try:
+                kind, x, y, width, height = map(float, words)
+                sound = all(0 <= value <= 1 for value in (x, y, width, height)) and width * height > 0
+                right = sound and kind >= 0 and kind.is_integer()
+            except ValueError:
+                right = not words  # an empty line
+            if not right:
+                told = f"Line {number} of {os.fspath(path)!r} is not `class cx cy w h` in [0, 1]"
+                raise ValueError(f"{told} ({line[:60]!r}); correct it.")
+            if words:
+                box = (y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+                boxes.append(tuple(min(max(side, 0.0), 1.0) for side in box))  # type: ignore[arg-type]
+    if not found:
+        raise ValueError(f"The folder {os.fspath(folder)!r} holds no label file (.txt); check the path.")
     return found
 
 

@@ -95,7 +95,8 @@ class Data(Section):
     instances: str | None = None
     """COCO instances JSON with true boxes; only for kind coco."""
     boxes: str | None = None
-    """Text file with true boxes, used to score localisation, never to train; not for CIFAR and STL-10."""
+    """Text file with true boxes, a line `name x0 y0 x1 y1` each, or a folder of YOLO's label files; used to
+    score localisation, never to train; not for CIFAR and STL-10."""
     root: str | None = None
     """Folder that the paths of a list start from; absent: that of the list. Only for kind list."""
     image: str | None = None

@@ -94,12 +94,12 @@ class History:
         lines = [
             (
                 title,
-                [_sample(found.index, row, f"IoU {found.overlap[row]:.2f}, ", boxes[row]) for row in rows],
+                [_sample(found.index, row, f"IoU {found.overlap[row]:.0%}, ", boxes[row]) for row in rows],
             )
             for title, rows in (("Best", order[: max(half, 1)]), ("Worst", order[::-1][:half]))
             if rows
         ]
-        told = f"Boxes of the encoder's maps after epoch {epoch}, at {found.threshold:g} of the maximum"
+        told = f"Boxes of the encoder's maps after epoch {epoch}, at {found.threshold:.0%} of the maximum"
         return self._put("localised", step, lines, told=f"{told}: the threshold of greatest mean IoU.")
 
     def _drawn(self, rows: NDArray[np.int64], most: int) -> list[int]:

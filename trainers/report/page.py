@@ -7,6 +7,7 @@ neither images nor a checkpoint are needed. The template is `report.html`.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -51,7 +52,7 @@ def write(folder: Path) -> Path:
         events=history.lines_of(folder / HISTORY / "events.jsonl"), when=datetime.fromtimestamp,
         state=state_of(folder), warning=_warning(curves), tiles=_tiles(curves), curves=curves, draw=draw,
         pictures=sorted((folder / PICTURES).glob("epoch-*.png")), opened=Image.open,
-        evaluations=history.lines_of(folder / EVALUATIONS), quarantine=folder / QUARANTINE,
+        evaluations=history.lines_of(folder / EVALUATIONS), shown=_shown, quarantine=folder / QUARANTINE,
         left_out=folder / HISTORY / "left_out.txt",
         bad_files=lambda file: list(bad_list.load(file).items()) if file.is_file() else [],
     )  # fmt: skip
@@ -95,6 +96,14 @@ def _tiles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
             value, remark = np.median(known), "median"
         tiles.append((title, f"{value:{unit}}", remark))
     return tiles
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value of an evaluation; shares and accuracies in percent."""
+    if not isinstance(value, float):
+        return str(value)
+    share = re.search(r"top\d|iou|corloc|area|agreement|_ap", name)
+    return f"{value:.1%}" if share else f"{value:.4g}"
 
 
 def _warning(curves: Mapping[str, Curve]) -> str:
