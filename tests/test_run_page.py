@@ -205,3 +205,13 @@ def test_no_run_and_no_library_of_wandb_are_told(scenes, tmp_path, capsys, monke
     assert cli.main(["pretrain", str(small_config(tmp_path, scenes, run={"wandb": "views"}))]) == 2
     assert "pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_are_in_percent_with_what_was_changed_for_them(run):
+    line = {"evaluation": "knn", "encoder": "trained", "step": 9, "k": 20, "top1": 0.4567}
+    lines = [{**line, "overrides": changes} for changes in ([], ["data.eval_val=other"])]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = remade(run)
+    assert found.text.count("k 20, top1 45.7%") == 2
+    assert found.text.count("data.eval_val=other") == 1
+    assert not found.has("0.4567")

@@ -38,7 +38,7 @@ from .engine.lock import held
 from .engine.setting import device_kind, join
 from .evaluate.classifiers import linear_probe, probe_recipe
 from .evaluate.evaluator import Evaluator
-from .pretrain import pretrain
+from .pretrain import START, pretrain
 from .report import METRICS
 from .report.history import lines_of
 from .saved_run import encoder_of
@@ -46,7 +46,6 @@ from .saved_run import encoder_of
 __all__ = ["command", "compare"]
 
 Evaluation = Literal["knn", "linear"]
-UNTRAINED = "untrained"
 RECORD = "compare.json"  # in a run's folder: how long it trained, and on what
 _BUDGET = (
     *("data.", "model.", "knn.", "probe.", "localise.", "optim.batch"),
@@ -113,7 +112,10 @@ def compare(
                 print(f"\n{name}, seed {seed} (run {number} of {len(order)}): {place}", flush=True)
             runs.append(_run(name, arms[seed, name], evaluations))
             gc.collect()  # the parts of a run refer to each other, so only this frees its memory
-            rows = _rows(runs, [Path(arms[one, order[0][1]].run.out) for one in range(seed + 1)])
+            first = [arms[one, order[0][1]] for one in range(seed + 1)]
+            rows = _rows(
+                runs, [Path(config.run.out) for config in first], START[first[0].model.weights is None]
+            )
             _save(out, rows)
             if runs[-1].stopped:
                 break
@@ -206,17 +208,17 @@ def _guide(folder: Path) -> dict[str, Any]:
     return {ours: lines[-1][name] for ours, name in names.items() if lines and name in lines[-1]}
 
 
-def _rows(runs: Sequence[Run], folders: Sequence[Path]) -> list[Row]:
-    """All rows; the untrained encoder's from the runs of the first configuration."""
+def _rows(runs: Sequence[Run], folders: Sequence[Path], start: str) -> list[Row]:
+    """All rows; that of the encoder at the start, so named, from the runs of the first configuration."""
     names = dict.fromkeys(run.config for run in runs)
     rows = [Row(name, tuple(run for run in runs if run.config == name)) for name in names]
     untrained = [
-        replace(Run(UNTRAINED, seed, 0, localisation=runs[0].localisation), **scores)
+        replace(Run(start, seed, 0, localisation=runs[0].localisation), **scores)
         for seed, folder in enumerate(folders)
         for line in lines_of(folder / METRICS)
         if line.get("step") == 0 and (scores := _scores(line))
     ]
-    return [Row(UNTRAINED, tuple(untrained), reference=True), *rows] if untrained else rows
+    return [Row(start, tuple(untrained), reference=True), *rows] if untrained else rows
 
 
 def _save(out: Path, rows: Sequence[Row]) -> None:

@@ -44,6 +44,10 @@ from .report.report import Report, check_wandb
 __all__ = ["Result", "pretrain"]
 
 
+START = ("given weights", "untrained")
+"""What an encoder is before the first step: with `model.weights`, and without."""
+
+
 @dataclass
 class Result:
     """The outcome of a run."""
@@ -130,8 +134,7 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
             if regions.writes.any() or guide.passes:  # a pass that wrote no box is worth a line, too
                 report.guide(regions, empty, 0, step)
             if config.run.evaluate_every:
-                first = "untrained" if config.model.weights is None else "given weights"
-                result.scores[first] = report.scores(evaluator.run(), 0, step)
+                result.scores[START[config.model.weights is None]] = report.scores(evaluator.run(), 0, step)
             release_memory(setting.kind)
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):

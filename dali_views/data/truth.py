@@ -155,7 +155,7 @@ def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, flo
 
 
 def _label_of(image: bytes) -> bytes:
-    """The name of YOLO's label file of an image, without suffix: images/train/a.jpg has labels/train/a.txt."""
+    """The name of YOLO's label file of an image, without suffix: images/b/a.jpg has labels/b/a.txt."""
     return re.sub(rb"(^|/)images/", rb"\1", os.path.splitext(image)[0], count=1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dali_views import Batch, RegionTable, SampleIndex
 from dali_views.system.stored import Form, entries, whole
+from dali_views.tools.command_line import counted
 
 from .. import config as cfg
 from ..engine.setting import Setting
@@ -109,5 +110,5 @@ def outlook(config: cfg.Config) -> str:
         return f"{crop} crops in the boxes of {guide.name} after epoch {first} of {epochs}; random until then"
     return (
         f"{crop} crops, but with {key}.warmup {guide.warmup} and {key}.interval {guide.interval} "
-        f"{guide.name} writes no boxes in {epochs} epochs: all crops stay random"
+        f"{guide.name} writes no boxes in {counted(epochs, 'epoch')}: all crops stay random"
     )

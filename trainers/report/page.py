@@ -75,11 +75,11 @@ def state_of(folder: Path) -> tuple[str, str]:
     events, metrics = history.lines_of(folder / HISTORY / "events.jsonl"), folder / METRICS
     step = max((lines[-1]["step"] for lines in (events, history.lines_of(metrics)) if lines), default=0)
     total = next((event["steps"] for event in events[::-1] if "steps" in event), None)
-    taken = f"{step:,}{f' of {total:,}' if total else ''} steps"
+    taken = f"{step:,}{f' of {total:,}' if total else ''} step{'s' * ((total or step) != 1)}"
     if events and events[-1].get("event") == "end":
         how = str(events[-1].get("how", ""))
         if how == "finished":
-            return "good", f"finished after {step:,} steps"
+            return "good", f"finished after {step:,} step{'s' * (step != 1)}"
         return "bad" if how.startswith("failed") else "busy", f"{how} after {taken}"
     if metrics.is_file():
         taken += f" noted, the last at {datetime.fromtimestamp(metrics.stat().st_mtime):%F %T}"
