@@ -97,8 +97,9 @@ def _cells(table: str) -> list[list[str]]:
     return rows[:1] + rows[2:]
 
 
-def test_the_messages_of_the_readme_are_those_of_the_code(readme):
-    table = readme.split("## When a message stops you")[1].split("\n## ")[0]
+def test_the_messages_that_are_explained_are_those_of_the_code():
+    page = (ROOT / "docs/failures.md").read_text(encoding="utf-8")
+    table = page.split("## When a message stops you")[1].split("\n## ")[0]
     code = "".join(
         file.read_text() for part in ("dali_views", "trainers") for file in (ROOT / part).rglob("*.py")
     )

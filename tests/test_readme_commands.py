@@ -1,4 +1,4 @@
-"""The README's commands, in their order as a new user gives them, on small images and small networks."""
+"""The commands of README and pages, in their order as a new user gives them, on small images and networks."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ PROGRAMS = ("dali-views ", "python -m trainers ", "torchrun ")
 
 def commands() -> list[str]:
     """Indented lines that call a program of the environment, with what continues them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = ("README.md", "docs/pretrain.md", "docs/sources.md")
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\\\n", " ")
     labelled = re.search(r'LABELLED="([^"]*)"', text)
     assert labelled is not None
     lines = [line.strip().replace("$LABELLED", labelled[1]) for line in text.splitlines()]
-    return [line for line in lines if line.startswith(PROGRAMS)]
+    given = [line for line in lines if line.startswith(PROGRAMS)]
+    # A page repeats a command of the README.
+    return list({tuple(shlex.split(line, comments=True)): line for line in given}.values())
 
 
 def shortened(line: str) -> list[str]:

@@ -6,8 +6,9 @@ python tests/bench/tables.py --check    # fails if that would change anything
 A table stands between `<!-- table: FILE.csv -->` and `<!-- end -->`. FILE may hold one `*`: all files of
 such a name stand side by side, named by what it stands for. Without any, the table stays empty, and a note
 says so. For files of `trainers compare`, `<!-- table: FILE.csv against ARM -->` names the arm to subtract; by
-default it is the first. After `<!-- gpu table: FILE.csv -->` each file, written by `dali-views gpu-report`,
-stands under the name of its machine; without any, a sentence stands there.
+default it is the first. `<!-- table: FILE.csv only NAME; NAME -->` keeps some rows. After `<!-- gpu table:
+FILE.csv -->` each file, written by `dali-views gpu-report`, stands under the name of its machine; without
+any, a sentence stands there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from trainers.compare_table import Row, Run, difference, paired, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/speed.md", "docs/sources.md", "docs/results.md", "docs/learning.md")
-_TABLE = re.compile(r"(<!-- (gpu )?table: (\S+\.csv)(?: against (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(
+    r"(<!-- (gpu )?table: (\S+\.csv)(?: against (\S+))?(?: only (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 _UNMEASURED = "Not yet measured on a GPU.\n"
 # Words of files, and better ones; several files side by side stand in this order.
 _WORDS = {
@@ -103,14 +106,15 @@ def rendered(text: str) -> str:
     """The text with every marked table made anew."""
 
     def made(found: re.Match[str]) -> str:
-        return found[1] + (_on_gpus(found[3]) if found[2] else table(found[3], found[4])) + found[5]
+        _, gpu, pattern, baseline, only, _ = found.groups()
+        return found[1] + (_on_gpus(pattern) if gpu else table(pattern, baseline, only)) + found[6]
 
     return _TABLE.sub(made, text)
 
 
-def table(pattern: str, baseline: str | None = None) -> str:
-    """The files of a pattern as one table, by the columns they have."""
-    lines = _lines(pattern)
+def table(pattern: str, baseline: str | None = None, only: str | None = None) -> str:
+    """The files of a pattern as one table, by the columns they have; `only` the rows with these names."""
+    lines = [line for line in _lines(pattern) if only is None or line["name"] in only.split("; ")]
     if not lines:
         print(f"no file is named {pattern} yet; its table stays empty", file=sys.stderr)
         return ""
