@@ -3,12 +3,11 @@
 python tests/bench/picture_run.py runs/pictures      # part of `make pictures`; four minutes on two free cores
 
 Writes results/pictures.json (maps, boxes and crops of two scenes, and what holds for all of them) and, where
-Chromium is installed, the run's page as docs/pictures/report-light.png and report-dark.png.
+Chromium is installed, the run's page as docs/pictures/report-light.webp and report-dark.webp.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -36,7 +35,8 @@ RECORD = ROOT / "tests" / "bench" / "results" / "pictures.json"
 HERO, MISSED = 171, 2866  # scenes; the first look at the second is one of the few that miss
 EPOCH = 7  # whose crops are shown: the last of the run; one of the two random ones misses the object of HERO
 CHANGES = ("guide.interval=1", "run.evaluate_every=1", "run.online_probe=true")
-SHOT = (1240, 1080)  # pixels of the page that are photographed
+SHOT = (1240, 1300)  # pixels of the page that are photographed, and what is left out of it
+LEFT_OUT = "<style>.charts > :nth-child(n + 7) {display: none}</style></head>"
 
 F64 = NDArray[np.float64]
 
@@ -129,7 +129,9 @@ def shown(crops: F64, true: F64) -> F64:
 
 
 def photograph(file: Path, browser: str, folder: Path) -> None:
-    """Write docs/pictures/report-light.png and report-dark.png: the top of a page, in few colours."""
+    """Write docs/pictures/report-light.webp and report-dark.webp: curves of a page, and its boxes."""
+    shown = folder / "report.html"
+    shown.write_text(file.read_text(encoding="utf-8").replace("</head>", LEFT_OUT), encoding="utf-8")
     for dark, theme in enumerate(THEMES):
         shot = folder / f"report-{theme.name}.png"
         options = [
@@ -138,13 +140,10 @@ def photograph(file: Path, browser: str, folder: Path) -> None:
             f"--blink-settings=preferredColorScheme={1 - dark}", f"--screenshot={shot}",
         ]  # fmt: skip
         subprocess.run(
-            [browser, *options, file.resolve().as_uri()], check=True, capture_output=True, timeout=120
+            [browser, *options, shown.resolve().as_uri()], check=True, capture_output=True, timeout=120
         )
         with Image.open(shot) as image:
-            few = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        stored = io.BytesIO()
-        few.save(stored, "PNG", optimize=True)
-        (PICTURES / shot.name).write_bytes(stored.getvalue())
+            image.convert("RGB").save(PICTURES / f"report-{theme.name}.webp", "WEBP", quality=80, method=6)
 
 
 def main(out: Path) -> None:
@@ -152,7 +151,7 @@ def main(out: Path) -> None:
     RECORD.write_text(json.dumps(record(index, passes, table)) + "\n", encoding="utf-8")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        print("no Chromium here: report-light.png and report-dark.png stay as they are")
+        print("no Chromium here: report-light.webp and report-dark.webp stay as they are")
     else:
         photograph(page.write(out / "guided"), browser, out)
 
