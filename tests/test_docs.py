@@ -18,6 +18,8 @@ import yaml
 from runs import ROOT, once
 
 import dali_views
+from dali_views.tools import cli as loader_cli
+from trainers import cli as trainer_cli
 from trainers import config as cfg
 
 for package in ("sphinx", "furo", "myst_parser", "sphinxcontrib.autoprogram"):
@@ -156,6 +158,15 @@ def test_nothing_is_loaded_from_elsewhere(pages, site):
 def test_code_in_pages_is_python(page):
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         compile(code, page.name, "exec")
+
+
+def test_commands_have_one_form_in_pages_comments_and_help(capsys):
+    texts = [*WRITTEN, *ROOT.glob("configs/**/*.*"), *ROOT.glob("docs/reference/*.rst")]
+    said = "".join(file.read_text(encoding="utf-8") for file in texts)
+    assert not re.search(r"dali-trainers|-m dali_views|venv/bin/(?!activate)", said)
+    for main, program in ((loader_cli.main, "dali-views"), (trainer_cli.main, "python -m trainers")):
+        assert main(["--help"]) == 0
+        assert f"usage: {program} " in capsys.readouterr().out
 
 
 def test_citation_and_changelog_are_of_this_version():
