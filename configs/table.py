@@ -29,7 +29,8 @@ def rows(file: Path) -> list[tuple[str, str, str, str]]:
 
 def tables() -> str:
     """The runs, then the parts with their first comments."""
-    parts = sorted(file for kind in ("data", "detect", "guide") for file in CONFIGS.glob(f"{kind}/*.yaml"))
+    kinds = ("data", "detect", "guide", "transfer")
+    parts = sorted(file for kind in kinds for file in CONFIGS.glob(f"{kind}/*.yaml"))
     text = "| run | what it is | aims at | ours |\n|---|---|---|---|\n"
     for file in sorted(set(CONFIGS.rglob("*.yaml")) - set(parts)):
         text += "".join(f"| {' | '.join(row)} |\n" for row in rows(file))

@@ -20,6 +20,7 @@ from trainers.cli import main
 from trainers.config import file as config_file
 from trainers.data import training_views
 from trainers.encoders.backbones import build_backbone
+from trainers.evaluate.labelled_sets import KNOWN, read_sets
 from trainers.methods import build_method
 from trainers.pretrain import pretrain
 
@@ -28,7 +29,8 @@ FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"
 DATA = [name for name in FILES if name.startswith("data/")]
 GUIDES = [name for name in FILES if name.startswith("guide/")]
 DETECTORS = [name for name in FILES if name.startswith("detect/")]
-RUNS = [name for name in FILES if name not in DATA + GUIDES + DETECTORS]
+SETS = [name for name in FILES if name.startswith("transfer/")]
+RUNS = [name for name in FILES if name not in DATA + GUIDES + DETECTORS + SETS]
 SMALL = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
 OURS = ("cpu.yaml", "demo.yaml")
 PUBLISHED = [name for name in RUNS if name not in OURS]
@@ -142,6 +144,14 @@ def test_a_detector_loads_over_any_run_and_says_what_it_aims_at(name: str) -> No
     assert config.detect.steps > max(config.detect.drops)
     first = (CONFIGS / name).read_text("utf-8").partition("\n")[0]
     assert name == "detect/small.yaml" or re.search(r"aims at .*\d\d\.\d.*\(.*; .*\); ours: ", first)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_file_of_sets_names_every_class_that_is_known_and_needs_no_change_to_be_read(name: str) -> None:
+    found = read_sets(CONFIGS / name, load(RUNS[-1]))
+    assert {each.torchvision for each in found.values() if each.torchvision} == set(KNOWN)
+    paths = [each.root for each in found.values()] + [each.config.data.path for each in found.values()]
+    assert not any(Path(path).is_absolute() for path in paths)
 
 
 def test_the_tables_of_the_readme_are_made_of_the_files() -> None:

@@ -8,38 +8,26 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from dali_views.system.files import append_line
 from dali_views.tools.command_line import Answer, Parser, carry_out, counted
 
 from . import bench, compare, demo
 from . import config as cfg
 from .config import file as config_file
 from .config import keys
-from .data import open_data
 from .detect import command as detect
-from .encoders.backbones import Backbone
-from .encoders.frozen import frozen_encoder
 from .engine import checkpoint, interrupt, ranks
-from .engine.setting import join
-from .evaluate.classifiers import finetune, linear_probe
-from .evaluate.evaluator import map_scores, seen_maps
-from .evaluate.evaluator import table as map_table
-from .evaluate.knn import knn as knn_scores
+from .evaluate import command as evaluate
 from .export import export as export_encoder
-from .guides.encoder_maps import EncoderMaps
-from .methods import Method
 from .pretrain import pretrain as train
-from .report import CONFIG, EVALUATIONS
+from .report import CONFIG
 from .report import page as run_page
 from .report.report import table
-from .saved_run import KINDS, encoder_of, load_run, method_with
 
 __all__ = ["main"]
 
@@ -134,94 +122,6 @@ def _export(args: argparse.Namespace) -> Answer:
     return Answer(asdict(written), text)
 
 
-class _Evaluated:
-    """The run that a command names by `args.run`, with its overrides, and the data to evaluate it on."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder, self.config, self.saved = load_run(args.run, args.overrides)
-        self.setting = join(self.config)
-        self.data = open_data(self.config.data, self.config.run.seed)
-
-    @property
-    def title(self) -> str:
-        return f"{self.args.encoder} encoder, {self.saved['step']} steps"
-
-    def encoder(self) -> Backbone:
-        return encoder_of(self.config, self.saved, self.args.encoder, self.setting.device)
-
-    def record(self, scores: Mapping[str, Any]) -> None:
-        """Add scores to the run's evaluations.jsonl, on the main rank."""
-        if ranks.is_main():
-            args = self.args
-            about = {"evaluation": args.command, "encoder": args.encoder, "step": self.saved["step"]}
-            line = {**about, **scores, "overrides": args.overrides}
-            append_line(self.folder / EVALUATIONS, json.dumps(line))
-
-
-def _knn(args: argparse.Namespace) -> Answer:
-    """`knn`: scores of a run's encoder for each k."""
-    run = _Evaluated(args)
-    bank, queries = run.data.bank, run.data.queries
-    if queries is None:
-        raise ValueError("kNN needs labels; name labelled folders by data.eval_train=DIR data.eval_val=DIR")
-    k, temperature = run.config.neighbours
-    found = knn_scores(
-        run.setting, run.config.views, run.encoder(), bank, queries, args.k or [k], temperature
-    )
-    lines = []
-    for k, scores in found.items():
-        run.record({"k": k, **scores})
-        told = f"kNN (k {k}, T {temperature:g}, {len(bank)} neighbours, {len(queries)} queries)"
-        lines.append(f"{run.title}: {told}: top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}")
-    return Answer({"encoder": args.encoder, "step": run.saved["step"], "k": found}, "\n".join(lines))
-
-
-def _classify(args: argparse.Namespace) -> Answer:
-    """`linear` and `finetune`: a classifier on a run's encoder, with a checkpoint of its own."""
-    run = _Evaluated(args)
-    name = args.name or args.command + ("" if args.encoder == "trained" else f"-{args.encoder}")
-    probe = args.command == "linear"
-    evaluate, title = (linear_probe, "linear probe") if probe else (finetune, "fine-tuning")
-    result = evaluate(run.config, run.setting, run.encoder(), run.data, run.folder / name, args.resume)
-    scores = {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
-    facts = {"name": name, "epochs": len(result.curve), **scores}
-    run.record(facts)
-    text = (
-        f"{run.title}: {title} ({facts['epochs']} epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
-        f"(best epoch on the test images: {result.best_epoch}, {result.best_top1:.2%})"
-    )
-    return Answer({"encoder": args.encoder, "step": run.saved["step"], **facts}, text)
-
-
-def _localise(args: argparse.Namespace) -> Answer:
-    """`localise`: scores of every kind of map of a run's encoder, or of another one on the run's data."""
-    run = _Evaluated(args)
-    index, how, views = run.data.train, run.config.localise, run.config.views
-    network: Method | Backbone
-    seen = None
-    if args.encoder in ("trained", "untrained"):
-        trained = args.encoder == "trained"
-        if isinstance(run.config.method, cfg.Own):  # which has no gradient maps without its class
-            network = run.encoder()
-        else:
-            network = method_with(run.config, run.saved if trained else None, run.setting.device)
-        seen = seen_maps(run.config.box_guide, run.saved, len(index)) if trained else None
-    else:
-        network, views = frozen_encoder(views, args.encoder, run.setting.device)
-    if not len(index.boxes):
-        raise ValueError("localisation needs true boxes; name them by data.boxes or data.instances")
-    encoder_maps = EncoderMaps(run.setting, views, how)
-    scores = map_scores(encoder_maps, network, index, seen)
-    for name, row in scores.items():
-        run.record({"boxes": name, **row})
-    text = (
-        f"{args.encoder} encoder, {how.layer or 'the last stage'} at {encoder_maps.shape[0]} pixels, "
-        f"{scores['whole']['images']} images with true boxes\n{map_table(scores)}"
-    )
-    return Answer({"encoder": args.encoder, "step": run.saved["step"], "boxes": scores}, text)
-
-
 def _keys(args: argparse.Namespace) -> Answer:
     """`keys`: what a configuration may say."""
     found = keys.listed(args.section)
@@ -231,13 +131,20 @@ def _keys(args: argparse.Namespace) -> Answer:
 # fmt: off
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
     "pretrain": (_pretrain, "train an encoder as a configuration says", f"{_RUN}\n{_RUN} --resume"),
-    "knn": (_knn, "weighted kNN of a checkpoint's frozen features",
+    "knn": (evaluate.command, "weighted kNN of a checkpoint's frozen features",
             "knn runs/a -k 20 200 data.eval_train=labelled/train data.eval_val=labelled/val"),
-    "linear": (_classify, "a linear classifier on a checkpoint's frozen encoder",
-               "linear runs/a data.eval_train=labelled/train data.eval_val=labelled/val"),
-    "finetune": (_classify, "encoder and classifier on few labels",
+    "linear": (evaluate.command, "a linear classifier on a checkpoint's frozen encoder",
+               "linear runs/a data.eval_train=labelled/train data.eval_val=labelled/val\n"
+               "linear runs/a --multilabel data.kind=coco data.path=photos data.instances=boxes.json"),
+    "finetune": (evaluate.command, "encoder and classifier on few labels",
                  "finetune runs/a finetune.labels=0.01"),
-    "localise": (_localise, "how well a checkpoint's maps find the true objects",
+    "svm": (evaluate.command, "VOC 2007's classification by linear SVMs, with all images and with few",
+            "svm runs/a data.kind=folder data.path=VOCdevkit "
+            "detect.instances=[VOCdevkit/VOC2007/ImageSets/Main/trainval.txt] "
+            "detect.val_instances=[VOCdevkit/VOC2007/ImageSets/Main/test.txt] --shots 1 2 4 8 16 32 64 96"),
+    "transfer": (evaluate.command, "kNN and linear classifiers on several labelled sets, in one table",
+                 "transfer runs/a --sets configs/transfer/sets.yaml"),
+    "localise": (evaluate.command, "how well a checkpoint's maps find the true objects",
                  "localise runs/a data.boxes=boxes.txt\n"
                  "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k"),
     "detect": (detect.command, "a detector on a checkpoint's or an exported encoder: AP of boxes and masks",
@@ -279,23 +186,15 @@ def _parser() -> Parser:
     of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=told)
     of["demo"].add_argument("out", type=Path, help="folder for scenes, runs and pictures")
     of["demo"].add_argument("--scenes", type=int, default=demo.SCENES, help="how many; a third is held out")
-    for name in ("knn", "linear", "finetune", "localise", "report", "export"):
+    for name in evaluate.COMMANDS:
+        evaluate.add(name, of[name])
+    for name in ("report", "export"):
         of[name].add_argument("run", type=Path, help="run folder, or its last.pt")
-    for name in ("knn", "linear", "finetune", "localise", "demo"):
-        of[name].add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
+    of["demo"].add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
     for name in ("pretrain", "compare"):
         of[name].set_defaults(overrides=[])
-    for name in ("pretrain", "linear", "finetune"):
-        of[name].add_argument(
-            "--resume", action="store_true", help="continue an earlier one, if there is one"
-        )
-    for name, kinds in (("knn", KINDS), ("linear", KINDS), ("finetune", ("trained", "untrained"))):
-        of[name].add_argument("--encoder", choices=kinds, default="trained", help="the others are baselines")
-    which = "trained, untrained, or another one on the run's data: timm:NAME or torchvision:NAME"
-    of["localise"].add_argument("--encoder", default="trained", metavar="WHICH", help=which)
-    of["knn"].add_argument("-k", type=int, nargs="+", help="neighbours (knn.k)")
-    for name in ("linear", "finetune"):
-        of[name].add_argument("--name", help="folder below the run for its checkpoints (the command's name)")
+    told = "continue an earlier one, if there is one"
+    of["pretrain"].add_argument("--resume", action="store_true", help=told)
     of["export"].add_argument("out", type=Path, help="safetensors file to write")
     of["export"].add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
     of["keys"].add_argument("section", nargs="?", help="such as optim, or one of its choices: optim.lars")

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "LOCALISED", "Row", "Run", "difference", "mean_and_deviation", "paired", "score", "standard_error",
-    "table",
+    "LOCALISED", "Row", "Run", "aligned", "difference", "mean_and_deviation", "paired", "score",
+    "standard_error", "table",
 ]  # fmt: skip
 
 _SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
@@ -112,16 +112,20 @@ def table(rows: Sequence[Row]) -> str:
         cells = [difference(measure, pair) if (pair := pairs.get(measure)) else "" for measure in columns]
         if any(cells):
             grid.append([f"{row.name} - {first.name}", f"{max(map(len, pairs.values()))}", *cells])
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    grid.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
-    lines = [f"| {' | '.join(line)} |" for line in padded]
     if not alike and not set(columns).isdisjoint(LOCALISED):
         told = "; ".join(dict.fromkeys(f"{run.config} {run.localisation}" for run in runs))
         legend.append(f"Boxes are read off differently, so that their scores do not compare: {told}.")
     budgets = {run.budget for run in runs}
     legend.append(f"Budget: {budgets.pop()}." if len(budgets) == 1 else "Budgets differ, see compare.csv.")
-    return "\n".join([*lines, "", *legend])
+    return "\n".join([*aligned(grid), "", *legend])
+
+
+def aligned(grid: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose columns are aligned; the first line of cells is its head."""
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rest = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in grid]
+    return [f"| {' | '.join(line)} |" for line in (rest[0], rule, *rest[1:])]
 
 
 def _best(measure: str, rows: Sequence[Row], queries: int) -> set[str]:

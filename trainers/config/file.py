@@ -23,7 +23,7 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from . import DEFAULTS, Config, ConfigError, check
 
-__all__ = ["ConfigError", "differences", "dump", "load", "override", "parse"]
+__all__ = ["ConfigError", "differences", "dump", "load", "override", "parse", "plain"]
 
 _BROUGHT = Path(__file__).resolve().parents[1] / "configs"
 _LONGEST = 50_000  # characters of a file; the longest of ours has some thousand
@@ -82,6 +82,11 @@ def dump(config: Config) -> str:
     yaml, text = _yaml(), io.StringIO()
     yaml.dump(config.model_dump(mode="json"), text)
     return text.getvalue()
+
+
+def plain(file: str | Path) -> dict[str, Any]:
+    """The values of a YAML file with its bases, unchecked; for what is no configuration of a run."""
+    return _read(_found(Path(file)), ())
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -38,7 +38,7 @@ from .scores import Found
 from .targets import loader_to_test, loader_to_train, targets_of, views_of
 from .truth import Truth, mask_tools, read_truth
 
-__all__ = ["Result", "open_sets", "train_detector"]
+__all__ = ["Result", "open_sets", "open_truths", "train_detector"]
 
 _STREAM = 0xDE7EC7  # sets the draw of held-out images apart from others of the seed
 
@@ -153,12 +153,19 @@ def _train(config: cfg.Config, setting: Setting, encoder: Backbone, folder: Path
 
 def open_sets(config: cfg.Config, seed: int) -> tuple[Truth, Truth]:
     """The images to train on, which have objects, and those to test on; all ranks get the same."""
+    train, tests = open_truths(config, seed)
+    remedy = "check detect.val_instances" if config.detect.val_instances else "raise data.val_share"
+    return train.with_objects(), _tested(tests, remedy)
+
+
+def open_truths(config: cfg.Config, seed: int) -> tuple[Truth, Truth]:
+    """All images of both sides, with objects or without."""
     data, section = config.data, config.detect
     if data.kind in ("cifar10", "cifar100", "stl10"):
         raise ValueError(f"data.kind {data.kind} has no boxes; name images with boxes by data.path")
     files = section.instances or ((data.instances,) if data.instances else ())
     if not files:
-        raise ValueError("detection needs true boxes; name their file by data.instances or detect.instances")
+        raise ValueError("this needs true boxes; name their file by data.instances or detect.instances")
     whole = read_truth(open_images(data), files)
     if not section.val_instances:
         if section.val_path is not None:
@@ -168,11 +175,11 @@ def open_sets(config: cfg.Config, seed: int) -> tuple[Truth, Truth]:
         rest = np.setdiff1d(np.arange(len(order)), held)
         if not len(rest):
             raise ValueError("one image cannot be trained on and tested on; name more by data.path")
-        return whole.subset(rest).with_objects(), _tested(whole.subset(held), "raise data.val_share")
+        return whole.subset(rest), whole.subset(held)
     instances = section.val_instances[0] if data.kind == "coco" else None
     changes = {"path": section.val_path or data.path, "instances": instances}
     tests = read_truth(open_images(data.model_copy(update=changes)), section.val_instances, whole.classes)
-    return whole.with_objects(), _tested(tests, "check detect.val_instances")
+    return whole, tests
 
 
 def _tested(tests: Truth, remedy: str) -> Truth:

@@ -18,7 +18,7 @@ from ..encoders.backbones import Backbone
 from ..engine import ranks
 from ..engine.setting import Setting
 
-__all__ = ["extract", "knn", "knn_accuracy", "plain_share", "share"]
+__all__ = ["extract", "knn", "knn_accuracy", "knn_votes", "plain_share", "share"]
 
 _TILE = 2**24  # the most numbers of the bank that are compared at a time, and cosines; 64 MiB in float32
 
@@ -184,6 +184,24 @@ def knn_accuracy(
         hits += torch.stack([right[:, 0].sum(), right.sum()])
     top1, top5 = (hits.double() / asked).tolist()
     return {"top1": top1, "top5": top5}
+
+
+@torch.no_grad()
+def knn_votes(features: Tensor, shown: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
+    """Votes (M, C) for every class, as by `knn_accuracy`, as shares; each rank has all rows, and all votes.
+
+    Args:
+        features, queries: (N, D) and (M, D) float32.
+        shown: (N, C) bool, the classes that each of the N votes for, of which there may be several.
+    """
+    k = min(k, len(features))
+    rows, votes = torch.arange(len(features), device=features.device), []
+    weight = shown.to(features.dtype)
+    for part in torch.split(queries, max(1, _TILE // (k * shown.shape[1]))):
+        cosines, nearest = _nearest(F.normalize(part, dim=1), features, rows, k)
+        shares = (cosines / temperature).softmax(1)
+        votes.append((shares[:, None] @ weight[nearest]).squeeze(1))
+    return torch.cat(votes)
 
 
 def _nearest(queries: Tensor, features: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
