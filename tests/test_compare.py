@@ -13,8 +13,9 @@ import pytest
 import yaml
 from runs import lines_of, once, signalled
 
-from dali_views.tools.scenes import make_scenes
+from dali_views.tools.scenes import CLASSES, make_scenes
 from trainers.compare import compare
+from trainers.compare_measures import Measures
 from trainers.compare_table import Row, Run, mean_and_deviation, paired, standard_error, table
 from trainers.engine import checkpoint
 
@@ -178,6 +179,36 @@ def test_a_diverging_run_is_noted_with_the_reason_and_the_others_go_on_and_equal
     (shown,) = [line for line in (out / "compare.md").read_text().splitlines() if line.startswith("| a/arm ")]
     assert "| 0 of 1 |" in shown
     assert f"a/arm, seed 0: {reason}" in (out / "compare.md").read_text()
+
+
+@pytest.mark.slow
+def test_map_labelled_sets_and_a_detector_are_measures_which_are_taken_once(tmp_path):
+    images, instances = make_scenes(tmp_path / "scenes", 16, 48, CLASSES[:2])
+    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.5}
+    quick = {"epochs": 1, "evaluate_every": 0}
+    configs = [
+        write(tmp_path / f"{name}.yaml", data, run=quick, **more)
+        for name, more in (("random", {"guide": NEVER}), ("guided", {}))
+    ]
+    small = {"size": 32, "longest": 32, "anchors": [8, 12, 16, 20, 24], "width": 8, "batch": 2, "steps": 2}
+    detector, sets = tmp_path / "detector.yaml", tmp_path / "sets.yaml"
+    detector.write_text(yaml.safe_dump({"detect": {**small, "drops": [1], "warmup": 1, "rois": 8}}))
+    sets.write_text(yaml.safe_dump({"one": {"data": data}, "other": {"torchvision": "DTD", "root": "none"}}))
+    out, measures = tmp_path / "out", Measures(True, sets, (detector,))
+    rows = compare(configs, 1, out, measures=measures)
+    assert [run.failure for row in rows for run in row.runs] == ["", ""]
+    for run in (run for row in rows for run in row.runs):
+        assert None not in (run.map, run.transfer, run.box_ap, run.mask_ap)
+        assert len(lines_of(out / run.config / "seed-0" / "detect")) > 0
+    head = (out / "compare.md").read_text().splitlines()[0]
+    assert [name in head for name in ("mAP %", "transfer %", "box AP %", "mask AP %")] == [True] * 4
+    stamps = times(out)
+    assert compare(configs, 1, out, measures=measures) == rows
+    assert times(out) == stamps
+    sets.write_text("one: {torchvision: DTT}")
+    with pytest.raises(ValueError, match="torchvision DTT is not read"):
+        compare(configs, 1, tmp_path / "never", measures=measures)
+    assert not (tmp_path / "never").exists()
 
 
 def test_mistakes_and_unequal_budgets_are_told_before_anything_trains(data, tmp_path):

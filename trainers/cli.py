@@ -160,7 +160,8 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
     "keys": (_keys, "every key of a configuration: type, default, meaning",
              "keys\nkeys optim\nkeys guide.saliency"),
     "compare": (compare.command, "several configurations on one budget, in one table",
-                "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare"),
+                "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare\n"
+                "compare A.yaml A.yaml+B.yaml --out runs/compare --detect configs/detect/small.yaml"),
 }
 """By name: what it does, its help, examples."""
 # fmt: on
@@ -201,5 +202,11 @@ def _parser() -> Parser:
     of["compare"].add_argument("--seeds", type=int, default=3, help="runs of each (3)")
     of["compare"].add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     of["compare"].add_argument("--linear", action="store_true", help="also a linear probe of each")
+    told = "also mAP of the classes of all objects in its images"
+    of["compare"].add_argument("--multilabel", action="store_true", help=told)
+    told = "also the mean over labelled sets of this file, see transfer"
+    of["compare"].add_argument("--transfer", type=Path, metavar="FILE", help=told)
+    told = "also AP of a detector, as these files say, on the run's images unless they name others"
+    of["compare"].add_argument("--detect", type=Path, nargs="+", default=[], metavar="FILE", help=told)
     of["compare"].add_argument("--unequal", action="store_true", help="compare although budgets differ")
     return parser

@@ -30,6 +30,7 @@ from dali_views.system.machine import machine
 from dali_views.tools.command_line import MISTAKE, Answer, counted
 
 from . import config as cfg
+from .compare_measures import Measures
 from .compare_table import LOCALISED, Row, Run, table
 from .config import file as config_file
 from .data import open_data
@@ -46,9 +47,10 @@ from .saved_run import encoder_of
 __all__ = ["command", "compare"]
 
 Evaluation = Literal["knn", "linear"]
+NOTHING = Measures()
 RECORD = "compare.json"  # in a run's folder: how long it trained, and on what
 _BUDGET = (
-    *("data.", "model.", "knn.", "probe.", "localise.", "optim.batch"),
+    *("data.", "model.", "knn.", "probe.", "localise.", "detect.", "optim.batch"),
     *("run.epochs", "run.max_steps", "run.evaluate_every", "views.size", "views.mean", "views.std"),
 )
 
@@ -59,7 +61,8 @@ def command(args: argparse.Namespace) -> Answer:
     configs = [Path(word) for word in words if "=" not in word]
     changes = [word for word in words if "=" in word]
     evaluations: tuple[Evaluation, ...] = ("knn", "linear") if args.linear else ("knn",)
-    rows = compare(configs, args.seeds, args.out, changes, evaluations, args.unequal)
+    measures = Measures(args.multilabel, args.transfer, tuple(args.detect))
+    rows = compare(configs, args.seeds, args.out, changes, evaluations, args.unequal, measures)
     failed = sum(bool(run.failure) for row in rows for run in row.runs)
     text = table(rows)
     if failed:
@@ -70,7 +73,7 @@ def command(args: argparse.Namespace) -> Answer:
 
 def compare(
     configs: Sequence[Path], seeds: int, out: Path, overrides: Sequence[str] = (),
-    evaluations: Sequence[Evaluation] = ("knn",), unequal: bool = False,
+    evaluations: Sequence[Evaluation] = ("knn",), unequal: bool = False, measures: Measures = NOTHING,
 ) -> list[Row]:  # fmt: skip
     """Pretrain and evaluate every configuration with seeds 0, 1, ..., and save the table after every run.
 
@@ -82,6 +85,7 @@ def compare(
         configs: YAML files, named in the table by stem, and by folders above where stems are equal.
         evaluations: "knn": as during pretraining, with localisation; "linear": a linear probe.
         unequal: compare although data, encoder, batch, length or evaluation differ.
+        measures: what else is measured, after all these.
 
     Returns:
         A row of the untrained encoder, if it was evaluated, and one per configuration. After a signal the
@@ -103,6 +107,8 @@ def compare(
         arms[seed, name] = config_file.load(files[name], [*overrides, *own])
     if not unequal:
         _check_budgets({name: arms[0, name] for name in files}, "linear" in evaluations)
+    for arm in arms.values():
+        measures.check(arm)
     join(arms[order[0]])
     runs: list[Run] = []
     with held(out):  # each training holds its own folder, too; its record and the table are of this one
@@ -110,7 +116,7 @@ def compare(
             if ranks.is_main():
                 place = arms[seed, name].run.out
                 print(f"\n{name}, seed {seed} (run {number} of {len(order)}): {place}", flush=True)
-            runs.append(_run(name, arms[seed, name], evaluations))
+            runs.append(_run(name, arms[seed, name], evaluations, measures))
             gc.collect()  # the parts of a run refer to each other, so only this frees its memory
             first = [arms[one, order[0][1]] for one in range(seed + 1)]
             rows = _rows(
@@ -122,7 +128,7 @@ def compare(
     return rows
 
 
-def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
+def _run(name: str, config: cfg.Config, evaluations: Sequence[str], measures: Measures) -> Run:
     """One run, continued if it was begun, with its numbers or the reason why some are missing."""
     folder, how, size = Path(config.run.out), config.localise, config.views.size
     cut = f" cut at {config.run.max_steps} steps" if config.run.max_steps else ""
@@ -156,6 +162,11 @@ def _run(name: str, config: cfg.Config, evaluations: Sequence[str]) -> Run:
         if "linear" in evaluations:
             result = linear_probe(config, setting, encoder, data, folder / "linear", resume=True)
             run = replace(run, linear_top1=result.top1, linear_top5=result.top5)
+        more = measures.of(config, setting, saved, encoder)
+        if more is None:
+            stopped = "stopped in the training of its detector; the same command continues it"
+            return replace(run, stopped=True, failure=stopped)
+        run = replace(run, **more)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if ranks.world() > 1 and not isinstance(error, FloatingPointError):
             raise

@@ -12,7 +12,10 @@ __all__ = [
     "standard_error", "table",
 ]  # fmt: skip
 
-_SCORES = {"knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "iou": "IoU", "corloc": "CorLoc %"}
+_SCORES = {
+    "knn_top1": "kNN top-1 %", "linear_top1": "linear top-1 %", "map": "mAP %", "transfer": "transfer %",
+    "box_ap": "box AP %", "mask_ap": "mask AP %", "iou": "IoU", "corloc": "CorLoc %",
+}  # fmt: skip
 _COSTS = {"seconds": "seconds", "images_per_second": "images/s", "extra_passes": "extra passes"}
 _GUIDE = {"guide_iou": "guide's IoU", "guide_area": "guide's area"}
 _COLUMNS = {**_SCORES, "box_area": "box area", **_GUIDE, **_COSTS}
@@ -33,6 +36,10 @@ class Run:
     linear_top1: float | None = None
     linear_top5: float | None = None
     queries: int | None = None  # images that kNN and the probe classify
+    map: float | None = None  # of the classes of all objects, by logistic regression
+    transfer: float | None = None  # mean of linear classifiers over labelled sets
+    box_ap: float | None = None  # of a detector trained on the encoder
+    mask_ap: float | None = None
     iou: float | None = None
     corloc: float | None = None
     box_area: float | None = None  # median share of the image that the box covers
