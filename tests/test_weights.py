@@ -78,7 +78,9 @@ def test_a_run_starts_at_the_knn_of_the_run_whose_weights_it_takes(first, second
     )
     assert pretrain(begin).scores["given weights"]["knn_top1"] == end
     assert cli.main(["knn", str(now), "--encoder", "untrained"]) == 0
-    assert f"top-1 {end:.2%}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"top-1 {end:.2%}" in told
+    assert f"encoder of the weights that were given ({source})" in told
     shutil.rmtree(past)  # a run that has begun needs them no more
     assert pretrain(go_on, resume=True).step == 2
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from dali_views.graph.build import default_threads
 from dali_views.system.files import append_line, atomic_write
-from dali_views.tools.command_line import Answer
+from dali_views.tools.command_line import Answer, counted
 
 from .. import config as cfg
 from ..data import DataSets, open_data
@@ -45,7 +45,15 @@ class _Evaluated:
 
     @property
     def title(self) -> str:
-        return f"{self.args.encoder} encoder, {self.saved['step']} steps"
+        which = str(self.args.encoder)
+        if which == "trained":
+            return f"trained encoder, {counted(self.saved['step'], 'step')}"
+        given = which == "untrained" and self.config.model.weights is not None
+        return (
+            f"encoder of the weights that were given ({self.config.model.weights})"
+            if given
+            else f"{which} encoder"
+        )
 
     @property
     def name(self) -> str:
@@ -110,7 +118,8 @@ def _classify(args: argparse.Namespace) -> Answer:
     facts = {"name": name, "epochs": len(result.curve), **scores}
     run.record(facts)
     text = (
-        f"{run.title}: {title} ({facts['epochs']} epochs): top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
+        f"{run.title}: {title} ({counted(len(result.curve), 'epoch')}): "
+        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
         f"(best epoch on the test images: {result.best_epoch}, {result.best_top1:.2%})"
     )
     return run.answer(facts, text)
