@@ -25,7 +25,8 @@ from trainers.engine.setting import join
 from trainers.evaluate import classifiers
 from trainers.evaluate.classifiers import FEW_LABELS, MORE_LABELS, PROBES, labelled_list, labelled_share
 from trainers.evaluate.knn import extract
-from trainers.evaluate.learners import Recipe, rate, standard
+from trainers.evaluate.learners import Recipe, rate
+from trainers.evaluate.logistic import standard
 from trainers.evaluate.supervised import Result
 
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 60]])
@@ -274,12 +275,12 @@ def test_a_run_is_neither_overwritten_nor_continued_with_other_settings_data_or_
         probe(once, encoder(), data, tmp_path)
     other_tests = sets(bank, with_labels(queries, queries.labels[::-1]))
     for settings, seed, images, changed in (
-        (probe_of(2, augment=True), 0, data, "epochs, augment"),
+        (probe_of(2, augment=True), 0, data, "epochs 1, now 2, augment False, now True"),
         (once, 1, data, "encoder"),
         (once, 0, sets(colours(44, 1), queries), "training images"),
         (once, 0, other_tests, "test images"),
     ):
-        with pytest.raises(ValueError, match=f"another {changed};"):
+        with pytest.raises(ValueError, match=rf"begun with other values \({changed}\)"):
             probe(settings, encoder(seed), images, tmp_path, resume=True)
     probe(once, encoder(), data, tmp_path, resume=True)
 

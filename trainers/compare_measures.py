@@ -17,8 +17,8 @@ from .encoders.backbones import Backbone
 from .engine import ranks
 from .engine.setting import Setting
 from .evaluate import multilabel
+from .evaluate.kept import digest
 from .evaluate.labelled_sets import read_sets
-from .evaluate.supervised import digest
 from .evaluate.transfer import mean_of, transfer
 from .saved_run import encoder_of
 

@@ -20,6 +20,8 @@ from .heatmap import upsample
 Reading: TypeAlias = Literal["extent", "part", "rectangle"]
 Threshold: TypeAlias = float | Literal["auto", "otsu"]
 
+WIDE = 0.9
+"""Share of the image above which a box says nothing."""
 _SHARE = 0.6  # of the height of a map above its median
 
 _MOST_CELLS = 16  # a side, of a map whose rectangles are all tried: 18,496 rectangles

@@ -15,7 +15,7 @@ from .truth import Truth, mask_tools
 __all__ = ["Found", "coco_scores", "scores", "voc_scores"]
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_EDGES = np.linspace(0, 1, 11)  # of recall, where VOC 2007 reads the precision
+_EDGES = np.arange(11) / 10  # of recall, where VOC 2007 reads the precision
 
 
 class Found(NamedTuple):

@@ -6,5 +6,5 @@ classifiers  linear probe and fine-tuning         logistic       logistic regres
 multilabel   images that show several classes     svm            VOC 2007's linear SVMs
 transfer     a table over several sets            labelled_sets  the sets that a file names
 precision    average precision, accuracies        box_scores     IoU, CorLoc, health of boxes
-command      the commands
+kept         the folder of one that trains        command        the commands
 """

@@ -23,8 +23,9 @@ from ..engine.setting import Setting
 from ..methods.networks import joined_batch_norm, synced_batch_norm
 from .box_scores import spread_rows
 from .knn import extract
+from .logistic import standard
 
-__all__ = ["Learner", "Recipe", "rate", "standard"]
+__all__ = ["Learner", "Recipe", "rate"]
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,6 @@ class Learner:
             return features.float()
         mean, scale = self._standard
         return (features.float() - mean) * scale
-
-
-def standard(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale (D,) that give features (N, D) mean 0 and variance 1 / D in every dimension.
-
-    Then a row's mean squared length is 1, and one learning rate suits encoders of any width and scale (ours;
-    MAE, arXiv 2111.06377, appendix A, has a batch norm in front of the classifier). A dimension that hardly
-    varies becomes 0.
-    """
-    deviation, mean = torch.std_mean(features, dim=0, correction=0)
-    varies = deviation > 1e-6 * features.abs().amax(dim=0)
-    return mean, torch.where(varies, 1 / deviation, 0) / features.shape[1] ** 0.5
 
 
 class _Classifier(nn.Module):

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .learners import standard
-
-__all__ = ["DECAYS", "Fitted", "fit_logistic"]
+__all__ = ["DECAYS", "Fitted", "fit_logistic", "standard"]
 
 DECAYS = tuple(10.0**power for power in range(1, -9, -1))
 """Weight decays that are tried, in falling order, so that each starts from the solution before it."""
@@ -39,7 +37,7 @@ def fit_logistic(
     """Minimise the loss and half the decay times the squared weights by L-BFGS, without augmentation.
 
     This is the classifier of Kornblith et al. (arXiv 1805.08974, section 3.1), but for the grid of decays,
-    which is coarser here, and the features, which are standardised (`learners.standard`). The decay is the
+    which is coarser here, and the features, which are standardised (`standard`). The decay is the
     one of the greatest `measure` on a fifth of the images, of equal ones that of the least loss there. The
     classifier is then fitted to all images.
 
@@ -93,3 +91,15 @@ def _minimised(inputs: Tensor, labels: Tensor, decay: float, start: Tensor) -> T
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weights.detach()
+
+
+def standard(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale (D,) that give features (N, D) mean 0 and variance 1 / D in every dimension.
+
+    Then a row's mean squared length is 1, and one learning rate suits encoders of any width and scale (ours;
+    MAE, arXiv 2111.06377, appendix A, has a batch norm in front of the classifier). A dimension that hardly
+    varies becomes 0.
+    """
+    deviation, mean = torch.std_mean(features, dim=0, correction=0)
+    varies = deviation > 1e-6 * features.abs().amax(dim=0)
+    return mean, torch.where(varies, 1 / deviation, 0) / features.shape[1] ** 0.5

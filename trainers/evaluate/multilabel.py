@@ -14,7 +14,7 @@ from dali_views import SampleIndex
 
 from .. import config as cfg
 from ..data import evaluation_views, plain_loader
-from ..detect.train import open_truths
+from ..detect.sides import open_truths
 from ..detect.truth import Truth
 from ..encoders.backbones import Backbone
 from ..engine.setting import Setting

@@ -5,7 +5,6 @@ A linear probe and fine-tuning (`classifiers`) are this loop with different reci
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,7 +19,7 @@ from torch.optim import Optimizer
 
 from dali_views import SampleIndex
 from dali_views.system.progress import Progress
-from dali_views.system.stored import check, entries, number, sequence, text
+from dali_views.system.stored import entries, number, sequence
 
 from .. import config as cfg
 from ..encoders.backbones import Backbone
@@ -30,9 +28,10 @@ from ..engine.lock import held
 from ..engine.optim import Lars, check_finite, fused
 from ..engine.restore import restore
 from ..engine.setting import Setting
+from .kept import digest, open_evaluation
 from .learners import Learner, Recipe, rate
 
-__all__ = ["Result", "digest", "labelled", "open_evaluation", "train_classifier"]
+__all__ = ["Result", "labelled", "train_classifier"]
 
 
 @dataclass(frozen=True)
@@ -215,35 +214,3 @@ def _description(
         "test images": digest({"": tests.labels}, tests.fingerprint),
         "encoder": digest({name: t.numpy(force=True) for name, t in encoder.state_dict().items()}),
     }
-
-
-def digest(arrays: Mapping[str, np.ndarray[Any, Any]], more: str = "") -> str:
-    """Hex SHA-256 of text and named arrays."""
-    found = hashlib.sha256(more.encode())
-    for name, array in arrays.items():
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
-
-
-def open_evaluation(folder: Path, description: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to continue, None if there is none; errors as by `train_classifier`."""
-    try:
-        saved = checkpoint.load(folder)
-    except FileNotFoundError:
-        return None
-    form = entries({"description": entries({})}, {"launch": text})
-    check(saved, form, f"the checkpoint in {folder}", "it is not of an evaluation; remove the folder")
-    if not (resume or interrupt.began(saved.get("launch", ""))):
-        raise FileExistsError(
-            f"{folder} holds an evaluation already; --resume continues it, --name OTHER keeps both"
-        )
-    changed = [name for name, value in description.items() if saved["description"].get(name) != value]
-    if changed:
-        before = saved["description"]
-        told = ", ".join(f"{name} {before.get(name)}, now {description[name]}" for name in changed)
-        raise ValueError(
-            f"the evaluation in {folder} was begun with other values ({told}); "
-            "remove the folder to start again"
-        )
-    return saved

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from dali_views import RegionTable
-from dali_views.maps.boxes import boxes_from_maps, regions_from_maps
+from dali_views.maps.boxes import WIDE, boxes_from_maps, regions_from_maps
 from dali_views.regions.queue import UpdateQueue
 
 from .. import config as cfg
@@ -23,10 +23,8 @@ from .encoder_maps import EncoderMaps, Located
 from .guide import Training
 from .kept_maps import KeptMaps
 
-__all__ = ["WIDE", "areas", "localise", "looking_network", "warn_if_wide", "write"]
+__all__ = ["areas", "localise", "looking_network", "warn_if_wide", "write"]
 
-WIDE = 0.9
-"""Share of the image above which a box says nothing."""
 _USEFUL = 0.5  # median area that a suggested threshold should not exceed
 _LEVELS = tuple(level / 10 for level in range(1, 10))
 _SHOWN = 256  # maps that a suggestion is made from
