@@ -33,10 +33,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("heading", ["Plain DALI", "FFCV"])
+LOADERS = ["From a PyTorch DataLoader (torchvision, timm) or WebDataset", "Plain DALI", "FFCV"]
+
+
+@pytest.mark.parametrize("heading", LOADERS)
 def test_two_views_of_a_folder_are_two_views_here(heading: str) -> None:
     names = run(heading)
     assert [view.shape[2:] for view in (names["first"], names["second"])] == [(64, 64)] * 2
+    assert names["loader"].epoch == 1, "an epoch that is not set repeats the first"
 
 
 def test_the_loss_and_the_model_of_lightly_stay_and_its_weights_start_a_run() -> None:
