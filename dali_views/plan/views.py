@@ -26,8 +26,9 @@ class View:
             - ``"contrastive"``: ContrastiveCrop (arXiv 2202.03278): the centre lies in the sample's
               semantic box, drawn from Beta(alpha, alpha). A sample whose box was never written is cropped
               as by ``"random"``.
-            - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it. A box
-              that was never written is the whole image, so this crop is random, too.
+            - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it by more
+              than the rounding to whole pixels. A box that was never written is the whole image, so this crop
+              is random, too.
             - ``"whole"``: the whole image, squashed to a square.
             - ``"centre"``: the central square of `centre_share` of the short side (resize and centre
               crop).
