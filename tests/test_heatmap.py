@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import timm
 import torch
 from conftest import on, without_waiting
 from torch import Tensor, nn
@@ -77,11 +78,13 @@ def test_a_tap_put_on_a_compiled_model_before_its_first_call_sees_every_call(
             torch.testing.assert_close(tap.features, plain.features)
 
 
-def test_an_unknown_layer_is_refused_with_the_nearest_names_or_else_the_top_ones(resnet: nn.Module) -> None:
+def test_an_unknown_layer_is_refused_with_the_nearest_names_or_else_its_parts(resnet: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"ResNet has no layer 'layr4'; .*\blayer4\b"):
         FeatureTap(resnet, "layr4")
-    with pytest.raises(ValueError, match="nearest names are 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"its parts are 0, 1, 2 \(2\.0 to 2\.1\)"):
         FeatureTap(small_net(), "zzzzzzzz")
+    with pytest.raises(ValueError, match=r"stages \(stages\.0 to stages\.3\)"):
+        FeatureTap(timm.create_model("convnext_atto"), "layer4")
 
 
 class Returns(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from conftest import noise_images, without_waiting
 from nvidia.dali import Pipeline, fn, types
 
-from dali_views import RegionTable, SampleIndex, ViewLoader, recipes
+from dali_views import RegionTable, SampleIndex, View, ViewLoader, recipes
 from dali_views.graph.build import release_memory
 from dali_views.graph.decode import decode
 from dali_views.loader.batch import Batch, Stats, StreamWaits
@@ -350,7 +350,11 @@ def test_an_epoch_that_is_none_is_refused_and_changes_nothing(small_index, epoch
         ({"batch_size": 41}, "global batch"),
         ({"views": []}, "View"),
         ({"device": "tpu"}, "tpu"),
-        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": torch.bfloat16}, "dtype bfloat16 .* take float16 views, and use torch.autocast"),
+        ({"index": "photos"}, r"pass a SampleIndex, for instance SampleIndex\.from_folder\('photos'\)"),
+        ({"views": FULL}, r"views is a View; pass a list of views"),
+        ({"views": recipes.moco_v2}, r"views is a function; pass a list of views"),
+        ({"views": [FULL, abs]}, r"views is a list with other things; pass a list of views"),
         ({"rank": 2, "world": 2}, "rank 2"),
         ({"rank": 0}, "both"),
         ({"regions": RegionTable(7)}, "7 rows"),
@@ -358,14 +362,34 @@ def test_an_epoch_that_is_none_is_refused_and_changes_nothing(small_index, epoch
 )
 def test_arguments_that_cannot_work_are_refused_with_the_reason(small_index, change, word):
     arguments = {"index": small_index, "views": VIEWS, "batch_size": 8, "device": "cpu", **change}
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises((ValueError, TypeError), match=word):
         ViewLoader(**arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_asking_for_a_gpu_where_there_is_none_says_so(small_index):
+@pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:0", torch.device("cuda", 1)])
+def test_asking_for_a_gpu_where_there_is_none_says_so(small_index, name):
     with pytest.raises(RuntimeError, match='device="cpu"'):
-        ViewLoader(small_index, VIEWS, 8)
+        ViewLoader(small_index, VIEWS, 8, device=name)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_pytorchs_names_too_and_must_be_the_current_one(small_index):
+    for name in ("cuda", "cuda:0", torch.device("cuda")):
+        assert ViewLoader(small_index, VIEWS, 8, device=name).device == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match=r"is not the current GPU.*torch\.cuda\.set_device\(7\) first"):
+        ViewLoader(small_index, VIEWS, 8, device="cuda:7")
+
+
+def test_pytorchs_names_give_the_same_batches_and_a_batch_is_told_in_a_line(small_index):
+    views = [*VIEWS, View(size=16, crop="whole")]
+    words, names = (
+        next(iter(ViewLoader(small_index, views, 8, device=device, dtype=dtype)))
+        for device, dtype in (("cpu", "float16"), (torch.device("cpu"), torch.float16))
+    )
+    assert digest(words) == digest(names)
+    told = "views: 2 x (8, 3, 24, 24) float16, 1 x (8, 3, 16, 16) float16"
+    assert repr(names) == f"Batch(8 samples, {told}, device='cpu')"
 
 
 def test_stats_count_the_epoch(small_index):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -62,6 +62,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        kinds = Counter((tuple(view.shape), str(view.dtype).removeprefix("torch.")) for view in self.views)
+        views = ", ".join(f"{count} x {shape} {dtype}" for (shape, dtype), count in kinds.items())
+        return f"Batch({len(self)} samples, views: {views}, device={str(self.index.device)!r})"
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device, without copies if it is there. Lightning and Fabric call this."""

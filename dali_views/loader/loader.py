@@ -20,11 +20,12 @@ from ..graph.feed import Feed
 from ..plan import order
 from ..plan.draw import Plan
 from ..plan.epoch import Epoch
-from ..plan.views import View, complete
+from ..plan.views import View
 from ..regions.table import RegionTable
 from ..system import stored
 from ..system.machine import stage
 from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
+from .arguments import dtype_name, view_list
 from .batch import Batch, Stats, StreamWaits
 from .quarantine import Quarantine
 from .state import REMEDY, state_form, tensors
@@ -50,12 +51,12 @@ class ViewLoader:
         views: the V views of each image; see `recipes`.
         batch_size: samples per batch of this rank.
         regions: what the model has said about each sample, or None; `set_epoch` makes updates visible.
-        device: ``"gpu"`` (decoding included) or ``"cpu"``.
+        device: ``"gpu"`` (decoding included; the current GPU) or ``"cpu"``, or as PyTorch names them.
         seed: of order and views.
         rank, world: this process among all; by default from torch.distributed if initialised, else 0 of 1.
         shuffle: False keeps the order of the index.
         drop_last: drop the samples that do not fill a global batch; else the last one is smaller (`order`).
-        dtype: ``"float32"`` or ``"float16"`` of the views.
+        dtype: ``"float32"`` or ``"float16"`` of the views, or PyTorch's dtypes.
         mean, std: of the normalisation, for RGB in [0, 1]; default ImageNet's.
         threads: CPU threads of the graph; default this process's share of the cores.
         hw_decoder_load: share of a batch's JPEGs for the GPU's hardware decoder; between 0 and 1 the pixels
@@ -65,7 +66,7 @@ class ViewLoader:
         max_bad_share: a larger share of unreadable images ends the run with their list.
 
     Raises:
-        ValueError: arguments that cannot work together.
+        ValueError: arguments that cannot work together. TypeError: no index, or no list of views.
         RuntimeError: ``"gpu"`` on a machine without one.
     """
 
@@ -76,13 +77,13 @@ class ViewLoader:
         batch_size: int,
         *,
         regions: RegionTable | None = None,
-        device: str = "gpu",
+        device: str | torch.device = "gpu",
         seed: int = 0,
         rank: int | None = None,
         world: int | None = None,
         shuffle: bool = True,
         drop_last: bool = True,
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         threads: int | None = None,
@@ -91,7 +92,7 @@ class ViewLoader:
         max_bad_share: float = 0.1,
     ) -> None:
         self.index = index
-        self.views = complete(list(views))
+        self.views = view_list(index, views)
         # Python's own numbers: by default `torch.load` does not read a state that holds NumPy's.
         self.batch_size = operator.index(batch_size)
         self.regions = regions
@@ -100,21 +101,22 @@ class ViewLoader:
         self.drop_last = drop_last
         self.rank, self.world = rank_and_world(rank, world)
         self.device = torch_device(device)
+        kind = "gpu" if self.device.type == "cuda" else "cpu"
         self.stats = Stats()
         self.on_bad_image = on_bad_image
         self.max_bad_share = max_bad_share
-        self._check(dtype)
+        self._check()
         self._quarantine = Quarantine(
-            index, device, self.device.index, hw_decoder_load, strict=on_bad_image == "raise"
+            index, kind, self.device.index, hw_decoder_load, strict=on_bad_image == "raise"
         )
         self._feed = Feed(
             index,
             self.views,
-            device=device,
+            device=kind,
             device_id=self.device.index,
             batch_size=self.batch_size,
             threads=threads or default_threads(),
-            dtype=dtype,
+            dtype=dtype_name(dtype),
             mean=mean,
             std=std,
             hw_decoder_load=hw_decoder_load,
@@ -127,15 +129,13 @@ class ViewLoader:
         self.epoch, self.position = 0, 0
         self._begin(0)
 
-    def _check(self, dtype: str) -> None:
+    def _check(self) -> None:
         rows, own = len(self.index), 0 if self.regions is None else len(self.regions)
         if not self.views or self.batch_size < 1:
             raise ValueError(
                 f"ViewLoader needs at least one View and a batch_size of at least 1; got {len(self.views)} "
                 f"and {self.batch_size}."
             )
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f"dtype {dtype!r} is neither float32 nor float16.")
         if self.on_bad_image not in ("skip", "raise") or not 0 <= self.max_bad_share <= 1:
             raise ValueError(
                 'on_bad_image is "skip" or "raise" and max_bad_share a share in [0, 1]; '

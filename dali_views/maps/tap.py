@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ class FeatureTap:
         layer: dotted name as in ``model.named_modules()``; wrapper prefixes may be left out.
 
     Raises:
-        ValueError: the model has no such layer; names the nearest ones.
+        ValueError: the model has no such layer; names those spelled like it, or else the model's parts.
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
@@ -72,7 +73,21 @@ def _find_layer(model: nn.Module, layer: str) -> nn.Module:
     if found is not None:
         return found
     names = [name for name in plain if name]
-    near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or [n for n in names if "." not in n][:5]
-    raise ValueError(
-        f"{type(model).__name__} has no layer '{layer}'; the nearest names are {', '.join(near)}."
-    )
+    near = ", ".join(difflib.get_close_matches(layer, names, n=5, cutoff=0.6))
+    hint = f"the nearest names are {near}" if near else f"its parts are {_parts(names)}"
+    raise ValueError(f"{type(model).__name__} has no layer '{layer}'; {hint}.")
+
+
+def _parts(names: list[str]) -> str:
+    """The top names, each with the outermost series of numbered layers in it: maps lie between those."""
+    lengths = Counter(parent for parent, _, last in (n.rpartition(".") for n in names) if last.isdecimal())
+    series = {
+        name: f"{name}.0 to {name}.{length - 1}"
+        for name, length in lengths.items()
+        if length > 1 and not any(part.isdecimal() for part in name.split(".")[1:])
+    }
+    found = []
+    for top in (name for name in names if "." not in name):
+        inside = [text for name, text in series.items() if name.split(".")[0] == top]
+        found.append(f"{top} ({', '.join(inside)})" if inside else top)
+    return ", ".join(found)

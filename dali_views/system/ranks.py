@@ -39,21 +39,28 @@ def rank_and_world(rank: int | None = None, world: int | None = None) -> tuple[i
     return 0, 1
 
 
-def torch_device(device: str) -> torch.device:
-    """This process's device of the kind ``"gpu"`` or ``"cpu"``.
+def torch_device(device: str | torch.device) -> torch.device:
+    """This process's device of the kind ``"gpu"`` or ``"cpu"``, which may have PyTorch's name.
 
     Raises:
-        ValueError: another word. RuntimeError: there is no GPU.
+        ValueError: another word, or a GPU that is not the current one. RuntimeError: there is no GPU.
     """
     import torch
 
-    if device == "cpu":
+    kind, _, number = str(device).partition(":")
+    if kind == "cpu":
         return torch.device("cpu")
-    if device != "gpu":
-        raise ValueError(f'device {device!r} is neither "gpu" nor "cpu".')
+    if kind not in ("gpu", "cuda") or not (number or "0").isdecimal():
+        raise ValueError(f'device {str(device)!r} is neither "gpu" nor "cpu".')
     if not torch.cuda.is_available():
         raise RuntimeError('No GPU was found (torch.cuda.is_available() is False); use device="cpu".')
-    return torch.device("cuda", torch.cuda.current_device())
+    current = torch.cuda.current_device()
+    if number and int(number) != current:
+        raise ValueError(
+            f'device "{kind}:{number}" is not the current GPU, which is {current}; call '
+            f'torch.cuda.set_device({number}) first and pass "gpu".'
+        )
+    return torch.device("cuda", current)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

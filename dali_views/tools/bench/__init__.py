@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=number(1), help="processes of DataLoaders, threads of graphs (all cores)")
     add("--rounds", type=number(1), default=3, help="turns of each loader (3)")
     add("--seconds", type=float, default=10.0, help="length of a turn (10)")
-    add("--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by part of name")
+    add("--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by name or part of it")
     models = "torchvision ResNets to train, and barlow_vit_s16: stable-pretraining's speed test"
     add("--models", nargs="+", default=["resnet18", "resnet50"], help=models)
     add("--minutes", type=float, default=math.inf, help="then try no further peer and begin no further round")

@@ -103,6 +103,9 @@ def take_turns(
     each turn, which then ends when it has read the smallest index once: a second read is not cold.
     """
     most = min(map(len, cold), default=math.inf)
+    least = len(contenders) * rounds * seconds / 60
+    told = f"{len(contenders)} loaders x {rounds} rounds x {seconds:g} s: about {least:.1f} minutes"
+    report(f"{told}, and as long as each takes to start")
     rates: Rates = {contender.name: [] for contender in contenders}
     for number in range(rounds):
         began = time.monotonic()

@@ -42,7 +42,7 @@ def compare(
     report: Report = print,
     until: float = math.inf,
 ) -> list[Row]:
-    """A row per limit, setting of our loader and peer whose name has a word of `only`, if given.
+    """A row per limit, setting of our loader and peer whose name is, or else has, a word of `only`, if given.
 
     The first peer is the baseline. It, limits and ours come first, so what is missing at `until` is a peer.
     """
@@ -54,10 +54,14 @@ def compare(
         )
     base, *others = peers
     kept = (base.name, DECODE)
+    everyone = [base, *limits(setup), *ours(setup), *others]
+    names = {each.name for each in everyone}
     contenders = [
         each
-        for each in [base, *limits(setup), *ours(setup), *others]
-        if not only or each.name in kept or any(word in each.name for word in only)
+        for each in everyone
+        if not only
+        or each.name in (*kept, *only)
+        or any(word in each.name for word in only if word not in names)
     ]
     indexes = [setup.index] if cold else []
     rates = take_turns(contenders, rounds, seconds, cold=indexes, report=report, until=until)
