@@ -88,6 +88,31 @@ def test_a_guide_of_ones_own_runs_as_printed(
     assert np.median(np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1)) < 0.7
 
 
+NAMED = {
+    "ResNet, of torchvision and timm": (lambda: torchvision.models.resnet18(), 96),
+    "ConvNeXt of timm": (lambda: timm.create_model("test_convnext"), 96),
+    "ConvNeXt of torchvision": (lambda: torchvision.models.convnext_tiny(), 96),
+    "ViT of timm": (lambda: timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True), 96),
+    "ViT of torchvision": (lambda: torchvision.models.VisionTransformer(96, 16, 12, 2, 48, 96), 96),
+    "Swin of timm": (lambda: timm.create_model("swin_tiny_patch4_window7_224"), 224),
+    "Swin of torchvision": (lambda: torchvision.models.swin_t(), 96),
+}
+
+
+def test_the_layers_that_are_named_give_maps_of_the_stated_size() -> None:
+    page = (ROOT / "docs" / "guides.md").read_text(encoding="utf-8")
+    lines = page.split("### Names of layers")[1].split("\n\n")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in rows] == list(NAMED)
+    for name, layers, more, _ in rows:
+        model, size = NAMED[name][0](), NAMED[name][1]
+        given = eval(f"dict({more.strip('`')})", {"model": model})
+        images = torch.randn(1, 3, size, size)
+        for layer, stride in zip(re.findall(r"`([\w.]+)`", layers), (16, 8), strict=False):
+            maps = heatmaps(model, images, layer, aligned=False, **given)
+            assert maps.shape == (1, size // stride, size // stride), (name, layer)
+
+
 @pytest.mark.parametrize("choose", [timm_vit, torchvision_vit, timm_convnext])
 def test_boxes_of_other_models_find_objects_where_the_published_reading_gives_whole_images(
     choose: Callable[[], Chosen], photos: SampleIndex, monkeypatch: pytest.MonkeyPatch

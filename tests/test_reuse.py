@@ -6,6 +6,8 @@ import os
 import pydoc
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,20 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "photos"
 
 
+def section(heading: str) -> str:
+    return PAGE.read_text(encoding="utf-8").split(f"\n## {heading}")[1].split("\n## ")[0]
+
+
+def printed(heading: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", section(heading), re.DOTALL)
+    return code
+
+
 def run(heading: str) -> dict[str, Any]:
     """The names that a section's code leaves behind."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {heading}")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, str(PAGE), "exec"), names)
+    exec(compile(printed(heading), str(PAGE), "exec"), names)
     return names
 
 
@@ -106,6 +115,39 @@ def test_lightning_keeps_the_loader_and_its_table_and_goes_on_in_mid_epoch(
         assert np.array_equal(*boxes)
 
 
+def test_boxes_of_ones_own_are_those_of_the_batches(photos: Path) -> None:
+    names = run("Boxes of your own")
+    height, width = names["index"].sizes[0]
+    box = np.float32([20 / height, 10 / width, 60 / height, 50 / width])
+    assert np.allclose(names["regions"].boxes[:, 0], box)
+    true = names["true"]
+    assert true.written.tolist() == [row < 20 for row in range(COUNT)]
+    assert np.allclose(true.boxes[:20, 0], box)
+    assert np.allclose(names["several"].boxes[0], [[0.1, 0.1, 0.5, 0.5], [200 / 480, 300 / 640, 1, 1]])
+    batch = names["batch"]  # of two regions, one is drawn with its weight
+    given = torch.tensor(names["several"].boxes[0])
+    drawn = (batch.boxes[:, None] == given).all(2).float().argmax(1)
+    assert (batch.boxes == given[drawn]).all()
+    assert torch.allclose(batch.weights, torch.tensor([1.5, 0.5])[drawn])
+
+
+def test_half_precision_trains_under_autocast(photos: Path) -> None:
+    names = run("Half precision")
+    assert names["batch"].views[0].dtype == torch.float16
+    assert names["loss"].isfinite()
+    assert all(parameter.dtype == torch.float32 for parameter in names["model"].parameters())
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_their_boxes(photos: Path) -> None:
+    Path("train.py").write_text(printed("Several processes"))
+    (launch,) = re.findall(r"`torchrun ([^`]*)`", section("Several processes"))
+    command = [sys.executable, "-m", "torch.distributed.run", *launch.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (torch.load("last.pt")["loader"]["table"]["writes"] == 2).all()
+
+
 def test_timm_models_give_boxes_that_are_parts_of_the_image(photos: Path) -> None:
     names = run("A timm model")
     for boxes in names["boxes"].values():
@@ -137,6 +179,8 @@ def test_help_of_a_class_tells_every_field() -> None:
             field.name for field in fields(kind) if not re.search(rf"^ \|\s+{field.name}: \S", told, re.M)
         ]
         assert missing == []
+    table = section("What a batch holds")
+    assert [field.name for field in fields(Batch) if f"`{field.name}`" not in table] == []
 
 
 def test_a_local_view_lies_in_its_view_and_a_twin_has_its_place(photos: Path) -> None:
