@@ -1,9 +1,9 @@
-"""Views of images for self-supervised learning, decoded and cropped by DALI where a model says to look.
+"""Views of images for self-supervised learning, decoded and cropped by DALI where a model directs.
 
 A model in training writes a box and a weight per sample into a `RegionTable`. A `ViewLoader` reads the table
 once per epoch and draws the crops; a DALI graph decodes each image once and cuts all views.
 
-data     which images there are: `SampleIndex`      regions  what a model has said of them: `RegionTable`
+data     which images there are: `SampleIndex`      regions  what a model has written: `RegionTable`
 plan     which crops and colours, in NumPy           maps     from a model to heatmaps and boxes
 graph    decoding and cropping, in DALI              tools    the commands
 loader   batches in exact order: `ViewLoader`        system   files, ranks, the machine
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: whoever only reads an index does not wait for PyTorch and DALI."""
+    """Import a public name on first use: code that only reads an index does not wait for PyTorch and DALI."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_HOME[name]}")

@@ -214,7 +214,7 @@ def test_folders_that_cannot_be_made_are_refused(table, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         CachedSource(table, tmp_path / "file" / "cache", ROOM, "key")
-    with pytest.raises(ValueError, match="s3://bucket/kept is no local disk"):
+    with pytest.raises(ValueError, match="s3://bucket/kept is not a local disk"):
         SampleIndex.from_source(table, sizes=np.ones((50, 2), int), progress=False).cached(
             "s3://bucket/kept", 1, "x"
         )

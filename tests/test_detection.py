@@ -176,8 +176,8 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "1 is of the category 99, which is not listed": lambda data: data["annotations"][0].update(
         category_id=99
     ),
-    "the id 1 stands twice": lambda data: data["categories"].append({"id": 1, "name": "again"}),
-    "stands 2 times; remove the others": lambda data: data["categories"].append(
+    "the id 1 occurs twice": lambda data: data["categories"].append({"id": 1, "name": "again"}),
+    "occurs 2 times; remove the others": lambda data: data["categories"].append(
         {"id": 99, "name": data["categories"][0]["name"]}
     ),
     "has 3 x 3 pixels, and the image 48 x 48; correct": lambda data: data["annotations"][0].update(

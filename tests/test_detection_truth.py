@@ -84,19 +84,19 @@ TINY = run_lengths(np.eye(3) > 0)
 FEW, NEGATIVE, CUT = ({"size": [32, 48], "counts": counts} for counts in ([1, 2], [-1, 1537], "%%"))
 WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "none of 3 images has a box to train on": lambda data: data["annotations"].clear(),
-    "the category 3 stands 2 times": lambda data: data["categories"].append({"id": 3, "name": "cow"}),
-    "the category 'cat' stands 2 times": lambda data: data["categories"].append({"id": 4, "name": "cat"}),
+    "the category 3 occurs 2 times": lambda data: data["categories"].append({"id": 3, "name": "cow"}),
+    "the category 'cat' occurs 2 times": lambda data: data["categories"].append({"id": 4, "name": "cat"}),
     "annotation 1 is of an unknown category": _first(category_id=9),
     "a mask of 0.png has 3 x 3 pixels, and the image 32 x 48": _first(segmentation=TINY),
     "the run lengths of a mask of 0.png do not fill the image": _first(segmentation=FEW),
     "run lengths of a mask of 0.png do not fill the image; correct": _first(segmentation=NEGATIVE),
     "lengths of a mask of 0.png do not fill the image; correct": _first(segmentation=CUT),
     r"a mask of 0.png is no run lengths \(KeyError": _first(segmentation={"counts": [1536]}),
-    "the box of annotation 1 is no four numbers": _first(bbox=[1, 2, 3]),
-    "a polygon of 0.png is no list of three": _first(segmentation=[[1, 2, 3, 4, 5, "x"]]),
-    "polygon of 0.png is no list of three": _first(segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
-    "of 0.png is no list of three": _first(segmentation=7),
-    "a polygon of 0.png is no list": _first(segmentation=[[1, 2, 3]]),
+    "the box of annotation 1 is not four numbers": _first(bbox=[1, 2, 3]),
+    "a polygon of 0.png is not a list of three": _first(segmentation=[[1, 2, 3, 4, 5, "x"]]),
+    "polygon of 0.png is not a list of three": _first(segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
+    "of 0.png is not a list of three": _first(segmentation=7),
+    "a polygon of 0.png is not a list": _first(segmentation=[[1, 2, 3]]),
     "0.png has 32 x 48 pixels, and its annotations are for 32 x 50": lambda data: data["images"][0].update(
         width=50
     ),

@@ -45,7 +45,7 @@ def test_a_part_that_fails_costs_itself_and_its_error_is_on_the_page(tmp_path, c
     code, found, page = report(capsys, tmp_path / "out", tmp_path / "nowhere", *PATIENT, *parts)
     assert code == 1
     assert [part["why"] for part in found.values()] == ["ended with code 2"] * 2
-    assert page.count("does not exist or is no folder; check the path") == 2
+    assert page.count("does not exist or is not a folder; check the path") == 2
 
 
 def test_a_part_that_hangs_is_ended_and_without_time_none_is_begun(tmp_path, capsys, monkeypatch):

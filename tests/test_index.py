@@ -404,7 +404,7 @@ def test_only_new_and_changed_files_are_read_again(tmp_path: Path) -> None:
     second = scan()
     assert second.sizes.tolist() == first.sizes.tolist() == [[12, 16]]
     assert second.left_out == first.left_out
-    assert [reason for _, reason in second.left_out] == ["not an image, or cut off in its header"]
+    assert [reason for _, reason in second.left_out] == ["not an image, or truncated in its header"]
     assert scan(False).sizes.tolist() == [[16, 12]]
     _image(root / "b.jpg", 30, 30)
     os.utime(root, ns=(1, 1))  # never the same tick as the scan

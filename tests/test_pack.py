@@ -354,7 +354,7 @@ def test_a_source_that_is_gone_ends_the_call_and_the_next_one_continues(table, t
     index, table = table
     pack(index, tmp_path / "whole")
     table.errors = {12: ConnectionResetError("unplugged")}
-    with pytest.raises(SourceGoneError, match=r"is gone \(unplugged\); bring it back"):
+    with pytest.raises(SourceGoneError, match=r"is gone \(unplugged\); restore it"):
         pack(index, tmp_path / "packed")
     table.errors = {}
     assert files(tmp_path / "packed").keys() == {"pack.json", "shard-000000.tar", "shard-000001.tar"}
@@ -365,7 +365,7 @@ def test_a_source_that_is_gone_ends_the_call_and_the_next_one_continues(table, t
 def test_a_folder_that_is_gone_costs_no_image(photos, tmp_path):
     source = from_folder(shutil.copytree(photos, tmp_path / "source"))
     shutil.rmtree(tmp_path / "source")
-    with pytest.raises(SourceGoneError, match="bring it back"):
+    with pytest.raises(SourceGoneError, match="restore it"):
         pack(source, tmp_path / "packed")
     assert list(files(tmp_path / "packed")) == ["pack.json"]
 

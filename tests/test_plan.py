@@ -342,9 +342,9 @@ def test_a_crop_inside_a_view_follows_the_law_of_an_image_of_that_size(scale):
 @pytest.mark.parametrize(
     ("views", "told"),
     [
-        ([View(size=8, within=0)], "View 0 has within 0, which is no earlier view"),
-        ([View(size=8), View(size=8, twin_of=2)], "View 1 has twin_of 2, which is no earlier view"),
-        ([View(size=8), View(size=8, within=-1)], "View 1 has within -1, which is no earlier view"),
+        ([View(size=8, within=0)], "View 0 has within 0, which is not an earlier view"),
+        ([View(size=8), View(size=8, twin_of=2)], "View 1 has twin_of 2, which is not an earlier view"),
+        ([View(size=8), View(size=8, within=-1)], "View 1 has within -1, which is not an earlier view"),
         ([View(size=8, partner=True), View(size=8, within=0)], "give both the same partner"),
         ([View(size=8, blur=0.5), View(size=8, twin_of=0, blur=0.5)], "give size and twin_of alone"),
     ],

@@ -247,7 +247,7 @@ def test_a_demo_that_cannot_run_makes_and_deletes_nothing(tmp_path, capsys):
     theirs = tmp_path / "random" / "theirs.txt"
     theirs.parent.mkdir()
     theirs.write_text("not of a demo")
-    for change, told in (("guide.name=none", "guides nothing"), ("run.epochs=3", "no run of a demo")):
+    for change, told in (("guide.name=none", "writes no boxes"), ("run.epochs=3", "no run of a demo")):
         assert cli.main(["demo", str(tmp_path), change]) == 2
         assert told in capsys.readouterr().err
     assert theirs.exists()

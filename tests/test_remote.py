@@ -218,7 +218,7 @@ def test_a_missing_package_and_wrong_settings_are_told(bucket, monkeypatch):
             opened(bucket)
     for seconds in ("soon", "-1", "nan"):
         monkeypatch.setenv("DALI_VIEWS_RETRY_SECONDS", seconds)
-        with pytest.raises(ValueError, match="is no number of seconds"):
+        with pytest.raises(ValueError, match="is not a number of seconds"):
             opened(bucket)
 
 

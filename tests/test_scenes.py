@@ -98,8 +98,8 @@ def test_clutter_multiplies_what_lies_behind_the_objects_and_moves_none():
         ({"share": (float("nan"), 0.1)}, "Objects cannot take nan"),
         ({"objects": (0, 1)}, "1 <= least"),
         ({"objects": (3, 2)}, "3 to 2 objects"),
-        ({"clutter": -1}, "Clutter cannot be -1"),
-        ({"clutter": float("inf")}, "Clutter cannot be inf"),
+        ({"clutter": -1}, "Clutter -1 is impossible"),
+        ({"clutter": float("inf")}, "Clutter inf is impossible"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path, wrong, told):

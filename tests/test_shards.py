@@ -327,7 +327,7 @@ def test_shards_cut_off_while_they_are_read_cost_what_is_lost(own):
     loader.set_epoch(1)
     assert set(rows_of(loader)) == set(range(40)) - set(range(12, 16))
     assert {why for why in index.quarantine.values()} == {
-        "cannot be read (part-001.tar has been cut off since it was indexed)"
+        "cannot be read (part-001.tar was truncated since it was indexed)"
     }
 
 

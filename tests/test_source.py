@@ -156,7 +156,7 @@ def test_what_cannot_be_used_is_left_out_from_the_start(table):
     table.errors = {8: OSError("the page is torn")}
     index = index_of(table, labels=np.arange(40), names=[f"{row}.jpg" for row in range(40)])
     assert dict(index.left_out) == {
-        "3.jpg": "not an image, or cut off in its header",
+        "3.jpg": "not an image, or truncated in its header",
         "8.jpg": "cannot be read (the page is torn)",
     }
     assert index.labels.tolist() == [row for row in range(40) if row not in (3, 8)]

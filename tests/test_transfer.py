@@ -178,7 +178,7 @@ def test_one_table_over_several_sets_says_which_are_missing(run, capsys):
 
 WRONG = {
     "one: {torchvision: Flowers103}": "one: torchvision Flowers103 is not read; known: Food101, ",
-    "one: {torchvision: VOC2007}": "VOC is named by data and detect",
+    "one: {torchvision: VOC2007}": "give VOC by data and detect",
     "one: {torchvision: DTD, data: {kind: folder, path: x}}": "either torchvision or data",
     "one: {}": "either torchvision or data",
     "one: {rot: 1}": "rot is none of a set's keys; valid here: torchvision, root, data, detect, measure",

@@ -314,5 +314,5 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"base: {'x' * 5000}.yaml")
     with pytest.raises(FileNotFoundError, match="named as base"):
         load(tmp_path / "a.yaml")
-    with pytest.raises(ConfigError, match="is no text"):
+    with pytest.raises(ConfigError, match="is not text"):
         parse(b"run: {}")  # type: ignore[arg-type]

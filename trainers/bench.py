@@ -49,12 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_device(parser)
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="all by default")
-    add("--guides", nargs="+", choices=GUIDES, default=["none"], help="what places the crops (none)")
+    add("--guides", nargs="+", choices=GUIDES, default=["none"], help="guides of the crops (none)")
     add("--backbones", nargs="+", default=["resnet50"], metavar="NAME", help="encoders (resnet50)")
     add("--size", type=number(1), default=224, help="side of a (global) view, pixels (224)")
-    add("--batch-size", type=number(2), default=256, help="images of a step (256)")
-    add("--steps", type=number(1), default=20, help="steps that are measured (20)")
-    add("--minutes", type=float, default=math.inf, help="begin no further run after that")
+    add("--batch-size", type=number(2), default=256, help="images per step (256)")
+    add("--steps", type=number(1), default=20, help="measured steps (20)")
+    add("--minutes", type=float, default=math.inf, help="start no further run after this time")
     add("--csv", type=Path, help="write the results here too")
 
 

@@ -130,13 +130,13 @@ def _keys(args: argparse.Namespace) -> Answer:
 
 # fmt: off
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = {
-    "pretrain": (_pretrain, "train an encoder as a configuration says", f"{_RUN}\n{_RUN} --resume"),
-    "knn": (evaluate.command, "weighted kNN of a checkpoint's frozen features",
+    "pretrain": (_pretrain, "train an encoder by a configuration", f"{_RUN}\n{_RUN} --resume"),
+    "knn": (evaluate.command, "weighted kNN on a checkpoint's frozen features",
             "knn runs/a -k 20 200 data.eval_train=labelled/train data.eval_val=labelled/val"),
-    "linear": (evaluate.command, "a linear classifier on a checkpoint's frozen encoder",
+    "linear": (evaluate.command, "train a linear classifier on a checkpoint's frozen encoder",
                "linear runs/a data.eval_train=labelled/train data.eval_val=labelled/val\n"
                "linear runs/a --multilabel data.kind=coco data.path=photos data.instances=boxes.json"),
-    "finetune": (evaluate.command, "encoder and classifier on few labels",
+    "finetune": (evaluate.command, "train encoder and classifier on few labels",
                  "finetune runs/a finetune.labels=0.01"),
     "svm": (evaluate.command, "VOC 2007's classification by linear SVMs, with all images and with few",
             "svm runs/a data.kind=folder data.path=VOCdevkit "
@@ -144,22 +144,22 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
             "detect.val_instances=[VOCdevkit/VOC2007/ImageSets/Main/test.txt] --shots 1 2 4 8 16 32 64 96"),
     "transfer": (evaluate.command, "kNN and linear classifiers on several labelled sets, in one table",
                  "transfer runs/a --sets configs/transfer/sets.yaml"),
-    "localise": (evaluate.command, "how well a checkpoint's maps find the true objects",
+    "localise": (evaluate.command, "measure how well a checkpoint's maps find the true objects",
                  "localise runs/a data.boxes=boxes.txt\n"
                  "localise runs/a data.boxes=boxes.txt --encoder timm:resnet50.a1_in1k"),
-    "detect": (detect.command, "a detector on a checkpoint's or an exported encoder: AP of boxes and masks",
+    "detect": (detect.command, "train a detector on a run's or an exported encoder: AP of boxes and masks",
                "detect runs/a configs/detect/coco_1x.yaml data.path=train2017 data.instances=train.json\n"
                "detect encoder.safetensors data.path=photos data.instances=boxes.json detect.steps=1000"),
     "demo": (demo.command, "pretrain on generated scenes with random, guided and true crops",
              "demo runs/demo\ndemo runs/quick run.epochs=4"),
     "report": (_report, "write report.html of a run again, from the files in its folder", "report runs/a"),
-    "export": (_export, "the encoder's weights as torchvision or timm names them",
+    "export": (_export, "write the encoder's weights under torchvision's or timm's names",
                "export runs/a encoder.safetensors --format timm"),
-    "bench": (bench.command, "images per second, memory and waits of methods and guides",
+    "bench": (bench.command, "measure images per second, memory and waits of methods and guides",
               "bench photos\nbench photos --methods moco --guides none online_crop --csv bench.csv"),
-    "keys": (_keys, "every key of a configuration: type, default, meaning",
+    "keys": (_keys, "list every key of a configuration: type, default, meaning",
              "keys\nkeys optim\nkeys guide.saliency"),
-    "compare": (compare.command, "several configurations on one budget, in one table",
+    "compare": (compare.command, "train several configurations on one budget, in one table",
                 "compare A.yaml A.yaml+B.yaml --seeds 3 --out runs/compare\n"
                 "compare A.yaml A.yaml+B.yaml --out runs/compare --detect configs/detect/small.yaml"),
 }
@@ -168,11 +168,13 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Answer], str, str]] = 
 
 
 def _parser() -> Parser:
-    told = "Pretrain image encoders with crops where they look. RUN is the folder of a run, or its last.pt."
+    told = (
+        "Pretrain image encoders with crops that follow their heatmaps. RUN: a run's folder, or its last.pt."
+    )
     parser = Parser(prog=_PROGRAM, examples=EXAMPLES, description=told)
     named = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = Parser(add_help=False)
-    common.add_argument("--json", action="store_true", help="answer in one line of JSON")
+    common.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     of: dict[str, argparse.ArgumentParser] = {}
     for name, (command, help, examples) in _COMMANDS.items():
         lines = "\n".join(f"{_PROGRAM} {line}" for line in examples.splitlines())
@@ -183,10 +185,12 @@ def _parser() -> Parser:
     detect.add(of["detect"])
     told = "YAML files, merged in order (configs/... are in the package), or the folder of a run to --resume"
     of["pretrain"].add_argument("config", nargs="+", help=told)
-    told = "YAML files (+ joins those of one), and key=value for all"
+    told = "YAML files (+ joins the files of one arm), and key=value for all"
     of["compare"].add_argument("words", nargs="+", metavar="CONFIG", help=told)
     of["demo"].add_argument("out", type=Path, help="folder for scenes, runs and pictures")
-    of["demo"].add_argument("--scenes", type=int, default=demo.SCENES, help="how many; a third is held out")
+    of["demo"].add_argument(
+        "--scenes", type=int, default=demo.SCENES, help="number of scenes; a third is held out"
+    )
     for name in evaluate.COMMANDS:
         evaluate.add(name, of[name])
     for name in ("report", "export"):
@@ -194,7 +198,7 @@ def _parser() -> Parser:
     of["demo"].add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=0.1")
     for name in ("pretrain", "compare"):
         of[name].set_defaults(overrides=[])
-    told = "continue an earlier one, if there is one"
+    told = "continue an earlier run, if there is one"
     of["pretrain"].add_argument("--resume", action="store_true", help=told)
     of["export"].add_argument("out", type=Path, help="safetensors file to write")
     of["export"].add_argument("--format", choices=("torchvision", "timm"), default="torchvision")
@@ -206,7 +210,7 @@ def _parser() -> Parser:
     of["compare"].add_argument("--multilabel", action="store_true", help=told)
     told = "also the mean over labelled sets of this file, see transfer"
     of["compare"].add_argument("--transfer", type=Path, metavar="FILE", help=told)
-    told = "also AP of a detector, as these files say, on the run's images unless they name others"
+    told = "also AP of a detector by these files, on the run's images unless they name others"
     of["compare"].add_argument("--detect", type=Path, nargs="+", default=[], metavar="FILE", help=told)
     of["compare"].add_argument("--unequal", action="store_true", help="compare although budgets differ")
     return parser

@@ -93,7 +93,7 @@ def compare(
     """
     if seeds < 1 or not configs:
         raise ValueError(
-            f"{len(configs)} configurations with {seeds} seeds are no comparison; give some of both"
+            f"{len(configs)} configurations with {seeds} seeds give no comparison; give some of both"
         )
     if any(word.partition("=")[0].strip() in ("run.seed", "run.out") for word in overrides):
         raise ValueError("run.seed and run.out are set run by run here; give a number of seeds and a folder")

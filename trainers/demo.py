@@ -56,18 +56,18 @@ def demo(out: Path, count: int = SCENES, changes: Sequence[str] = ()) -> dict[st
     """
     if own := [change for change in changes if change.partition("=")[0] in _OWN]:
         raise ValueError(
-            f"{own[0]}: the demo has scenes and folders of its own; use pretrain with configs/demo.yaml"
+            f"{own[0]}: the demo makes its own scenes and folders; use pretrain with configs/demo.yaml"
         )
     # Mistakes are found before scenes are made and an earlier demo's runs are deleted.
     config = config_file.load(CONFIG, changes)
     if not config.run.evaluate_every:
-        raise ValueError("run.evaluate_every 0 measures nothing, but the demo compares; leave it out")
+        raise ValueError("run.evaluate_every 0 measures nothing, but the demo compares; remove it")
     if isinstance(config.box_guide, cfg.NoGuide):
-        raise ValueError("guide.name none guides nothing, but the demo compares guided with random crops")
+        raise ValueError("guide.name none writes no boxes, but the demo compares guided with random crops")
     for name, difference in _ARMS.items():
         config_file.load(CONFIG, [*changes, *difference])
         if (out / name).exists() and not _holds_a_run(out / name):
-            raise FileExistsError(f"{out / name} is there and holds no run of a demo; name another folder")
+            raise FileExistsError(f"{out / name} exists and holds no run of a demo; name another folder")
     with held(out):
         return _demo(out, count, changes)
 

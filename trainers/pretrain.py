@@ -238,7 +238,7 @@ def open_run(config: cfg.Config, resume: bool) -> dict[str, Any] | None:
         saved = None
     if not ranks.all_equal(saved["step"] if saved else -1):
         raise ValueError(
-            f"the processes find different checkpoints in {folder}; let run.out be a folder of all machines"
+            f"the processes find different checkpoints in {folder}; set run.out to a folder of all machines"
         )
     if saved is not None and not (resume or began(saved.get("launch", ""))):
         raise FileExistsError(

@@ -60,7 +60,7 @@ def size_of_image(file: IO[bytes], size: int) -> tuple[int, int]:
     try:
         image = Image.open(cast(IO[bytes], _Header(file)), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise Refused("not an image, or cut off in its header" if size else "empty file") from None
+        raise Refused("not an image, or truncated in its header" if size else "empty file") from None
     except Image.DecompressionBombError:
         raise Refused(f"more pixels than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}") from None
     kind, mode = str(image.format), image.mode
@@ -119,7 +119,7 @@ def _check_tiff(file: IO[bytes], tags: Any, size: int) -> None:
     for start, length in zip(starts, lengths or [size - start for start in starts], strict=False):
         file.seek(start + max(0, length - _END))
         if start + length > size or b"\xff\xd9" not in file.read(_END):
-            raise Refused("cut off: some of its pixels are missing, which decoders make up")
+            raise Refused("truncated: some of its pixels are missing, and decoders would invent them")
 
 
 def _hides_exif(file: IO[bytes]) -> bool:

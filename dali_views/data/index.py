@@ -36,14 +36,14 @@ _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4}
 class SampleIndex(Scan):
     """The images of a data set, in a fixed order, as a few NumPy arrays.
 
-    Every file that was listed is either a row or in `left_out` with a reason. Rectangles are (y0, x0, y1, x1)
+    Every listed file is either a row or in `left_out` with a reason. Rectangles are (y0, x0, y1, x1)
     fractions of the stored image. Do not change the arrays; `subset` returns a new index. Folders, lists,
     COCO sets and shards may lie in an object store, as s3://bucket/train-{000..146}.tar.
 
     Options of a scan are `cache`, where it is kept (True: $DALI_VIEWS_CACHE, $XDG_CACHE_HOME/dali_views or
     ~/.cache/dali_views; a path; False: nowhere), worker `processes` (0: threads; None: by the size of the
     set) and a bar of `progress`. Constructors raise FileNotFoundError for an absent name, ValueError if no
-    image is usable or labels, classes or columns do not fit, SourceGoneError for a store that is away.
+    image is usable or labels, classes or columns do not fit, SourceGoneError for a store without answer.
     """
 
     arrays: NDArray[np.uint8] | None = None
@@ -184,7 +184,7 @@ class SampleIndex(Scan):
         names: Sequence[str] | None = None,
         progress: bool = True,
     ) -> Self:
-        """Indexes the images of a source of one's own; see `Source`, and `from_arrays` for the labels.
+        """Indexes the images of your own source; see `Source`, and `from_arrays` for the labels.
 
         Without `sizes`, (N, 2) heights and widths, every image is read once. `names` are for messages.
         """
@@ -230,7 +230,7 @@ class SampleIndex(Scan):
         return self.boxes[self.box_start[i] : self.box_start[i + 1]]
 
     def summary(self) -> str:
-        """A few lines for people: how many images, which sizes, what was left out and why."""
+        """A short text for readers: how many images, which sizes, what was left out and why."""
         high, wide = np.median(self.sizes, axis=0)
         largest = self.sizes[np.argmax(np.prod(self.sizes, 1, np.int64))]
         kinds = f"{len(self.classes)} class{'es' * (len(self.classes) != 1)} ({self.root or self.form})"
@@ -314,15 +314,15 @@ class SampleIndex(Scan):
     def cached(self, folder: PathLike, gigabytes: float, content: str = "") -> Self:
         """The same index, whose encoded images are kept on a local disk as they are read.
 
-        `gigabytes` is the limit of all that share the folder. Cache first and choose subsets then. `content`
-        identifies what a source of one's own holds, as its path and version.
+        `gigabytes` is the limit of all that share the folder. Cache first, then choose subsets. `content`
+        identifies the content of your own source, for example its path and version.
         """
         if self.source is None:
-            raise TypeError("The images of this index are at hand already; only those of a source are kept.")
+            raise TypeError("The images of this index are local already; only those of a source are cached.")
         if not self.holder and not content:
-            raise ValueError("Tell this source from others by its path and version: cached(..., content=).")
+            raise ValueError("Identify this source by its path and version: cached(..., content=).")
         if is_remote(folder):
-            raise ValueError(f"{as_url(folder)} is no local disk to keep images on; name a folder there.")
+            raise ValueError(f"{as_url(folder)} is not a local disk; name a local folder to keep images in.")
         digest = hashlib.sha256(json.dumps([self.fingerprint, self.column, content]).encode())
         for array in (a for a in (self.places, self.file_stamps) if a is not None):
             digest.update(np.ascontiguousarray(array).data)
@@ -330,9 +330,9 @@ class SampleIndex(Scan):
         return replace(self, source=kept)
 
     def save(self, path: PathLike) -> None:
-        """Writes the index to one file (safetensors), in one step; a TypeError for a source of one's own."""
+        """Writes the index to one file (safetensors), in one step; a TypeError for a source of your own."""
         if self.source is not None and not self.holder:
-            raise TypeError("An index of a source cannot be saved; make it of the source again.")
+            raise TypeError("An index of a source cannot be saved; make it from the source again.")
         write_index(path, self)
 
     @classmethod

@@ -113,7 +113,9 @@ def folder_of(path: PathLike) -> str:
         return as_url(path)  # a store has no folders; its listing will show
     root = os.path.abspath(os.fspath(path))
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"The image folder {root!r} does not exist or is no folder; check the path.")
+        raise FileNotFoundError(
+            f"The image folder {root!r} does not exist or is not a folder; check the path."
+        )
     return root
 
 
@@ -227,7 +229,9 @@ def read_list(file: PathLike, what: str) -> bytes:
     if is_remote(file) or os.path.isfile(file):
         with suppress(FileNotFoundError):
             return content(file)
-    raise FileNotFoundError(f"The {what} {os.fspath(file)!r} does not exist or is no file; check the path.")
+    raise FileNotFoundError(
+        f"The {what} {os.fspath(file)!r} does not exist or is not a file; check the path."
+    )
 
 
 def _start(file: str, lines: Sequence[str]) -> str:

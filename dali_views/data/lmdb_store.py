@@ -75,7 +75,7 @@ def _scan(job: tuple[str, bool]) -> Scan | str:
             path = os.path.realpath(file)
             mapped = next(int(line.split("-")[0], 16) for line in maps if line.endswith(f" {path}\n"))
             if stamp[0] < environment.info()["last_pgno"] * environment.stat()["psize"]:
-                return "it is cut off"
+                return "it is truncated"
             # A damaged tree may lead back to itself, but an entry takes more than 8 bytes.
             for key, value in islice(transaction.cursor(), min(entries, stamp[0] // 8) + 1):
                 bar.update()

@@ -105,7 +105,9 @@ class Bucket:
         self.url = url
         told = os.environ.get("DALI_VIEWS_RETRY_SECONDS", "60")
         if not re.fullmatch(r"\d{1,6}(\.\d*)?", told):
-            raise ValueError(f"DALI_VIEWS_RETRY_SECONDS={told!r} is no number of seconds; fix or unset it.")
+            raise ValueError(
+                f"DALI_VIEWS_RETRY_SECONDS={told!r} is not a number of seconds; fix or unset it."
+            )
         self._seconds = float(told)
         self._patient, self._impatient = (_open(url, self._seconds, tries) for tries in (10_000, 0))
         self._gone = False

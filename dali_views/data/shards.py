@@ -205,7 +205,7 @@ def _walk(file: _Limited, size: int, found: _Found) -> str:
     except GONE:
         raise
     except Exception:  # tarfile's own, and whatever else it stumbles over in a damaged header
-        cut = "" if tar is None else f"damaged or cut off at byte {tar.offset}; what stands before is used"
+        cut = "" if tar is None else f"damaged or truncated at byte {tar.offset}; the part before is used"
         return cut or "no tar"
     if file.read(max(0, min(size - file.tell(), _MOST))).strip(b"\0"):
         return f"ends at byte {tar.offset}; what follows, as a tar that was appended, is not read"
@@ -223,7 +223,7 @@ def _add(file: io.BufferedIOBase, member: tarfile.TarInfo, size: int, found: _Fo
     if not refused and ending in EXTENSIONS:
         height, width, refused = inspect(content, member.size)
         if name in found.images:
-            refused = "stands twice in its shard; the first time counts"
+            refused = "occurs twice in its shard; the first one counts"
         elif not refused:
             found.images[name] = key, member.offset_data, member.size, height, width
     elif not refused and ending in (".cls", ".json"):
@@ -246,7 +246,7 @@ def _refusal(member: tarfile.TarInfo, name: str, size: int) -> str:
     if not member.isreg():
         return "no regular file"
     if member.size < 0 or member.offset_data + member.size > size:
-        return "cut off with its shard"
+        return "truncated with its shard"
     return ""
 
 

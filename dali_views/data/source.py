@@ -32,7 +32,7 @@ _PIXEL = 8  # bytes: four channels of 16 bits
 
 
 class SourceGoneError(OSError):
-    """A source as a whole cannot be read, which is no fault of its images."""
+    """A whole source cannot be read; its images are not the cause."""
 
 
 GONE = (SourceGoneError, ConnectionError)
@@ -199,7 +199,7 @@ def open_stamped(path: str, stamp: tuple[int, int] | None = None) -> int:
         return handle
     os.close(handle)
     changed = f"{os.path.basename(path)} has changed since it was indexed (its size or its time)"
-    raise OSError(f"{changed}; index it again, or bring the old file back with its time")
+    raise OSError(f"{changed}; index it again, or restore the old file with its time")
 
 
 def most_bytes(height: int, width: int) -> int:
@@ -255,7 +255,7 @@ class RangeSource:
             opened = _opened(path, *self.stamps[file].tolist())
             images.append(os.pread(opened.handle, size, offset))
             if len(images[-1]) < size:
-                raise OSError(f"{self.files[file]} has been cut off since it was indexed")
+                raise OSError(f"{self.files[file]} was truncated since it was indexed")
         return images
 
 

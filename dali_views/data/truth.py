@@ -88,7 +88,7 @@ def _numbered(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
     place: dict[Any, int] = {}
     for entry in entries:
         if entry["id"] in place:
-            raise ValueError(f"the id {entry['id']} stands twice")
+            raise ValueError(f"the id {entry['id']} occurs twice")
         place[entry["id"]] = len(place)
     return place
 
@@ -129,7 +129,7 @@ def match_boxes(
     if not good.all():
         first = int(good.argmin())
         raise ValueError(
-            f"The box {values[first].tolist()} of {os.fsdecode(names[rows[first]])!r} is no rectangle "
+            f"The box {values[first].tolist()} of {os.fsdecode(names[rows[first]])!r} is not a rectangle "
             "(y0, x0, y1, x1) in [0, 1]; correct it."
         )
     return RowBoxes(rows, values.astype(np.float32), labels[rows])

@@ -21,7 +21,7 @@ _FROM_PLAN = ("index", "crops", "flipped", "rotated", "boxes", "weights", "partn
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples in V views, and what was done to them. All tensors are on the loader's device.
+    """B samples in V views, with their geometry and weights. All tensors are on the loader's device.
 
     Attributes:
         views: V tensors (B, 3, S, S), channels-last, normalised; S may differ between views. Those of

@@ -50,18 +50,18 @@ class ViewLoader:
         index: which images there are.
         views: the V views of each image; see `recipes`.
         batch_size: samples per batch of this rank.
-        regions: what the model has said about each sample, or None; `set_epoch` makes updates visible.
+        regions: what the model has written about each sample, or None; `set_epoch` makes updates visible.
         device: ``"gpu"`` (decoding included; the current GPU) or ``"cpu"``, or as PyTorch names them.
-        seed: of order and views.
+        seed: determines order and views.
         rank, world: this process among all; by default from torch.distributed if initialised, else 0 of 1.
         shuffle: False keeps the order of the index.
         drop_last: drop the samples that do not fill a global batch; else the last one is smaller (`order`).
         dtype: ``"float32"`` or ``"float16"`` of the views, or PyTorch's dtypes.
-        mean, std: of the normalisation, for RGB in [0, 1]; default ImageNet's.
+        mean, std: for the normalisation of RGB in [0, 1]; default ImageNet's.
         threads: CPU threads of the graph; default this process's share of the cores.
         hw_decoder_load: share of a batch's JPEGs for the GPU's hardware decoder; between 0 and 1 the pixels
             of a sample depend on its place in the batch, see `HW_DECODER_LOAD`.
-        on_bad_image: ``"raise"``, or ``"skip"``, which costs that image: a warning names the file; it is put
+        on_bad_image: ``"raise"``, or ``"skip"``: a warning names the file, and the run continues. It is put
             into `index.quarantine`, counted in `stats`, and replaced by another sample drawn by rule.
         max_bad_share: a larger share of unreadable images ends the run with their list.
 
@@ -163,13 +163,13 @@ class ViewLoader:
 
     @property
     def step(self) -> int:
-        """Number of batches of this epoch that have been handed out."""
+        """Number of batches of this epoch that have been returned."""
         return self.position // self.global_batch
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A ViewLoader cannot be copied or pickled: its graph and its threads belong to this process. "
-            "Make another one with the same arguments, and pass the place by state_dict and load_state_dict."
+            "Make another one with the same arguments; pass the position by state_dict and load_state_dict."
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -286,7 +286,7 @@ class ViewLoader:
         while True:
             if mine != self._passes:
                 raise RuntimeError(
-                    "This iterator lost its place: another iterator or another epoch of its loader has been "
+                    "This iterator lost its position: another iterator or epoch of its loader has been "
                     "begun; iterate over one at a time, or make a second ViewLoader."
                 )
             self._feed.check_process()

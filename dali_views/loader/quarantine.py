@@ -129,14 +129,14 @@ def undecodable(
         RuntimeError: the memory of the GPU is full, or the decoder refuses a sound image, too.
     """
     if index.root and not is_remote(index.root) and not os.path.isdir(index.root):
-        raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; bring it back.")
+        raise BadImageError(f"The image folder {index.root!r} is gone, for example unmounted; restore it.")
     alone = Alone(device, device_id, hw_decoder_load)
     found = {}
     for row in rows.tolist():
         try:
             encoded = index.encoded(row)
         except GONE as error:
-            raise BadImageError(f"The source of the images is gone ({error}); bring it back.") from error
+            raise BadImageError(f"The source of the images is gone ({error}); restore it.") from error
         except Exception as error:
             found[row] = reason(error)
             continue

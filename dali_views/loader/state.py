@@ -31,7 +31,7 @@ def state_form(loader: ViewLoader) -> Form:
     def same_seed(value: Any, place: str) -> None:
         if whole(-MOST - 1)(value, place) != loader.seed:
             raise ValueError(
-                f"The loader's state has seed {value}, this loader has {loader.seed}; give it that seed."
+                f"The loader's state has seed {value}, this loader has {loader.seed}; use that seed."
             )
 
     rows, table = len(loader.index), loader.regions

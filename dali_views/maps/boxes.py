@@ -73,8 +73,8 @@ def boxes_from_maps(
     well-trained networks that end in a ReLU. The background of other maps is higher, and 0.1 makes every box
     the whole image: use "auto".
 
-    "part": the same of one connected part of what exceeds the threshold, that of the greatest sum of the map
-    (our choice; greatest means or peaks gave worse boxes). A second hot spot then does not stretch the box.
+    "part": the same, but of one connected part above the threshold: the part with the greatest sum of the map
+    (our choice; greatest means or peaks gave worse boxes). A second hot spot then does not enlarge the box.
     The maps are moved to the CPU.
 
     "rectangle": the rectangle whose inside is higher than its outside and differs most from it (greatest

@@ -8,11 +8,11 @@ same meaning in all recipes:
 - `second_crop`: the crop of the second view, where it differs from `crop`.
 - `dilate`: how much the box is enlarged for the first and for the second view. `crop="inside"` with (1, 1.5)
   is an object and its surroundings (Object-Aware Cropping, arXiv 2112.00319: MoCo v2 on a part of OpenImages
-  with several objects an image, 49.8 -> 58.6 mAP). To grow the box about its centre, and 1.5, is ours: the
+  with several objects an image, 49.8 -> 58.6 mAP). Growth about the centre and the factor 1.5 are ours. The
   public code moves each edge by a fifth of its own coordinate, widens boxes below 224 pixels, and swaps the
   two views at random.
 - `joint`: JointCrop's beta for the areas of the first two views; see `joint`.
-- `vflip`, `rotate90`: of all views, see `View`; for images without an up, such as aerial or microscopic ones.
+- `vflip`, `rotate90`: of all views, see `View`; for images without an orientation, such as aerial ones.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def evaluation(size: int = 224, *, centre_share: float = 0.875) -> list[View]:
 
 
 def localisation(size: int = 224) -> list[View]:
-    """One plain view of the whole image, squashed: the input of ContrastiveCrop's localisation."""
+    """One plain view of the whole image, resized to a square: the input of ContrastiveCrop's localisation."""
     return [View(size=size, crop="whole")]
 
 
@@ -176,7 +176,7 @@ PARTNER = ("none", "replace", "add")
 
 
 def with_partner(views: list[View], how: str) -> list[View]:
-    """Two views or more, with one of the sample's semantic partner (arXiv 2306.16122).
+    """Two or more views, one of them of the sample's semantic partner (arXiv 2306.16122).
 
     Args:
         how: ``"replace"``: the second view is cut from the partner; ``"add"``: one more view like it is, as

@@ -29,7 +29,7 @@ class View:
             - ``"inside"``: RandomResizedCrop of the semantic box, so that the crop never leaves it by more
               than the rounding to whole pixels. A box that was never written is the whole image, so this crop
               is random, too.
-            - ``"whole"``: the whole image, squashed to a square.
+            - ``"whole"``: the whole image, resized to a square without keeping its shape.
             - ``"centre"``: the central square of `centre_share` of the short side (resize and centre
               crop).
 
@@ -42,24 +42,24 @@ class View:
             sample together; both need the same `joint` and `scale`. None draws every area by itself.
         centre_share: Side of the ``"centre"`` square over the image's short side; 0.875 is Resize(256),
             CenterCrop(224).
-        longest: With this the crop keeps its shape, as detectors want it: its short side gets `size`
+        longest: With this the crop keeps its shape, as detectors need it: its short side gets `size`
             pixels, or fewer if its long side would exceed `longest`. The views of a batch are padded with
             zeros at the bottom and at the right to one height and width, multiples of 32; `Batch.shapes`
-            has their own. None: squashed.
+            has their own. None: resized to a square.
         shorts: Short sides in pixels of which each view gets one, drawn uniformly, in place of `size`.
         partner: Whether the view is cut from the sample's semantic partner, the image that the region table
             names (`RegionTable.update`); a sample that has none is its own partner.
         interpolation: ``"linear"`` or ``"cubic"``, both antialiased when shrinking.
         flip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip, upside down.
-        rotate90: Probability of a rotation by 90, 180 or 270 degrees, each as likely; 0.75 makes all four
-            so.
+        rotate90: Probability of a rotation by 90, 180 or 270 degrees, each equally likely; with 0.75 all four
+            orientations are.
         within: Number of an earlier view of the same image. The crop is drawn inside the crop of that
             view, which takes the place of the image: `scale` is a share of its area. That view may lie
             within another one.
         twin_of: Number of an earlier view. This one is that view without colour, grayscale, blur and
-            solarise: crop, flips and rotation are the same. ``View(size=96, twin_of=0)``: all but the
-            size is the other view's.
+            solarise. Crop, flips and rotation are the same. ``View(size=96, twin_of=0)`` takes all but the
+            size from the other view.
         jitter: Probability that the four jitters below apply (together).
         brightness: Factor drawn from [max(0, 1 - x), 1 + x].
         contrast: Likewise, about the view's mean grey.
@@ -163,7 +163,7 @@ def complete(views: Sequence[View]) -> list[View]:
             other = getattr(view, name)
             if other is not None and not 0 <= other < number:
                 raise ValueError(
-                    f"View {number} has {name} {other}, which is no earlier view; move it behind."
+                    f"View {number} has {name} {other}, which is not an earlier view; move it behind."
                 )
         if view.twin_of is not None:
             view = _twin(number, view, done[view.twin_of])

@@ -100,7 +100,7 @@ def check(name: str, values: Any, rows: NDArray[np.int64], length: int, regions:
         outside = (array < 0) | (array >= length)
         _refuse(outside, rows, f"has a partner that is not in the table of {length} rows", array)
         return array.astype(np.int64)
-    _refuse((array < -1) | (array >= 2**31), rows, f"has {name} that are no count", array)
+    _refuse((array < -1) | (array >= 2**31), rows, f"has {name} that are not a count", array)
     return array.astype(np.int32)
 
 

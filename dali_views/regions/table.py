@@ -42,13 +42,13 @@ class RegionTable:
     equal.
 
     Any thread may call any method. One call runs after the other: a snapshot, a state, a file or a subset
-    has all rows and columns of an ``update`` or none of them; an ``update`` waits while ``sync`` runs. Only
-    an array that was read before shows later writes, maybe half of one: read columns that must fit each
-    other from a snapshot. With several ranks, no thread may update between ``sync`` and ``set_epoch``.
+    has all rows and columns of an ``update`` or none of them; an ``update`` waits while ``sync`` runs. An
+    array that was read before shows later writes, maybe half of one. Read columns that must be consistent
+    from a snapshot. With several ranks, no thread may update between ``sync`` and ``set_epoch``.
 
     Args:
         length: N, number of samples; regions: K, boxes and weights per sample.
-        fingerprint: of the data set that the rows belong to, "" while unbound.
+        fingerprint: identifies the data set that the rows belong to, "" while unbound.
 
     Attributes:
         epoch: the epoch that new writes are recorded under.
@@ -58,7 +58,7 @@ class RegionTable:
     def __init__(self, length: int, regions: int = 1, fingerprint: str = "") -> None:
         if length < 0 or regions < 1:
             raise ValueError(
-                f"A table of {length} rows of {regions} regions cannot be; give length >= 0 and regions >= 1."
+                f"{length} rows of {regions} regions are no table; give length >= 0 and regions >= 1."
             )
         self.regions = regions
         self.fingerprint = fingerprint

@@ -18,12 +18,12 @@ dali-views bench photos                      speed, beside other loaders
 
 COMMANDS = {
     "index": ("index", "scan images, report what is left out and why, and cache the result"),
-    "check": ("check", "decode every image and list those that cannot be used"),
+    "check": ("check", "decode every image and list unusable ones"),
     "show": ("show", "draw images, boxes, crops and views into a picture or a page"),
     "bench": ("bench", "speed beside the limits and other loaders, cost in training, memory"),
     "pack": ("pack", "copy a data set to tar shards, smaller if desired; resumes after a kill"),
     "gpu-report": ("gpu_report", "tests, pixels, speed and memory on this GPU, in ten minutes and one page"),
-    "scenes": ("scenes", "make images of small objects at known boxes, to try things out"),
+    "scenes": ("scenes", "generate images of small objects with known boxes, for experiments"),
     "doctor": ("doctor", "report what this machine can do, and what to change"),
 }
 """Module below `tools` and help of each command. The module has `EXAMPLES`, `add(parser)` and `run(args)`."""
@@ -55,6 +55,6 @@ def _parser(used: Collection[str]) -> Parser:
         module = import_module(f".{place}", __package__)
         command = named.add_parser(name, help=text, examples=module.EXAMPLES)
         module.add(command)
-        command.add_argument("--json", action="store_true", help="answer in one line of JSON")
+        command.add_argument("--json", action="store_true", help="print the result as one line of JSON")
         command.set_defaults(run=module.run)
     return parser

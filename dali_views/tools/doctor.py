@@ -31,7 +31,7 @@ from .command_line import Answer
 
 EXAMPLES = """
 dali-views doctor
-dali-views doctor --data photos              how fast are the images read?
+dali-views doctor --data photos              measures how fast the images are read
 dali-views doctor --quick                    health check of a container
 """
 MiB, GiB = 2**20, 2**30
@@ -61,8 +61,10 @@ class Line(NamedTuple):
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--data", metavar="PATH", help="folder of images or a shard: how fast is it read?")
-    parser.add_argument("--quick", action="store_true", help="try neither PyTorch nor --data: a health check")
+    parser.add_argument(
+        "--data", metavar="PATH", help="folder of images or a shard; measures how fast it is read"
+    )
+    parser.add_argument("--quick", action="store_true", help="skip PyTorch and --data: a health check")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds to wait (40, with --quick 19)")
 
 

@@ -167,8 +167,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, help=f"folder for {PAGE}, a CSV file and a log per part")
     add("images", nargs="?", help="folder of photographs (default: scenes are generated)")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do (everything)")
-    add("--minutes", type=float, default=10.0, help="time for all of it (10)")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (all)")
+    add("--minutes", type=float, default=10.0, help="time for all parts (10)")
     options.add_device(parser)
 
 

@@ -31,10 +31,17 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--coco", type=Path, metavar="JSON", help="instances file with true boxes for the folder"
     )
     parser.add_argument("--root", metavar="DIR", help="where a list's paths start (default: its own folder)")
-    parser.add_argument("--image", metavar="COLUMN", help="of tables: images (the only one that fits)")
-    parser.add_argument("--label", metavar="COLUMN", help="of tables: labels (label or the like)")
     parser.add_argument(
-        "--leave-out", type=Path, metavar="LIST", help="files not to use, as `check` and a run list them"
+        "--image", metavar="COLUMN", help="in tables: the column of images (default: the only one that fits)"
+    )
+    parser.add_argument(
+        "--label", metavar="COLUMN", help="in tables: the column of labels (default: label or similar)"
+    )
+    parser.add_argument(
+        "--leave-out",
+        type=Path,
+        metavar="LIST",
+        help="list of files to leave out, as written by `check` or a run",
     )
 
 
@@ -140,7 +147,7 @@ def at_least(least: int) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
         if value >= 2**63:

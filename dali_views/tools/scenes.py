@@ -142,9 +142,9 @@ def _check(
         found = f"Objects cannot take {share[0]:g} to {share[1]:g} of {pixels}"
         raise ValueError(f"{found}; give low <= high, from {least:.4f} (4 pixels of radius) to {most:.4f}.")
     if objects is not None and not 1 <= objects[0] <= objects[1]:
-        raise ValueError(f"There cannot be {objects[0]} to {objects[1]} objects; give 1 <= least <= most.")
+        raise ValueError(f"{objects[0]} to {objects[1]} objects are impossible; give 1 <= least <= most.")
     if not 0 <= clutter < np.inf:
-        raise ValueError(f"Clutter cannot be {clutter:g}; give 0 (none), 1 (usual) or another multiple.")
+        raise ValueError(f"Clutter {clutter:g} is impossible; give 0 (none), 1 (usual) or another multiple.")
 
 
 def _place(
@@ -285,7 +285,7 @@ def make_scenes(
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     if too_few:
         told = f"{too_few} of {count} scenes have too few objects"
-        warnings.warn(f"{told}, because no more fit; ask for fewer or smaller ones.", stacklevel=2)
+        warnings.warn(f"{told}, because no more fit; choose fewer or smaller ones.", stacklevel=2)
     return folder, file
 
 
@@ -299,8 +299,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--seed", type=int, default=0)
     share = "share of the picture that the square around an object takes (0.07 to 0.34)"
     option("--share", nargs=2, type=float, metavar=("LOW", "HIGH"), help=share)
-    option("--objects", nargs=2, type=int, metavar=("LEAST", "MOST"), help="how many, if they fit (1 to 3)")
-    clutter = "lines and polygons behind them: 0 none, 2 twice as many (1)"
+    option(
+        "--objects",
+        nargs=2,
+        type=int,
+        metavar=("LEAST", "MOST"),
+        help="number of objects, if they fit (1 to 3)",
+    )
+    clutter = "lines and polygons behind the objects: 0 none, 2 twice as many (1)"
     option("--clutter", type=float, default=1.0, help=clutter)
 
 

@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--out", type=Path, default=Path("views.png"), help="picture or page (.html) to write (views.png)")
     option("--count", type=at_least(1), default=6, help="images to show (6)")
     option("--epoch", type=int, default=0, help="epoch of the draw (0)")
-    option("--crop", choices=CROPS, help="replaces how the recipe crops")
+    option("--crop", choices=CROPS, help="crop mode, instead of the recipe's")
     option("--alpha", type=float, help="Beta distribution of contrastive crops (0.6)")
     option("--second-crop", choices=CROPS, help="crop of the second view (as --crop)")
     option("--dilate", type=float, nargs=2, metavar="FACTOR", help="enlarge the box of views 1 and 2 (1 1)")
@@ -40,15 +40,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     option(
         "--rotate90", type=float, metavar="P", help="probability of a rotation by 90, 180 or 270 degrees (0)"
     )
-    option("--local-crop", choices=CROPS, help="crop of local views, of the recipe dino (as --crop)")
-    option("--locals", type=at_least(0), help="local views, of the recipe dino (8)")
+    option("--local-crop", choices=CROPS, help="crop of local views, for the recipe dino (as --crop)")
+    option("--locals", type=at_least(0), help="number of local views, for the recipe dino (8)")
     option("--local-size", type=at_least(1), help="pixels along a local view's side (96)")
     option("--regions", type=Path, metavar="TABLE", help="region table that guides the crops")
     told = "cut the second view (replace, the default), or one more (add), from the partner in --regions"
     option("--partner", nargs="?", choices=recipes.PARTNER, const="replace", default="none", help=told)
     option("--model", help="torchvision model whose heatmaps are drawn (random weights unless --weights)")
     option("--weights", type=Path, help="state dict of --model (.pt)")
-    option("--layer", help="layer of --model to look at (layer4)")
+    option("--layer", help="layer of --model whose heatmap is drawn (layer4)")
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -142,5 +142,5 @@ def _heatmaps(args: argparse.Namespace, images: Any) -> NDArray[np.float32]:
             )
         except Exception as error:  # PyTorch raises errors of any kind for a file that it cannot read
             told = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{args.weights} is no state dict of {args.model}: {told}") from error
+            raise ValueError(f"{args.weights} is not a state dict of {args.model}: {told}") from error
     return heatmaps(model.to(images.device), images, args.layer or "layer4").cpu().numpy()

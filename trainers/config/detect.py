@@ -16,11 +16,11 @@ class Detect(Section):
     """Objects of the training images: COCO's JSON, or lists of VOC's images, such as
     VOC2007/ImageSets/Main/trainval.txt; absent: `data.instances`."""
     val_path: str | None = None
-    """Test images, of the kind `data.kind`; absent: where the training images are."""
+    """Test images of the kind `data.kind`; absent: the folder of the training images."""
     val_instances: tuple[str, ...] = ()
     """Objects of the test images; absent: those of the share `data.val_share` of the images, held out."""
     masks: bool | None = None
-    """Learn masks, too; absent: if every object has one."""
+    """Also train masks; absent: if every object has one."""
     size: Count = 800
     """Short side of an image in pixels."""
     longest: Count = 1333
@@ -32,9 +32,9 @@ class Detect(Section):
     width: Count = 256
     """Channels of pyramid and mask head; the box head's layers have four times as many."""
     proposals: Count = 1000
-    """Boxes of an image that the first stage hands to the heads, at most."""
+    """Largest number of boxes of an image that the first stage passes to the heads."""
     rois: Count = 512
-    """Proposals of an image that the heads learn from."""
+    """Proposals of an image on which the heads are trained."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """First stages that do not learn, batch norm's statistics included: 1 is stem and layer1, ..."""
     norm: Literal["sync", "batch", "frozen"] = "sync"
@@ -45,17 +45,17 @@ class Detect(Section):
     lr: Positive = 0.02
     """Learning rate after the warm-up."""
     momentum: Share = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: NotNegative = 1e-4
     """Decay rate of the weights; scales and shifts of batch norm have none."""
     steps: Count = 90_000
     """Optimiser steps."""
     drops: tuple[Count, ...] = (60_000, 80_000)
-    """Steps after each of which the rate is a tenth."""
+    """Steps after which the rate falls to a tenth."""
     warmup: CountOrZero = 1000
     """First steps, in which the rate grows from a thousandth."""
     evaluate_every: CountOrZero = 0
-    """Epochs between evaluations; 0: at the end alone, where there is always one."""
+    """Epochs between evaluations; 0: only at the end. The end always has one."""
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Detect:

@@ -73,7 +73,7 @@ def override(
 def parse(text: str) -> Config:
     """The configuration that `dump` wrote, checked as by `load`."""
     if not isinstance(text, str):
-        raise ConfigError(f"the stored configuration is no text but a {type(text).__name__}")
+        raise ConfigError(f"the stored configuration is not text but a {type(text).__name__}")
     return check(_sections(text, "the stored configuration"), "the stored configuration")
 
 
@@ -147,7 +147,7 @@ def _yaml() -> Any:
 def _parse(text: str, source: str) -> Any:
     """YAML without aliases, which may stand for more values than memory holds, and without tags."""
     if len(text) > _LONGEST:
-        raise ConfigError(f"{source} has more than {_LONGEST} characters, which is no configuration")
+        raise ConfigError(f"{source} has more than {_LONGEST} characters, so it is not a configuration")
     depth = 0
     try:
         for event in _yaml().parse(text):

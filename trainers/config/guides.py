@@ -22,9 +22,9 @@ class Boxes(Section):
     """Guides that write boxes."""
 
     control: Literal["none", "shuffled", "matched"] = "none"
-    """To show that a gain comes from looking. shuffled: each image gets the boxes of another one; matched:
-    boxes of the same height and width at random places, drawn anew every epoch. Loss weights of saliency
-    still look; its `temperature` null switches them off."""
+    """Controls that show whether a gain comes from the position of the boxes. shuffled: each image gets the
+    boxes of another one; matched: boxes of the same height and width at random places, redrawn every epoch.
+    Loss weights of saliency still depend on the image; `temperature` null disables them."""
 
 
 class Read(Boxes, Maps):
@@ -34,8 +34,8 @@ class Read(Boxes, Maps):
     """Share of the normalised map above which a pixel is the object; auto: the map's median plus 0.6 of the
     height above it; otsu: each map's own by Otsu's rule (large objects)."""
     skip_whole: bool = True
-    """Do not write a box of more than 90 % of its image, which guides nothing: the box before it stays, or
-    crops stay random. False: write it, as published."""
+    """Do not write a box of more than 90 % of its image, because it has no effect: the box before it stays,
+    or crops stay random. False: write it, as published."""
 
 
 class Localised(Read):
@@ -49,13 +49,13 @@ class Localised(Read):
 
 
 class Passes(Localised):
-    """Guides that look at whole images while the encoder trains."""
+    """Guides that pass whole images through the encoder during training."""
 
     map: MapKind = "activation"
     """As for `localise`; or gradient: channels weighted by the gradient of the method's alignment score
     (ContraCAM)."""
     network: Literal["encoder", "momentum"] = "encoder"
-    """What makes the maps: the encoder that is evaluated, or the momentum network of MoCo, BYOL and DINO."""
+    """Network of the maps: the encoder that is evaluated, or the momentum network of MoCo, BYOL and DINO."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Weight of a new map against the average of an image's earlier ones; 1: only the newest (published)."""
     map_size: Count = 16
@@ -82,7 +82,7 @@ class FrozenBoxes(Read):
 
     name: Literal["frozen_boxes"] = "frozen_boxes"
     encoder: str = "untrained"
-    """What looks: untrained (the network as it is initialised), a run folder, or timm:NAME[:FILE] or
+    """Network of the maps: untrained (as it is initialised), a run folder, or timm:NAME[:FILE] or
     torchvision:NAME[:FILE] (of weights)."""
     map: Literal["activation", "principal"] = "activation"
     """As for `localise`."""
@@ -99,10 +99,10 @@ class OnlineCrop(Localised):
 
     name: Literal["online_crop"] = "online_crop"
     size: Count | None = None
-    """Side in pixels of the square to which whole images are squashed for the first pass, and on which boxes
+    """Side in pixels of the square to which whole images are resized for the first pass, and on which boxes
     are read off a map; absent: the size of the views."""
     interval: Count = 1
-    """Epochs between box updates, which cost next to nothing here."""
+    """Epochs between box updates, which cost almost nothing here."""
     map_size: Count = 16
     """Cells along each side of the map that is kept per image (two bytes a cell, on the device)."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.3
@@ -120,11 +120,12 @@ class Saliency(Passes):
     min_area: Share = 0.01
     """Least area of a part, as a share of the image."""
     temperature: Annotated[float, Field(ge=0.002, allow_inf_nan=False)] | None = 0.5
-    """Of the loss weights, exp(saliency / temperature); null, which is infinite, weighs all losses alike."""
+    """Temperature of the loss weights, exp(saliency / temperature); null (infinite) weights all losses
+    equally."""
 
 
 class TrueBoxes(Boxes):
-    """Each image's largest true box from the first epoch on: what boxes could give at best (a control)."""
+    """Each image's largest true box from the first epoch on: about the upper bound for boxes (a control)."""
 
     name: Literal["true_boxes"] = "true_boxes"
 
@@ -149,20 +150,21 @@ class SemanticPairs(Section):
 
     name: Literal["semantic_pairs"] = "semantic_pairs"
     encoder: str | None = None
-    """What measures similarity: a run folder, or timm:NAME[:FILE] or torchvision:NAME[:FILE] (of weights)."""
+    """Encoder that measures similarity: a run folder, timm:NAME[:FILE] or torchvision:NAME[:FILE]
+    (weights)."""
     band: tuple[float, float] = (0.97, 0.99)
     """Least and greatest similarity of a pair; the upper end leaves near-duplicates out."""
     band_kind: Literal["absolute", "quantile"] = "absolute"
     """Whether `band` holds cosines, or quantiles of the cosines of random pairs."""
     anchors: Share = 1.0
-    """Share of the images that a partner is sought for."""
+    """Share of the images for which a partner is searched."""
     share: Share = 0.5
-    """Share of the images that are paired with their partner, drawn anew every epoch; others stay alone."""
+    """Share of the images that are paired with their partner, redrawn every epoch; others stay unpaired."""
     mask: bool = True
     """Partners, and images with one partner in common, are not negatives (SimCLR, MoCo)."""
     control: Literal["none", "random", "label"] = "none"
-    """random: random partners, which must hurt; label: random ones of the same class. With an encoder, only
-    for images that it finds a partner for: as many pairs, chosen otherwise."""
+    """random: random partners, which should lower accuracy; label: random ones of the same class. With an
+    encoder, only images with a partner are paired, so the number of pairs is the same."""
     boxes: BoxGuide = NoGuide()
     """A guide for the boxes: views of an image and of its partner then follow each image's own."""
 

@@ -82,7 +82,7 @@ class DINO(_MethodBase):
     bottleneck_dim: Count = 256
     """Width of the unit vector in front of the prototypes."""
     output_dim: Count = 65536
-    """How many prototypes there are."""
+    """Number of prototypes."""
     bn: bool = False
     """Batch norm in the head."""
     student_temperature: Positive = 0.1

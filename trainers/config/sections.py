@@ -50,7 +50,7 @@ class Run(Section):
     epochs: Count = 100
     """Passes over the data set."""
     max_steps: Count | None = None
-    """Stop after this many optimiser steps although epochs remain; the schedules still span `epochs`."""
+    """Stop after this many optimiser steps, even if epochs remain; the schedules still span `epochs`."""
     device: Annotated[Literal["auto", "gpu", "cpu"], BeforeValidator(_gpu)] = "auto"
     """Where images are decoded and the model trains; auto: gpu if there is one. cuda is gpu."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
@@ -104,7 +104,7 @@ class Data(Section):
     label: str | None = None
     """Column of a table with the labels; absent: `label` or the like, if it has one. Only for kind table."""
     leave_out: str | None = None
-    """List of files not to use, as `dali-views check` and a run (quarantine.txt) write it."""
+    """List of files to leave out, as `dali-views check` and a run (quarantine.txt) write it."""
     cache_dir: str | None = None
     """Folder on a local disk where images of a store or of shards are kept once they are read."""
     cache_gb: Positive = 100.0
@@ -149,7 +149,7 @@ class Views(Section):
     absent: [1, 1]. [1, 1.5] shows the object in one view, the object and its surroundings in the other."""
     joint: Annotated[float, Field(ge=-10, le=10)] | None = None
     """Beta of JointCrop, which draws the areas of the first two views together: 0, as published, makes all
-    ratios equally likely (in the logarithm), below 0 prefers unlike areas; absent: independent areas."""
+    ratios equally likely (in the logarithm), below 0 prefers unequal areas; absent: independent areas."""
     alpha: Positive = 0.6
     """Beta(alpha, alpha) of ContrastiveCrop's centres: below 1 prefers the box's border; 1 is uniform."""
     scale: tuple[float, float] | None = None
@@ -157,11 +157,11 @@ class Views(Section):
     blur: Share | None = None
     """Probability of blur of every view (0 for small images); absent: the recipe's own."""
     vflip: Share | None = None
-    """Probability of a vertical flip of every view, for images without an up; absent: 0."""
+    """Probability of a vertical flip of every view, for images without a preferred orientation; absent: 0."""
     rotate90: Share | None = None
     """Probability that a view is rotated by 90, 180 or 270 degrees, each as likely; absent: 0."""
     partner: Literal["none", "replace", "add"] = "none"
-    """What the image's semantic partner is for (guide semantic_pairs): replace: the second view is cut from
+    """Use of the image's semantic partner (guide semantic_pairs): replace: the second view is cut from
     it; add: one view more is, and the loss of that one with the first view is added to that of the others."""
     locals: CountOrZero | None = None
     """Local views after the two global ones, in the recipe dino; absent: 8."""
@@ -195,13 +195,13 @@ class Model(Section):
     """The encoder."""
 
     backbone: str = "resnet50"
-    """A torchvision name, or a timm name if timm is installed. Its feature width is found by itself."""
+    """A torchvision name, or a timm name if timm is installed. Its feature width is detected."""
     stem: Literal["imagenet", "small"] = "imagenet"
     """small: 3x3 stride-1 first convolution without max-pool, for images up to 64 pixels (ResNets only)."""
     zero_init_residual: bool = False
     """Start the last batch norm of every residual block at 0, as SimSiam does (ResNets only)."""
     weights: str | None = None
-    """What the encoder starts from, momentum encoder included: a run folder, a file (a checkpoint,
+    """Start of the encoder and the momentum encoder: a run folder, a file (a checkpoint,
     .safetensors or torch.save) or timm:NAME[:FILE], torchvision:NAME[:FILE]; absent: random weights. Heads
     start at random."""
     frozen_stages: CountOrZero = 0
@@ -216,10 +216,9 @@ class Maps(Section):
     layer: str | None = None
     """Dotted name of the module whose output is the map; absent: the backbone's last spatial one."""
     size: Count | None = None
-    """Pixels to which the whole image is squashed before it is localised; absent: the size of the views."""
+    """Side in pixels of the square to which the whole image is resized; absent: the size of the views."""
     aligned: bool = True
-    """Maps lie where their cells look; false: as the layer has them, as published (in ResNets, half a cell
-    off)."""
+    """Align maps with the image; false: as the layer has them, as published (in ResNets, half a cell off)."""
 
 
 class Localise(Maps):
@@ -266,7 +265,7 @@ class FineTune(_Training):
     """Encoder and classifier trained together on a share of the labels."""
 
     recipe: Literal["auto", "simclr", "byol", "other"] = "auto"
-    """Whose published recipe is followed; auto: the method's own, else `other`, which is ORL's and SwAV's."""
+    """The published recipe to follow; auto: that of the method, else `other`, which is ORL's and SwAV's."""
     labels: float | str = 0.01
     """Share of every class's images that keep their label, or a text file of image names, one a line."""
     head_lr: Positive | None = None

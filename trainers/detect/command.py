@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     told = "YAML files with a section `detect`, and key=value such as data.path=photos"
     parser.add_argument("words", nargs="*", metavar="CONFIG", help=told)
     parser.add_argument("--encoder", choices=("trained", "untrained"), default="trained")
-    parser.add_argument("--resume", action="store_true", help="continue an earlier one, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue an earlier run, if there is one")
     parser.add_argument("--name", help="folder below the run for checkpoint and report (detect)")
     parser.set_defaults(overrides=[])
 

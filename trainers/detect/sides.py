@@ -34,7 +34,7 @@ def open_truths(config: cfg.Config, seed: int) -> tuple[Truth, Truth]:
         held = np.sort(order[: max(1, round(data.val_share * len(order)))])
         rest = np.setdiff1d(np.arange(len(order)), held)
         if not len(rest):
-            raise ValueError("one image cannot be trained on and tested on; name more by data.path")
+            raise ValueError("one image cannot serve for training and for the test; name more by data.path")
         return whole.subset(rest), whole.subset(held)
     instances = section.val_instances[0] if data.kind == "coco" else None
     changes = {"path": section.val_path or data.path, "instances": instances}

@@ -94,10 +94,12 @@ def read_truth(index: SampleIndex, files: Sequence[str], classes: Sequence[str] 
         if not os.path.isfile(file):
             raise FileNotFoundError(f"there is no file of annotations {file}; check data.instances")
     if index.paths is None:
-        raise ValueError("these images are in memory and have no names to find their objects by; use files")
+        raise ValueError(
+            "these images are in memory and have no names by which to find their objects; use files"
+        )
     voc = all(file.endswith(".txt") for file in files)
     if not voc and len(files) > 1:
-        raise ValueError("several COCO files are not joined; give one, or several lists of VOC's images")
+        raise ValueError("several COCO files cannot be joined; give one, or several lists of VOC's images")
     try:
         found, names = _voc(files) if voc else _coco(files[0])
     except (AttributeError, KeyError, TypeError, ElementTree.ParseError, *_NO_JSON) as error:
@@ -154,7 +156,7 @@ def _coco(file: str) -> tuple[_Found, list[str]]:
             x, y, width, height = map(float, mark["bbox"])
         except (TypeError, ValueError):
             raise ValueError(
-                f"{file}: the box of annotation {mark.get('id')} is no four numbers; correct it"
+                f"{file}: the box of annotation {mark.get('id')} is not four numbers; correct it"
             ) from None
         crowd, box = bool(mark.get("iscrowd", 0)), (x, y, x + width, y + height)
         named = name_of[mark["category_id"]]
@@ -197,7 +199,7 @@ def _text(element: ElementTree.Element, place: str) -> str:
 def _check_once(values: Iterable[Any], what: str, file: str) -> None:
     value, times = next(iter(Counter(values).most_common(1)), ("", 1))
     if times > 1:
-        raise ValueError(f"{file}: the {what} {value!r} stands {times} times; remove the others")
+        raise ValueError(f"{file}: the {what} {value!r} occurs {times} times; remove the others")
 
 
 def _checked(
@@ -212,7 +214,7 @@ def _checked(
         )
     boxes = np.array([mark.box for mark in marks], np.float64).reshape(-1, 4)
     if not np.isfinite(boxes).all():
-        raise ValueError(f"a box of {name} is no four numbers; correct its annotations")
+        raise ValueError(f"a box of {name} is not four numbers; correct its annotations")
     boxes = np.clip(boxes, 0, [width, height, width, height])
     solid = np.asarray(((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1), np.bool_)
     lost += [name] * int((~solid).sum())
@@ -239,7 +241,7 @@ def _mask(given: Any, size: tuple[int, int], name: str) -> Mask:
         points.ndim == 1 and points.size >= 6 and points.size % 2 == 0 and np.isfinite(points).all()
         for points in polygons
     ):
-        raise ValueError(f"a polygon of {name} is no list of three or more x, y; correct its annotations")
+        raise ValueError(f"a polygon of {name} is not a list of three or more x, y; correct its annotations")
     return [points.reshape(-1, 2) for points in polygons]
 
 

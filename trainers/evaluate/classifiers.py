@@ -180,7 +180,9 @@ def labelled_list(index: SampleIndex, file: str | Path) -> NDArray[np.int64]:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"there is no list of labelled images {file}; check finetune.labels")
     if index.paths is None:
-        raise ValueError(f"{file} names files, but these images are in memory; give finetune.labels a share")
+        raise ValueError(
+            f"{file} names files, but these images are in memory; set finetune.labels to a share"
+        )
     lines = Path(file).read_bytes().splitlines()
     wanted = {line.strip() for line in lines if line.strip()}
     if not wanted:

@@ -250,7 +250,7 @@ def add(name: str, parser: argparse.ArgumentParser) -> None:
         told += "or another one on the run's data: timm:NAME[:FILE], torchvision:NAME[:FILE] or a run"
         parser.add_argument("--encoder", default="trained", metavar="WHICH", help=told)
     if name in ("linear", "finetune"):
-        parser.add_argument("--resume", action="store_true", help="continue an earlier one, if there is one")
+        parser.add_argument("--resume", action="store_true", help="continue an earlier run, if there is one")
         told = "folder below the run for its checkpoints (the command's name)"
         parser.add_argument("--name", help=told)
     if name in ("knn", "linear"):
@@ -259,9 +259,9 @@ def add(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "knn":
         parser.add_argument("-k", type=int, nargs="+", help="neighbours (knn.k)")
     if name == "svm":
-        told = "also train with so few images that show a class, such as 1 2 4 8 16 32 64 96"
+        told = "also train with K images of each class, such as 1 2 4 8 16 32 64 96"
         parser.add_argument("--shots", type=int, nargs="+", default=[], metavar="K", help=told)
-        parser.add_argument("--draws", type=int, default=5, help="draws of each number (5)")
+        parser.add_argument("--draws", type=int, default=5, help="draws for each K (5)")
     if name == "transfer":
         parser.add_argument(
             "--sets", type=Path, required=True, metavar="FILE", help="YAML file of labelled sets"

@@ -93,7 +93,7 @@ def _set(keys: Any, config: cfg.Config) -> LabelledSet:
         raise cfg.ConfigError("a set has either torchvision or data; write one of them")
     if kind is not None and (several or str(kind) not in KNOWN):
         told = f"torchvision {kind} is not read; known: {', '.join(KNOWN)}"
-        raise cfg.ConfigError(f"{told}; VOC is named by data and detect")
+        raise cfg.ConfigError(f"{told}; give VOC by data and detect")
     if kind is None:
         sections = {key: keys.get(key) or {} for key in ("data", "detect")}
         config = config_file.override(config, [], afresh=sections)

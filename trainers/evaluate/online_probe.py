@@ -43,7 +43,7 @@ class OnlineProbe:
     def __init__(self, setting: Setting, encoder: Backbone, data: DataSets) -> None:
         labels = data.train.labels
         if not (labels >= 0).any():
-            raise ValueError("run.online_probe learns from labels, and no training image has one; remove it")
+            raise ValueError("run.online_probe needs labels, and no training image has one; remove it")
         self.comparable = data.train.classes == data.bank.classes
         """Whether a class has the same number in training and in evaluation."""
         linear = nn.Linear(encoder.dim, 1 + int(labels.max()), device="meta")  # draws nothing

@@ -69,7 +69,7 @@ def find_partners(
     # The largest C with 7 C^2 + 16 C D bytes: float32 cosines and three masks, features in and out.
     chunk = min(n, chunk or max(1, int((math.sqrt(wide**2 + 28 * _BUDGET) - wide) / 14)))
     if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, chunk)):
-        raise ValueError("some features are not finite; look for the images or the layer that they come from")
+        raise ValueError("some features are not finite; find the images or the layer that they come from")
     low, high = _absolute(features, band, kind, pairs, seed, max(1, chunk // 2))
     # Rounding may take the cosine of two equal rows beyond 1.
     least, most = low if low > -1 else -math.inf, high if high < 1 else math.inf
@@ -126,7 +126,7 @@ def _absolute(
         tail = min(bound, 1 - bound)
         if tail and round(count * tail, 3) < _BEYOND:  # rounded, for 1 - 0.9999 is less than 0.0001
             raise ValueError(
-                f"the quantile {bound} cannot be told from {count} pairs of images: fewer than {_BEYOND} lie "
+                f"the quantile {bound} cannot be estimated from {count} pairs: fewer than {_BEYOND} lie "
                 "beyond it; take one nearer 0.5, or give an absolute band"
             )
     if count == everyone:
@@ -141,7 +141,7 @@ def _absolute(
     known = ranks.gather_rows(torch.cat(cosines)).cpu().numpy()
     known = known[~np.isnan(known)]
     if not len(known):
-        raise ValueError("all features are zeros, so their cosines have no quantiles; look at the encoder")
+        raise ValueError("all features are zeros, so their cosines have no quantiles; check the encoder")
     quantiles = np.quantile(known, (low, high)).clip(-1, 1).tolist()
     return quantiles[0] if low > 0 else -1.0, quantiles[1] if high < 1 else 1.0
 

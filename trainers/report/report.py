@@ -172,7 +172,7 @@ class Report:
                 self.history.event("end", self._step, how=ended)
             page.write(self.folder)
         except Exception as error:  # of any kind: the page can be made again at any time
-            warnings.warn(f"{PAGE}: {error}; `report {self.folder}` makes it again", stacklevel=2)
+            warnings.warn(f"{PAGE}: {error}; `report {self.folder}` writes it again", stacklevel=2)
 
     def _list_bad_images(self) -> None:
         if len(self.index.quarantine) > self._listed:

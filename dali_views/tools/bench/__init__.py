@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, options.at_least
     parts = ["loaders", "training", "memory", "decoder", "pixels", "sources"]
     add("--parts", nargs="+", choices=parts, help="what to measure (loaders; with --source: sources)")
-    elsewhere = "the same images in another place, to be measured beside; may be given several times"
+    elsewhere = "the same images from another source, measured beside; may be repeated"
     add("--source", nargs="+", action="append", default=[], metavar="IMAGES", help=elsewhere)
     add("--batch-size", type=number(1), help="default: 256 on a GPU, 64 on the CPU")
     add("--workers", type=number(1), help="processes of DataLoaders, threads of graphs (all cores)")
@@ -47,7 +47,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", default=[], metavar="NAME", help="loaders to keep, by name or part of it")
     models = "torchvision ResNets to train, and barlow_vit_s16: stable-pretraining's speed test"
     add("--models", nargs="+", default=["resnet18", "resnet50"], help=models)
-    add("--minutes", type=float, default=math.inf, help="then try no further peer and begin no further round")
+    add(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="after this time, start no further peer and no further round",
+    )
     add("--batches", type=number(2), default=10_000, help="batches over which memory is watched (10000)")
     sizes = "batch sizes whose peak memory is measured"
     add("--batch-sizes", type=number(1), nargs="+", default=[], metavar="B", help=sizes)

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     options.add_images(parser)
     number = options.at_least(1)
-    parser.add_argument("destination", type=Path, help="new folder, or one that an earlier call began")
+    parser.add_argument("destination", type=Path, help="new folder, or that of an earlier call to continue")
     parser.add_argument("--short-side", type=number, metavar="N", help="shrink larger images to N pixels")
     parser.add_argument("--quality", type=int, help="JPEG quality of shrunk images (90)")
     text = f"images per shard, before any is left out ({PER_SHARD}: about 1 GB of ImageNet)"

@@ -169,7 +169,7 @@ def _convert(source: SampleIndex, short_side: int | None, quality: int, rows: ra
             found = [one if isinstance(one, str) else one.tobytes() for one in arrays]
     except GONE as error:
         raise SourceGoneError(
-            f"The source of the images is gone ({error}); bring it back and pack again, to continue."
+            f"The source of the images is gone ({error}); restore it and pack again to continue."
         ) from error
     return [
         data if isinstance(data, str) else pack_image(data, (height, width), short_side, quality)
