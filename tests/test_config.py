@@ -98,7 +98,7 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         ("method.split_bn=7", "does not divide optim.batch 256"),
         ("optim.accumulate=3", "optim.accumulate 3 does not divide optim.batch 256; choose a divisor"),
         ("optim.trust=0.1", "optim.trust is not a known key"),
-        ("run.epochs", "should look like section.key=value"),
+        ("run.epochs", "should have the form section.key=value"),
         ("run.epochs=[1", "is not valid YAML"),
     ],
 )

@@ -202,11 +202,11 @@ def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
     """A file that is whole but wrong would end a run hours later, exhaust the memory or leave its root."""
     root, classes, files = facts["root"], facts["classes"], facts.get("files", [])
     holder, column, lists = facts.get("holder", ""), facts.get("column", ""), (classes, files)
-    _require(all(isinstance(one, list) for one in lists), "classes or files are no list")
+    _require(all(isinstance(one, list) for one in lists), "classes or files are not a list")
     # A TypeError for what is no text, a UnicodeError for what cannot be in a file name.
     os.fsencode("".join([root, column, *classes, *files, *chain.from_iterable(facts["left_out"])]))
     absolute = os.path.isabs(root or "/") or (is_remote(root) and holder != "")
-    _require(absolute and "\0" not in root, f"root {root!r} is no absolute path")
+    _require(absolute and "\0" not in root, f"root {root!r} is not an absolute path")
     counts = {"N+1": len(arrays["sizes"]) + 1, "S": len(files), "2": 2, "3": 3, "4": 4}
     for name, array in arrays.items():
         kind, *sides = _ARRAYS[name].split()
@@ -228,7 +228,7 @@ def _check(arrays: Arrays, facts: dict[str, Any]) -> None:
         fits = bounds[0] == 0 and bounds[-1] == len(boxes) and (np.diff(bounds) >= 0).all()
         _require(fits, "box_start does not divide the boxes")
         inside = ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
-        _require(inside, "boxes are no rectangles in their images")
+        _require(inside, "boxes are not rectangles in their images")
         _require((labels >= -1).all() and (labels < len(classes)).all(), "box_labels have no class")
 
 
@@ -236,7 +236,7 @@ def _check_rows(part: Arrays, arrays: Arrays, facts: dict[str, Any]) -> None:
     sizes, labels = part["sizes"], part["labels"]
     fits = (sizes >= 1).all() and (np.prod(sizes, axis=1, dtype=np.int64) <= MAX_PIXELS).all()
     fits = fits and ("arrays" not in arrays or (sizes == arrays["arrays"].shape[1:3]).all())
-    _require(fits, "sizes are no sizes of images")
+    _require(fits, "sizes are not valid")
     _require((labels >= -1).all() and (labels < len(facts["classes"])).all(), "labels have no class")
     if "paths" in part:
         _check_names(part["paths"])

@@ -94,8 +94,8 @@ class Alone:
         refused = self._decode(encoded)
         if refused and self._decode(_sound_image()):
             raise RuntimeError(
-                f"The decoder refuses even a sound image ({refused}), so no image is to blame; see what else "
-                "runs on the device, and start again."
+                f"The decoder refuses even a sound image ({refused}), so the images are not the cause; check "
+                "what else runs on the device, and start again."
             )
         return refused
 

@@ -127,7 +127,7 @@ def load_arrays(path: PathLike, what: str) -> Iterator[tuple[Arrays, dict[str, A
     with open(handle, "rb") as file:
         try:
             if file.read(2) == b"PK":
-                raise ValueError("it is an .npz, which this version does not read; make it anew")
+                raise ValueError("it is an .npz, which this version does not read; make it again")
             arrays = _mapped(file)
             yield arrays, json.loads(arrays.pop("facts").tobytes())
         except Exception as error:

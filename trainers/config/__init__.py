@@ -194,7 +194,7 @@ def _explain(first: Mapping[str, Any], place: Sequence[str], tree: Mapping[str, 
     key, value = ".".join(place), f"{first['input']!r:.200}"
     match kind:
         case "json_invalid":
-            return "a text holds what is no Unicode"
+            return "a text is not valid Unicode"
         case "extra_forbidden":
             return f"{key} is not a known key; {_nearest(key, tree)}"
         case "union_tag_invalid":

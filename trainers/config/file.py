@@ -170,7 +170,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         *sections, last = key.strip().split(".")
         if not equals or not all([*sections, last]):
-            raise ConfigError(f"override {text!r} should look like section.key=value")
+            raise ConfigError(f"override {text!r} should have the form section.key=value")
         level = tree
         for section in sections:
             level = level.setdefault(section, {})

@@ -183,7 +183,7 @@ class _OptimBase(Section):
     @model_validator(mode="after")
     def _peak_is_a_number_of_networks(self) -> _OptimBase:
         if self.peak_lr > 3e38:  # near the largest of float32
-            raise ValueError(f"the peak learning rate {self.peak_lr:.3g} is no float32; lower optim.lr")
+            raise ValueError(f"the peak learning rate {self.peak_lr:.3g} is not a float32; lower optim.lr")
         return self
 
 

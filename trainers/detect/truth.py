@@ -251,7 +251,9 @@ def _run_lengths(given: dict[str, Any], size: tuple[int, int], name: str) -> dic
         stated, counts = tuple(map(int, given["size"])), given["counts"]
         counts = _unpacked(counts) if isinstance(counts, str) else [int(count) for count in counts]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"a mask of {name} is no run lengths ({error!r}); correct its annotations") from None
+        raise ValueError(
+            f"a mask of {name} is not run lengths ({error!r}); correct its annotations"
+        ) from None
     if stated != size:
         told = " x ".join(map(str, stated))
         raise ValueError(

@@ -43,8 +43,8 @@ def method_of(config: cfg.Config, own: Callable[[Backbone, Any], Method] | None 
     """
     if (own is not None) != isinstance(config.method, cfg.Own):
         raise ValueError(
-            f"method.name {config.method.name} does not fit the method that is given: with a class of one's "
-            "own, pretrain(config, own_method=CLASS), the name is own; a file or a command loads no code"
+            f"method.name {config.method.name} does not fit the method that is given: with your own class, "
+            "pretrain(config, own_method=CLASS), the name is own; a file or a command loads no code"
         )
     views = training_views(config.views)
     sizes = [view.size for view in (views[:-1] if config.views.partner == "add" else views)]

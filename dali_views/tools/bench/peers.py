@@ -50,7 +50,7 @@ _TAPS = 23
 
 def contenders(setup: Setup) -> list[Contender]:
     """All peers that can make the views, installed or not."""
-    squashed = "crops of a squashed image, a seventh larger than the view"
+    squashed = "crops of an image resized to a square, a seventh larger than the view"
     widths = sorted({dl.window(view) for view in setup.views if view.blur})
     blurs = f"blurs with {' and '.join(map(str, widths))} taps, however little" if widths else ""
     loader, once = partial(dl.batches, setup), replace(setup, views=setup.views[:1])

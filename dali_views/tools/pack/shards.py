@@ -152,7 +152,7 @@ def pack_shards(
     if used and number_labels([words[label] for label in used])[0] != used:
         lost = [word for label, word in words.items() if label not in used]
         text = f"No image of the classes {lost[:5]} is usable, so readers number the others differently; to "
-        text += f"keep the numbers, leave out what {LEFT_OUT} lists, and pack anew."
+        text += f"keep the numbers, leave out what {LEFT_OUT} lists, and pack again."
         warnings.warn(text, stacklevel=2)
     if len(source.boxes):
         _write_boxes(source, good, list(shards))
