@@ -91,7 +91,7 @@ def test_a_header_that_claims_what_is_not_there_is_refused(tmp_path, header, len
         ({"paths": pack_names([b"a.jpg", b"b\0c.jpg", b"d.jpg"])}, "NUL inside"),
         ({"arrays": np.zeros((3, 2, 2, 3), np.uint8)}, "no images"),
         ({"root": "images"}, "not an absolute path"),
-        ({"classes": "cats"}, "no list"),
+        ({"classes": "cats"}, "not a list"),
         ({"left_out": [["a", "b", "c"]]}, "arguments"),
         ({"format": 0}, "this version reads"),
     ],
