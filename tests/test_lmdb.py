@@ -158,7 +158,7 @@ def test_what_is_no_environment_or_cut_off_is_refused_in_a_sentence(values, tmp_
     whole = (write(tmp_path / "whole", values) / "data.mdb").read_bytes()
     for content, told in (
         *((content, "no LMDB environment") for content in (b"", b"no environment", bytes(10_000))),
-        *((whole[:size], "cut off") for size in (2 * 4096, len(whole) // 2, len(whole) - 5000)),
+        *((whole[:size], "truncated") for size in (2 * 4096, len(whole) // 2, len(whole) - 5000)),
     ):
         (tmp_path / "data.mdb").write_bytes(content)
         with pytest.raises(ValueError, match=told):

@@ -209,9 +209,9 @@ def test_a_compressed_shard_is_left_out_with_the_fix(own, magic):
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda content, at: content[: at + 700], "cut off"),  # in the pixels of the fifth image
-        (lambda content, at: content[: at + 100], "cut off"),  # in its header
-        (lambda content, at: content[:at], "cut off"),  # between two members
+        (lambda content, at: content[: at + 700], "truncated"),  # in the pixels of the fifth image
+        (lambda content, at: content[: at + 100], "truncated"),  # in its header
+        (lambda content, at: content[:at], "truncated"),  # between two members
         (lambda content, at: content[:at] + b"\xaa" * 512 + content[at + 512 :], "damaged"),
         (lambda content, at: content[: at + 124] + b"\xff" * 12 + content[at + 136 :], "damaged"),
     ],
