@@ -332,7 +332,7 @@ def test_boxes_attach_by_path_or_by_unique_name(tree: Path) -> None:
     assert index.fingerprint == plain.fingerprint
     with pytest.raises(ValueError, match="None of the 1 names"):
         plain.with_boxes({"nobody.jpg": [0, 0, 1, 1]})
-    with pytest.raises(ValueError, match="no rectangle"):
+    with pytest.raises(ValueError, match="not a rectangle"):
         plain.with_boxes({"2.JPG": [0, 0, 1, 2]})
 
 

@@ -119,7 +119,7 @@ def _check_tiff(file: IO[bytes], tags: Any, size: int) -> None:
     for start, length in zip(starts, lengths or [size - start for start in starts], strict=False):
         file.seek(start + max(0, length - _END))
         if start + length > size or b"\xff\xd9" not in file.read(_END):
-            raise Refused("truncated: some of its pixels are missing, and decoders would invent them")
+            raise Refused("incomplete: some of its pixels are missing, and decoders would invent them")
 
 
 def _hides_exif(file: IO[bytes]) -> bool:

@@ -98,7 +98,7 @@ def _numbers(rows: list[Any], columns: int, least: float) -> NDArray[np.float64]
     try:
         values = np.array(rows, np.float64).reshape(len(rows), columns)
     except ValueError:
-        raise ValueError(f"a row of {columns} numbers has others") from None
+        raise ValueError(f"a row does not have {columns} numbers") from None
     if not ((values >= least) & (values <= _FAR)).all():
         raise ValueError(f"a number of pixels is not between {least:g} and {_FAR:g}")
     return values
