@@ -159,7 +159,8 @@ def test_the_file_tells_what_a_user_must_know_and_holds_batch_norms_statistics(r
 def test_a_backbone_whose_tensors_one_library_has_is_exported_to_that_one(tmp_path, backbone, home, other):
     encoder = write_run(tmp_path, backbone, size=64)
     file = tmp_path / "out.safetensors"
-    with pytest.raises(ValueError, match=f"{backbone} can be exported to {home} only, not to {other}; train"):
+    told = f"{backbone} can be exported to {home} only, not to {other}; give --format {home}, or train"
+    with pytest.raises(ValueError, match=told):
         export(tmp_path, file, other)
     assert not file.exists()
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

@@ -239,16 +239,18 @@ def test_a_whole_image_does_not_replace_a_box_unless_published_behaviour_is_aske
         assert (regions.boxes[:, 0] == left).all(1).mean() > 0.5
 
 
-def test_a_guide_whose_boxes_are_whole_images_names_a_threshold_that_helps(
-    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path
+@pytest.mark.parametrize(("threshold", "wrong"), [(0.01, "over 90%"), (0.9, "less than 3.1%")])
+def test_a_guide_whose_boxes_are_whole_images_or_less_than_a_cell_names_a_threshold_that_helps(
+    scenes: dict[str, Any], index: SampleIndex, tmp_path: Path, threshold: float, wrong: str
 ) -> None:
-    config = config_of("averaged", scenes, tmp_path / "wide", "guide.threshold=0.01")
-    with pytest.warns(UserWarning, match=r"more than half.*guide\.threshold=0\.\d gives") as told:
+    fine = "guide.layer=layer2"  # 8 x 8 cells
+    config = config_of("averaged", scenes, tmp_path / "useless", f"guide.threshold={threshold}", fine)
+    with pytest.warns(UserWarning, match=rf"half.*{wrong}.*guide\.threshold=0\.\d gives") as told:
         begun(config, index)
     advice = re.search(r"guide\.threshold=[\d.]+", str(told[-1].message)).group()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        begun(config_of("averaged", scenes, tmp_path / "mended", advice), index)
+        begun(config_of("averaged", scenes, tmp_path / "mended", advice, fine), index)
 
 
 @pytest.mark.parametrize("how", [cfg.ContrastiveCrop(), cfg.ContrastiveCrop(reading="part"), cfg.Saliency()])

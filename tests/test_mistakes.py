@@ -81,6 +81,7 @@ LOADER = [
     (["index", "pho\0tos"], "holds a NUL character"),
 ]
 CCROP = ["views.crop=contrastive", "guide.name=contrastive_crop"]
+OTHER = ["model.backbone=convnext_atto", "guide.layer=layer2", "localise.layer=layer2", "views.size=64"]
 TRAINER = [
     ([], "COMMAND"),
     (["pretain", "config.yaml"], "did you mean pretrain?"),
@@ -113,6 +114,10 @@ TRAINER = [
     (["pretrain", "config.yaml", *CCROP, "model.backbone=test_vit", "guide.size=90"], "does not take images"),
     (["pretrain", "config.yaml", "localise.layer=layr3"], "localise.layer: ResNet has no layer 'layr3'"),
     (["pretrain", "config.yaml", *CCROP, "guide.layer=layr3"], "are layer3"),
+    (
+        ["pretrain", "config.yaml", *CCROP, *OTHER],
+        "set guide.layer=stages.1 localise.layer=stages.1",
+    ),
     (["knn", "norun"], "norun"),
     (["linear", "weights.pt"], "weights.pt"),
     (["export", "norun", "out.safetensors", "--format", "torchvison"], "did you mean torchvision?"),

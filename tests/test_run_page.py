@@ -156,6 +156,7 @@ def test_what_is_damaged_or_hostile_costs_its_own_part_only(run):
 
 
 GAPS = [{"step": 10 * n, "loss": value} for n, value in enumerate([1.0, np.nan, 3.0, np.inf, 2.0, 2.0])]
+TINY = {"step": 0, "guide_area_median": 0.007, "guide_whole": 0.0, "guide_cell": 1 / 256}
 GAPS += [{"step": 7, "loss": None, "lr": "word"}, {"step": 70, "embedding_std": np.nan}]
 
 
@@ -164,6 +165,11 @@ GAPS += [{"step": 7, "loss": None, "lr": "word"}, {"step": 70, "embedding_std": 
     [
         ([], [], "Nothing has been noted yet"),
         ([{"step": 1, "loss": 2.5, "lr": 0.1}], ["Loss", "Learning rate"], "no evaluations"),
+        (
+            [TINY],
+            ["Box area, share of the image"],
+            "Boxes are tiny (the median is 0.7%",
+        ),
         (GAPS, ["Loss"], "2 values are no finite numbers"),
         ([{"step": n, "loss": n % 7 - 3.0} for n in range(100_000)], ["Loss"], "means of stretches"),
     ],

@@ -33,7 +33,11 @@ SMALL = (0.03, 0.08)
 """Shares of the picture that the square around an object takes: random crops often miss it."""
 _OWN = ("run.out", "data.path", "data.kind", "data.instances")
 # The same run three times from equal weights; only where crops are placed differs.
-_ARMS = {"random": ["guide={name: none}"], "guided": [], "true": ["guide={name: true_boxes}"]}
+_ARMS = {
+    "random": ["guide={name: none}", "views.crop=random"],
+    "guided": [],
+    "true": ["guide={name: true_boxes}"],
+}
 
 
 def command(args: argparse.Namespace) -> Answer:
@@ -107,10 +111,20 @@ def _demo(out: Path, count: int, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(found: dict[str, Any]) -> str:
-    share = "" if found["share"] is None else f", {found['share']:.0%} of what true boxes gain"
+    gain, error = 100 * found["gain"], 100 * found["standard_error"]
+    told = f"Guided crops gain {gain:+.1f} points of kNN top-1 over random crops"
+    if abs(gain) < 2 * error:
+        told += ": no difference can be seen with so few steps or images"
+    elif found["share"] is not None:
+        told += f", {found['share']:.0%} of what true boxes gain"
+    before, after = (found["rows"][name].get("corloc", 0.0) for name in ("untrained", "guided crops"))
+    if after < before:
+        told += (
+            ".\nCorLoc falls because maps of a network get worse while it trains; the guide averages them "
+            "over its passes (docs/guides.md)"
+        )
     return (
-        f"\n{table(found['rows'])}\n\nGuided crops gain {100 * found['gain']:+.1f} points of kNN top-1 over "
-        f"random crops{share}.\nStandard error {100 * found['standard_error']:.1f} points ("
+        f"\n{table(found['rows'])}\n\n{told}.\nStandard error {error:.1f} points ("
         f"{found['held_out']} held-out scenes, one seed; docs/results.md has several seeds).\n\n"
         f"Open      {found['report']}\nPictures  {found['out'] / 'guided' / 'pictures'}\n"
         f"Curves    tensorboard --logdir {found['out']}\nThe demo took {found['seconds']} s."

@@ -68,7 +68,8 @@ def _named(backbone: str, home: str, target: Library) -> str:
     both = plain == "resnet10" or ("resne" in plain and plain in models.list_models(module=models))
     if target != home and not both:
         raise ValueError(
-            f"backbone {backbone} can be exported to {home} only, not to {target}; train {target}'s"
+            f"backbone {backbone} can be exported to {home} only, not to {target}; give --format {home}, or "
+            f"train a backbone of {target}"
         )
     return backbone if target == home else plain
 

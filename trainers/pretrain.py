@@ -106,7 +106,8 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
     network = wrap(method, config.run.compile, device)
     optimizer = optim.build_optimizer(method, config.optim, method.constant_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.precision is torch.float16)
-    guide = build_guide(config.guide, Training(method, data.train, config.views, setting, out))
+    training = Training(method, data.train, config.views, setting, out)
+    guide = build_guide(config.guide, training)
     evaluator = Evaluator(setting, config, data, method.encoder, regions, online)
 
     parts = setting.parts
@@ -123,7 +124,7 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
         saved.setdefault("online_probe", {})  # it may be switched on while a run goes on
         step = put_back(saved, keep, config.run.epochs, setting.batch)
         saved = None  # frees the table and the maps in it
-    told = "\n".join(filter(None, (outlook(config), told_of_parts(method, setting))))
+    told = "\n".join(filter(None, (outlook(config), told_of_parts(method, setting), optim.few(total))))
     report = Report(config.run, data, loader, setting.batch, per_epoch, last, step, told)
     result = Result(finished=False, step=step)
 
@@ -132,7 +133,7 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
             empty = regions.snapshot()
             guide.begin(regions)
             if regions.writes.any() or guide.passes:  # a pass that wrote no box is worth a line, too
-                report.guide(regions, empty, 0, step)
+                report.guide(regions, empty, training.found, 0, step)
             if config.run.evaluate_every:
                 result.scores[START[config.model.weights is None]] = report.scores(evaluator.run(), 0, step)
             release_memory(setting.kind)
@@ -184,12 +185,12 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
                     break
             if stop and step < total:
                 break  # the resumed run does what follows an epoch
-            report.check_loss(step)
+            report.epoch(step, epoch)
             optim.check_finite(method, f"after step {step}")
             ranks.broadcast_buffers(method)
             before = regions.snapshot()
             if guide.after_epoch(regions, epoch + 1, config.run.epochs):
-                report.guide(regions, before, epoch + 1, step)
+                report.guide(regions, before, training.found, epoch + 1, step)
                 release_memory(setting.kind)
             every, final = config.run.evaluate_every, epoch + 1 == config.run.epochs
             if every and (final or is_due(epoch + 1, every)):

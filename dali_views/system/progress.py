@@ -30,9 +30,15 @@ class Progress:
         self._done += 1
         self._bar.update()
         now = time.monotonic()
-        if self._lines and now - self._told >= SECONDS:
-            self._told, spent = now, now - self._begun
-            left = spent / (self._done - self._first) * (self._total - self._done)
+        if now - self._told >= SECONDS:
+            self.line()
+
+    def line(self) -> None:
+        """Print the line now, unless there is a bar."""
+        if self._lines:
+            self._told = time.monotonic()
+            spent = self._told - self._begun
+            left = spent / max(1, self._done - self._first) * (self._total - self._done)
             place, times = f"{self._done} of {self._total}", f"{_clock(spent)} so far, {_clock(left)} left"
             print(f"{self._unit} {place}, {self._notes}{times}", file=sys.stderr, flush=True)
 

@@ -17,12 +17,14 @@ from trainers import config as cfg
 from . import ranks
 
 __all__ = [
-    "LOWER", "Clock", "Lars", "build_optimizer", "check_finite", "clip_each", "cosine", "fused", "linear",
-    "lr_at", "param_groups", "set_lr", "set_weight_decay",
+    "LOWER", "Clock", "Lars", "build_optimizer", "check_finite", "clip_each", "cosine", "few", "fused",
+    "linear", "lr_at", "param_groups", "set_lr", "set_weight_decay",
 ]  # fmt: skip
 
 LOWER = "lower optim.lr, lengthen the warm-up or set run.amp=off"
 """What to do when numbers are not finite."""
+FEW = 200
+"""Optimiser steps of a run that is told to be short; the demo, in which a guide gains, takes 248."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Clock:
     def share(self) -> float:
         """Share of the run that lies behind, in [0, 1]."""
         return min(1.0, self.step / self.total)
+
+
+def few(total: int) -> str:
+    """A line for the start of a run of so many steps in all, if they are few; else empty."""
+    if total >= FEW:
+        return ""
+    return (
+        f"{total} steps in all: too few to learn much (gains of guides in docs/results.md took 434 and "
+        "more); lower optim.batch or raise run.epochs"
+    )
 
 
 def cosine(share: float, start: float, end: float) -> float:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
+from dali_views import SampleIndex
 from dali_views.graph.build import default_threads
 from dali_views.system.files import append_line, atomic_write
 from dali_views.tools.command_line import Answer, counted
@@ -99,8 +104,10 @@ def _knn(args: argparse.Namespace) -> Answer:
     lines = []
     for k, scores in found.items():
         run.record({"k": k, **scores})
+        if 2 * k > len(bank) and ranks.is_main():
+            warnings.warn(f"k {k} is more than half of the {len(bank)} neighbours; lower -k", stacklevel=2)
         told = f"kNN (k {k}, T {temperature:g}, {len(bank)} neighbours, {len(queries)} queries)"
-        lines.append(f"{run.title}: {told}: top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%}")
+        lines.append(f"{run.title}: {told}: {_accuracy(scores, queries)}")
     return run.answer({"k": found}, "\n".join(lines))
 
 
@@ -117,12 +124,23 @@ def _classify(args: argparse.Namespace) -> Answer:
     scores = {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
     facts = {"name": name, "epochs": len(result.curve), **scores}
     run.record(facts)
+    assert data.queries is not None  # a classifier has been tested on them
     text = (
-        f"{run.title}: {title} ({counted(len(result.curve), 'epoch')}): "
-        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} "
-        f"(best epoch on the test images: {result.best_epoch}, {result.best_top1:.2%})"
+        f"{run.title}: {title} ({counted(len(result.curve), 'epoch')}): {_accuracy(scores, data.queries)} "
+        f"(for information, do not choose by it: best epoch on the test images {result.best_epoch}, "
+        f"{result.best_top1:.2%})"
     )
     return run.answer(facts, text)
+
+
+def _accuracy(scores: Mapping[str, float], tests: SampleIndex) -> str:
+    """Top-1 with its standard error beside that of always answering the largest class; top-5 where there are
+    more classes than five."""
+    counts = np.bincount(tests.labels[tests.labels >= 0])
+    top1 = scores["top1"]
+    error = math.sqrt(top1 * (1 - top1) / counts.sum())
+    top5 = f", top-5 {scores['top5']:.2%}" if (counts > 0).sum() > 5 else ""
+    return f"top-1 {top1:.2%} ± {error:.2%}{top5}, largest class {counts.max() / counts.sum():.2%}"
 
 
 def _multilabel(run: _Evaluated) -> Answer:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,23 +137,49 @@ def check_layers(config: cfg.Config, backbone: Backbone) -> None:
     """Check that an encoder gives the maps that guide and evaluations will need, perhaps hours later.
 
     Raises:
-        ValueError: it lacks the layer, its output is no map, or it does not accept images of that size.
+        ValueError: it lacks a layer, its output is no map, or it does not accept images of that size. Names
+            every such key, and for a missing layer of another family the one whose stride is nearest.
     """
     guide, how, size = config.box_guide, config.localise, config.views.size
+    asked: list[tuple[str, cfg.Maps, int]] = []
     if isinstance(guide, cfg.Read) and getattr(guide, "encoder", "untrained") == "untrained":
         key, sizes = "guide" if guide is config.guide else "guide.boxes", {guide.size or size}
         if isinstance(guide, cfg.OnlineCrop):
             # Whole images are seen in the first pass only; all other maps are of the views.
             sizes = {size} | (sizes if guide.warmup == 0 else set())
-        for each in sorted(sizes):
-            _check_layer(backbone, guide, each, key)
+        asked += [(key, guide, each) for each in sorted(sizes)]
     if how.layer is not None or how.size is not None:
-        _check_layer(backbone, how, how.size or size, "localise")
+        asked.append(("localise", how, how.size or size))
+    wrong: dict[str, tuple[str, str]] = {}  # what is wrong, and the remedy
+    for key, maps, each in asked:
+        layer = maps.layer or backbone.feature_layer
+        try:
+            as_grid(backbone, look(backbone, each, layer)[1])
+        except ValueError as error:
+            near = _same_stride(backbone, layer, each)
+            told = f"{error}".partition(";")[0] if near else f"{error}"
+            remedy = f"{key}.layer={near}" if near else f"{key}.layer and {key}.size to what fits"
+            wrong.setdefault(key, (f"{key}.layer: {told.rstrip('.')}", remedy))
+    if wrong:
+        told, remedies = ("; ".join(each) for each in zip(*wrong.values(), strict=True))
+        raise ValueError(f"{told}; set {remedies.replace('; ', ' ')}")
 
 
-def _check_layer(backbone: Backbone, maps: cfg.Maps, size: int, key: str) -> None:
-    try:
-        as_grid(backbone, look(backbone, size, maps.layer or backbone.feature_layer)[1])
-    except ValueError as error:
-        told = f"{error}".rstrip(".")
-        raise ValueError(f"{key}.layer: {told}; set {key}.layer and {key}.size to what fits") from None
+def _same_stride(backbone: Backbone, layer: str, size: int) -> str:
+    """The layer whose stride on images of `size` pixels is nearest to that of a layer of this name in a
+    ResNet or ConvNeXt; empty if the encoder has `layer`, or if the name says no stride."""
+    names = dict(backbone.named_modules())
+    stage = re.fullmatch(r"layer([1-4])|stages\.([0-3])", layer)
+    if layer in names or stage is None:
+        return ""
+    number = int(stage[1] or int(stage[2]) + 1)
+    ends = backbone.stage_ends or [name for name in names if name.count(".") <= 1]
+    found = []
+    for place, name in enumerate(ends, 1):
+        with suppress(ValueError):  # its output is no map
+            cells = as_grid(backbone, look(backbone, size, name)[1]).shape[-1]
+            # Of equal strides, as all of a transformer, the one of the same depth.
+            found.append(
+                (abs(math.log2(size / cells) - number - 1), abs(place / len(ends) - number / 4), name)
+            )
+    return min(found)[2] if found else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ class Training:
     """The run folder."""
     section: str = "guide"
     """Where the guide's keys are in the configuration; "guide.boxes" within semantic pairs."""
+    found: dict[str, float] = field(default_factory=dict)
+    """What a pass found, for the log, beside `health`: `cell`, the share of the image that one cell of the
+    network's map covers."""
 
 
 class Guide:

@@ -17,7 +17,7 @@ from ..engine import ranks
 from .encoder_maps import EncoderMaps, Located, offset_of
 from .guide import Guide, Training, boxes_due
 from .kept_maps import KeptMaps, ViewMaps
-from .reading import warn_if_wide, write
+from .reading import warn_if_useless, write
 
 __all__ = ["OnlineCrop"]
 
@@ -92,7 +92,8 @@ class OnlineCrop(Guide):
         write(regions, parts(), self.config, (side, side))
         regions.sync()
         maps = self.maps.normalised(slice(_CHUNK))
-        warn_if_wide(self.training.section, regions, maps, self.config, (side, side))
+        self.training.found["cell"] = 1 / maps[0].numel()
+        warn_if_useless(self.training, regions, maps, self.config, (side, side))
 
     def sync(self) -> None:
         self.maps.sync()

@@ -23,9 +23,10 @@ from .encoder_maps import EncoderMaps, Located
 from .guide import Training
 from .kept_maps import KeptMaps
 
-__all__ = ["areas", "localise", "looking_network", "warn_if_wide", "write"]
+__all__ = ["CELLS", "areas", "localise", "looking_network", "warn_if_useless", "write"]
 
 _USEFUL = 0.5  # median area that a suggested threshold should not exceed
+CELLS = 2  # a single hot cell, interpolated, covers less at a threshold of 0.3 and above
 _LEVELS = tuple(level / 10 for level in range(1, 10))
 _SHOWN = 256  # maps that a suggestion is made from
 
@@ -45,7 +46,7 @@ def localise(
     def parts() -> Iterator[Located]:
         nonlocal latest
         for rows, maps in encoder_maps.located(network, training.index, how.map):
-            latest = maps
+            latest, training.found["cell"] = maps, 1 / maps[0].numel()
             if kept is not None:
                 kept.put(rows, maps)
                 latest = kept.normalised(rows) if kept.rate < 1 else maps
@@ -56,7 +57,7 @@ def localise(
     if kept is not None:
         kept.sync()
     if latest is not None:
-        warn_if_wide(training.section, regions, latest, how, encoder_maps.shape)
+        warn_if_useless(training, regions, latest, how, encoder_maps.shape)
 
 
 def write(regions: RegionTable, parts: Iterable[Located], how: cfg.Read, shape: tuple[int, int]) -> None:
@@ -124,29 +125,35 @@ def looking_network(training: Training, how: cfg.Passes) -> Method | Backbone:
     return momentum
 
 
-def warn_if_wide(
-    section: str, regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple[int, int]
+def warn_if_useless(
+    training: Training, regions: RegionTable, maps: Tensor, how: cfg.Read, shape: tuple[int, int]
 ) -> None:
-    """Warn when half of the boxes are nearly the whole image, and name a threshold that prevents it.
+    """Warn when half of the boxes are nearly the whole image, or smaller than two cells of what the network
+    sees, and name a threshold that prevents it.
 
     Args:
-        section: of the configuration, which has the guide's keys.
         maps: (B, h, w) some of the maps that were read.
     """
-    wide = ~regions.written | (np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1) > WIDE)
-    if wide.mean() <= 0.5:
+    share, section = np.prod(regions.boxes[:, 0, 2:] - regions.boxes[:, 0, :2], axis=1), training.section
+    tiny, levels = CELLS * training.found["cell"], _LEVELS
+    if (~regions.written | (share > WIDE)).mean() > 0.5:
+        told = f"more than half of the boxes cover over {WIDE:.0%} of their image, so they hardly guide"
+    elif (regions.written & (share < tiny)).mean() > 0.5:
+        told = (
+            f"more than half of the boxes cover less than {tiny:.1%} of their image, {CELLS} cells of the "
+            "map, so they may mark noise rather than objects"
+        )
+        levels = levels[::-1]  # the greatest that is low enough
+    else:
         return
     sample = maps[:_SHOWN]
     advice = (
         f"no threshold changes that; set {section}.layer to an earlier one or {section}.size to more pixels"
     )
     several, rectangle = getattr(how, "regions", 1) > 1, getattr(how, "reading", "") == "rectangle"
-    for level in () if rectangle and not several else _LEVELS:  # a rectangle takes no threshold
+    for level in () if rectangle and not several else levels:  # a rectangle takes no threshold
         area = float(areas(_read(sample, how.model_copy(update={"threshold": level}), shape)[0]).median())
-        if area <= _USEFUL:
+        if tiny <= area <= _USEFUL:
             advice = f"{section}.threshold={level} gives boxes with a median of {area:.0%} of the image"
             break
-    warnings.warn(
-        f"more than half of the boxes cover over {WIDE:.0%} of their image, so they hardly guide; {advice}",
-        stacklevel=2,
-    )
+    warnings.warn(f"{told}; {advice}", stacklevel=2)

@@ -23,16 +23,22 @@ from dali_views import bad_list
 from dali_views.maps.boxes import WIDE
 from dali_views.system.files import atomic_write
 from dali_views.tools.page import render
-from dali_views.tools.sample import Outline
+from dali_views.tools.sample import BOX_COLOUR, CROP_COLOURS, TRUE_COLOUR, Outline
 
 from ..config import file as config_file
 from ..guides.guide import outlook
+from ..guides.reading import CELLS
 from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history
 
 # Steps (n,), ascending, and values (n,), NaN where a value is not a finite number.
 Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 MOST_POINTS = 300  # drawn of a curve, more than a chart has pixels for
 _COLOURS = ("#3b82f6", "#e8710a", "#16a34a", "#a855f7")
+_MARKS = [
+    Outline((), BOX_COLOUR, "dashed", "box that guides the crops"),
+    Outline((), TRUE_COLOUR, "thin", "true boxes"),
+    *(Outline((), colour, "strong", f"crop of view {n}") for n, colour in enumerate(CROP_COLOURS[:2])),
+]
 _ACROSS, _DOWN = (62, 308), (138, 7)  # of the axes, in a drawing of 324 x 173 pixels
 
 
@@ -52,8 +58,8 @@ def write(folder: Path) -> Path:
         events=history.lines_of(folder / HISTORY / "events.jsonl"), when=datetime.fromtimestamp,
         state=state_of(folder), warning=_warning(curves), tiles=_tiles(curves), curves=curves, draw=draw,
         pictures=sorted((folder / PICTURES).glob("epoch-*.png")), opened=Image.open,
-        evaluations=history.lines_of(folder / EVALUATIONS), shown=_shown, quarantine=folder / QUARANTINE,
-        left_out=folder / HISTORY / "left_out.txt",
+        evaluations=history.lines_of(folder / EVALUATIONS), shown=_shown, marks=_MARKS,
+        quarantine=folder / QUARANTINE, left_out=folder / HISTORY / "left_out.txt",
         bad_files=lambda file: list(bad_list.load(file).items()) if file.is_file() else [],
     )  # fmt: skip
     with atomic_write(folder / PAGE) as file:
@@ -95,6 +101,9 @@ def _tiles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
         if name in ("images_per_second", "wait_share", "gpu_wait_share"):  # these go up and down
             value, remark = np.median(known), "median"
         tiles.append((title, f"{value:{unit}}", remark))
+    if {"guide_area_median", "guide_whole"} <= curves.keys():
+        area, whole = (_last(curves[name]) for name in ("guide_area_median", "guide_whole"))
+        tiles.append(("guide_area_median", f"{area:.1%}", f"of the image; guide_whole {whole:.1%}"))
     return tiles
 
 
@@ -108,9 +117,16 @@ def _shown(name: str, value: Any) -> str:
 
 def _warning(curves: Mapping[str, Curve]) -> str:
     """What makes the guide useless, as it wrote the region table last; empty if nothing does."""
-    area, whole = (
-        _last(curves[name]) if name in curves else 0.0 for name in ("guide_area_median", "guide_whole")
+    area, whole, cell = (
+        _last(curves[f"guide_{name}"]) if f"guide_{name}" in curves else 0.0
+        for name in ("area_median", "whole", "cell")
     )
+    if area < CELLS * cell:
+        return (
+            f"Boxes are tiny (the median is {area:.1%} of the image, {area / cell:.1f} cells of the map), so "
+            "they may mark noise rather than objects. Lower the guide's threshold or set its size to more "
+            "pixels; docs/guides.md has the reasons."
+        )
     if area <= WIDE:
         return ""
     return (

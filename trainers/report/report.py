@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from ..evaluate.evaluator import Evaluation
     from ..evaluate.online_probe import OnlineProbe
 
+NOTHING = (
+    "no labels and no boxes to measure by; sort some images into class folders and name them by "
+    "data.eval_train and data.eval_val (docs/learning.md)"
+)
 WANDB_ID = "wandb_id.txt"  # in a run's folder: under this identifier a resumed run continues there
 
 
@@ -102,8 +106,19 @@ class Report:
             collapse = {} if embedding is None else self.collapse.measure(embedding)
             found = {**collapse, **pace, "bad_images": self.loader.stats.bad_images}
             self._write(step, epoch, {"loss": value, "lr": lr, **answers, **found})
-            rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
-            self.bar.note({"epoch": epoch, "loss": f"{value:.4f}", **rate})
+            self._note(epoch, value)
+
+    def epoch(self, step: int, epoch: int) -> None:
+        """Epoch number `epoch` (from 0) has ended: `check_loss`, and a line of progress with it."""
+        value = self.check_loss(step)
+        if self.main:
+            self._note(epoch, value)
+            self.bar.line()
+
+    def _note(self, epoch: int, loss: float) -> None:
+        pace = self.throughput.latest
+        rate = {"images_s": f"{pace['images_per_second']:.0f}"} if pace else {}
+        self.bar.note({"epoch": epoch, "loss": f"{loss:.4f}", **rate})
 
     def check_loss(self, step: int) -> float:
         """The latest loss, the mean of all ranks. A FloatingPointError if it is not finite, before a
@@ -125,7 +140,7 @@ class Report:
             known = {name: value for name, value in evaluation.scores.items() if name in SCORES}
             told = ", ".join(f"{SCORES[name][0]} {value:{SCORES[name][1]}}" for name, value in known.items())
             moment = f"after {counted(epoch, 'epoch')}"
-            tqdm.write(f"{moment}: {told or 'no labels and no boxes to measure by'}")
+            tqdm.write(f"{moment}: {told or NOTHING}")
             if evaluation.picture is not None:
                 with atomic_write(self.folder / PICTURES / f"epoch-{epoch:04d}.png") as file:
                     evaluation.picture.save(file, "PNG")
@@ -135,12 +150,15 @@ class Report:
             self._page()
         return scores
 
-    def guide(self, regions: RegionTable, before: Snapshot, epoch: int, step: int) -> None:
-        """Record the region table that a guide has just written after `epoch` epochs, and what the main rank
-        has received for it since the last time: rows, bytes and seconds."""
+    def guide(
+        self, regions: RegionTable, before: Snapshot, more: Mapping[str, float], epoch: int, step: int
+    ) -> None:
+        """Record the region table that a guide has just written after `epoch` epochs, `more` that the guide
+        has found, and what the main rank has received for it since the last time: rows, bytes and seconds."""
         self.throughput.pause()
         if self.main:
-            found = {f"guide_{name}": value for name, value in health(regions, before, self.index).items()}
+            measured = {**health(regions, before, self.index), **more}
+            found = {f"guide_{name}": value for name, value in measured.items()}
             if ranks.world() > 1:
                 found |= {f"sync_{name}": value for name, value in asdict(regions.traffic).items()}
                 regions.traffic = Traffic()
@@ -161,6 +179,8 @@ class Report:
         how = "stopped at run.max_steps" if self._step >= self.last else "stopped by a signal"
         how = "finished" if self._step >= self.total else how
         self._page(how if error is None else f"failed: {type(error).__name__}: {error}"[:600])
+        if error is None:
+            tqdm.write(f"{how}: {self.folder / PAGE}")
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish(exit_code=int(error is not None))
