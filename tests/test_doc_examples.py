@@ -130,7 +130,7 @@ def test_boxes_of_other_models_find_objects_where_the_published_reading_gives_wh
 def test_the_first_runs_train_as_printed_and_with_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page, recipe = (ROOT / "docs" / "extending.md").read_text("utf-8"), printed("extending.md", "python")[0]
+    page, recipe = (ROOT / "docs" / "extending.md").read_text("utf-8"), printed("extending.md", "python")[1]
     noise_images(tmp_path / "photos", 70)
     monkeypatch.chdir(tmp_path)
     given = re.findall(r"^    python -m trainers (pretrain configs/cpu.yaml .*)$", page, re.MULTILINE)
@@ -153,7 +153,7 @@ def test_the_first_runs_train_as_printed_and_with_the_recipe(
 def test_a_method_of_ones_own_trains_resumes_is_evaluated_and_exported_without_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (configuration,), (_, method) = printed("extending.md", "yaml"), printed("extending.md", "python")
+    (configuration,), (method, _) = printed("extending.md", "yaml"), printed("extending.md", "python")
     two_classes(tmp_path / "photos", 24)
     (tmp_path / "vicreg.yaml").write_text(configuration)
     monkeypatch.chdir(tmp_path)

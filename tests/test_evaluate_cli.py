@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_knn_of_several_k_and_of_the_baselines(run, capsys):
     assert cli.main(["knn", str(run), "-k", "1", "5", "run.threads=1"]) == 0
     assert cli.main(["knn", str(run / "last.pt"), "-k", "5", "--encoder", "colours"]) == 0
-    assert cli.main(["knn", str(run), "-k", "5", "--encoder", "untrained"]) == 0
-    told = capsys.readouterr().out
-    assert "trained encoder, 3 steps: kNN (k 1, T 0.07, 48 neighbours, 16 queries): top-1" in told
+    told, quiet = capsys.readouterr()
+    assert "lower -k" not in quiet
+    assert cli.main(["knn", str(run), "-k", "30", "--encoder", "untrained"]) == 0
+    assert "k 30 is more than half of the 48 neighbours" in capsys.readouterr().err
+    scored = r"top-1 [\d.]+% ± [\d.]+%, top-5 [\d.]+%, largest class [\d.]+%\n"
+    known = r"trained encoder, 3 steps: kNN \(k 1, T 0\.07, 48 neighbours, 16 queries\): "
+    assert re.search(known + scored, told)
     assert "colours encoder" in told
     lines = lines_of(run, "evaluations.jsonl")[-4:]
-    expected = [("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 5)]
+    expected = [("trained", 1), ("trained", 5), ("colours", 5), ("untrained", 30)]
     assert [(line["encoder"], line["k"]) for line in lines] == expected
     assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in lines)
 

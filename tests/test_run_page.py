@@ -165,11 +165,7 @@ GAPS += [{"step": 7, "loss": None, "lr": "word"}, {"step": 70, "embedding_std": 
     [
         ([], [], "Nothing has been noted yet"),
         ([{"step": 1, "loss": 2.5, "lr": 0.1}], ["Loss", "Learning rate"], "no evaluations"),
-        (
-            [TINY],
-            ["Box area, share of the image"],
-            "Boxes are tiny (the median is 0.7%",
-        ),
+        ([TINY], ["Box area, share of the image"], "Boxes are tiny (the median is 0.7%"),
         (GAPS, ["Loss"], "2 values are no finite numbers"),
         ([{"step": n, "loss": n % 7 - 3.0} for n in range(100_000)], ["Loss"], "means of stretches"),
     ],
