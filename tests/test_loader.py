@@ -155,7 +155,7 @@ def test_a_fork_of_a_loader_that_has_iterated_says_what_to_do_and_waits_for_noth
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_copy_of_a_loader_is_refused_with_what_to_do_instead(small_index, copied):
-    with pytest.raises(TypeError, match=r"Make another one with the same arguments, .* load_state_dict"):
+    with pytest.raises(TypeError, match=r"Make another one with the same arguments; .* load_state_dict"):
         copied(ViewLoader(small_index, VIEWS, 8, device="cpu"))
 
 
