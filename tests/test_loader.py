@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
+import os
 import pickle
 import shutil
 import struct
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -268,6 +270,60 @@ def test_state_of_another_data_set_or_seed_is_refused(small_index, tmp_path):
     other = SampleIndex.from_folder(noise_images(tmp_path, 40, seed=9), cache=False, progress=False)
     with pytest.raises(ValueError, match="another data set"):
         ViewLoader(other, VIEWS, 8, device="cpu").load_state_dict(state)
+
+
+def test_state_of_other_views_is_refused_by_their_first_difference_or_taken_without_them(small_index):
+    def loader(*views: View) -> ViewLoader:
+        return ViewLoader(small_index, views, 8, device="cpu")
+
+    one, other = View(size=16, flip=1, shorts=(), scale=(0.2, 1)), View(size=np.int64(16), flip=1.0)
+    state = loader(one, one).state_dict()
+    loader(other, other).load_state_dict(state)  # the same views in other words
+    with pytest.raises(ValueError, match=r"flip = 1 in view 1, this loader has 0\.5; give it the same"):
+        loader(one, replace(one, flip=0.5)).load_state_dict(state)
+    with pytest.raises(ValueError, match="2 views, this loader has 1; give it the same"):
+        loader(one).load_state_dict(state)
+    with pytest.raises(ValueError, match="views = 'x', not a list"):
+        loader(one).load_state_dict({**state, "views": "x"})
+    del state["views"]  # as in states of earlier versions
+    loader(one).load_state_dict(state)
+
+
+def test_a_second_pass_over_an_epoch_that_should_differ_is_warned_of_once(small_index):
+    def passes(*views: View, **options: object) -> list[str]:
+        loader = ViewLoader(small_index, views, 8, device="cpu", **options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            next(iter(loader))  # a look at one batch is no pass
+            for _ in range(3):
+                list(loader)
+            loader.set_epoch(1)
+            list(loader)
+        return [f"{each.filename} {each.message}" for each in told]
+
+    whole = View(size=8, crop="whole")
+    assert passes(whole, shuffle=False) == []
+    for found in (passes(whole), passes(View(size=8), shuffle=False)):
+        assert len(found) == 1
+        assert found[0].startswith(f"{__file__} Epoch 0 is iterated a second time")
+        assert "loader.set_epoch(epoch)" in found[0]
+
+
+def test_guided_views_without_a_table_are_warned_of_and_true_boxes_become_one(small_index):
+    names = [os.path.relpath(small_index.path(row), small_index.root) for row in (1, 3)]
+    boxes = [[0, 0, 0.5, 0.5], [0, 0, 0.9, 0.9], [0.1, 0.1, 1, 1]], [[0, 0, 0.2, 1]]
+    index = small_index.with_boxes(dict(zip(names, boxes, strict=True)))
+    with pytest.warns(UserWarning, match=r"regions\.update\(\*index\.largest_boxes\(\)\)"):
+        ViewLoader(index, VIEWS, 8, device="cpu")
+    regions = RegionTable(len(index))
+    with warnings.catch_warnings(action="error"):
+        ViewLoader(index, VIEWS, 8, device="cpu", regions=regions)
+        ViewLoader(index, [View(size=8)], 8, device="cpu")
+    regions.update(*index.largest_boxes())
+    assert np.flatnonzero(regions.written).tolist() == [1, 3]
+    np.testing.assert_allclose(regions.boxes[[1, 3], 0], [[0, 0, 0.9, 0.9], [0, 0, 0.2, 1]])
+    empty, none = small_index.largest_boxes()
+    assert (empty.shape, none.shape) == ((0,), (0, 4))
 
 
 def frozen(rows: int = 40, regions: int = 1, **columns: object) -> dict[str, object]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from dali_views import RegionTable, SampleIndex
+from dali_views import RegionTable, SampleIndex, View, ViewLoader
 from dali_views.regions import sync
 from dali_views.regions.rows import COLUMNS
 from trainers import config as cfg
@@ -132,9 +132,17 @@ def pair(rank: int, folder: str) -> None:
         table.check_equal()
         assert table.written.all()
         assert np.array_equal(table.boxes[:, 0], [HALF] * len(index))
+    loader = ViewLoader(index, [View(size=8, crop="inside")], 4, regions=table, device="cpu")
+    table.update([dist.get_rank()], weights=[2])
+    with pytest.raises(ValueError, match=r"differ from rank 0's in weights; call sync\(\)"):
+        loader.set_epoch(1)
+    # Given by hand, rank and world are of this process alone, which waits for no other one.
+    ViewLoader(index, loader.views, 4, regions=table, device="cpu", rank=rank, world=2).set_epoch(1 + rank)
+    table.sync()
+    loader.set_epoch(1)
     assert all((one != other).any() for one, other in pairwise(partners))
     dist.destroy_process_group()
 
 
-def test_partners_and_the_boxes_of_all_ranks_are_kept_together(tmp_path: Path) -> None:
+def test_partners_and_boxes_are_kept_together_and_an_epoch_needs_equal_tables(tmp_path: Path) -> None:
     start_processes(pair, args=(str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]

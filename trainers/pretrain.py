@@ -140,7 +140,6 @@ def train(config: cfg.Config, setting: Setting, method: Method, resume: bool) ->
         stop = step >= last
         for epoch in range(loader.epoch, config.run.epochs):
             loader.set_epoch(epoch)
-            regions.check_equal()
             for batches in step_parts(loader, parts) if not stop else ():
                 clock = Clock(step, per_epoch, config.run.epochs)
                 lr = lr_at(step, total, warmup, config.optim.peak_lr, config.optim.min_lr)

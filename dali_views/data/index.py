@@ -26,7 +26,7 @@ from .remote import ObjectSource, as_url, is_remote
 from .scan import Cache, LeftOut, Options, Scan, read_index, write_index
 from .shards import scan_shards
 from .source import FileSource, Form, Picked, RangeSource, Source, needs, read_rows
-from .truth import RowBoxes, match_boxes, scan_coco
+from .truth import RowBoxes, largest, match_boxes, scan_coco
 
 # A folder too high, which would otherwise pass for a data set of such classes.
 _PART = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|unlabeled)_?(\d{4})?", re.IGNORECASE)
@@ -53,7 +53,7 @@ class SampleIndex(Scan):
     box_start: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(N + 1,) sample i has the boxes from box_start[i] up to box_start[i + 1]."""
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """(M, 4) ground-truth boxes, for evaluation; nothing trains on them."""
+    """(M, 4) ground-truth boxes, for evaluation; they guide no crop by themselves, see `largest_boxes`."""
     box_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """(M,) class of each box, -1 unknown."""
     fingerprint: str = ""
@@ -228,6 +228,13 @@ class SampleIndex(Scan):
         """(n, 4) ground-truth boxes of row `i`; n may be 0."""
         i = range(len(self))[i]
         return self.boxes[self.box_start[i] : self.box_start[i + 1]]
+
+    def largest_boxes(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The n rows with ground-truth boxes, and (n, 4) the largest box of each, the first of equals.
+
+        ``regions.update(*index.largest_boxes())`` makes them guide crops.
+        """
+        return largest(self.box_start, self.boxes)
 
     def summary(self) -> str:
         """A short text for readers: how many images, which sizes, what was left out and why."""

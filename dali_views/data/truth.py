@@ -135,6 +135,17 @@ def match_boxes(
     return RowBoxes(rows, values.astype(np.float32), labels[rows])
 
 
+def largest(
+    start: NDArray[np.int64], boxes: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of each row i with boxes[start[i] : start[i + 1]], the largest one, the first of equals."""
+    rows = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    order = np.lexsort((-np.arange(len(boxes)), areas, rows))
+    last = order[start[1:][np.diff(start) > 0] - 1]
+    return rows[last], boxes[last]
+
+
 def _read_boxes(path: PathLike) -> dict[str, list[tuple[float, float, float, float]]]:
     """Lines `name x0 y0 x1 y1` (a class column is skipped) as y0, x0, y1 + 1, x1 + 1 by name, in pixels."""
     if not os.path.isfile(path):

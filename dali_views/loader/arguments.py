@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from ..plan.views import View, complete
+from ..plan.views import GUIDED, View, complete
 
 
 def view_list(index: Any, views: Any) -> list[View]:
@@ -30,6 +31,18 @@ def view_list(index: Any, views: Any) -> list[View]:
                 "recipes.moco_v2(224)."
             )
     return complete(listed)
+
+
+def warn_unguided(views: list[View]) -> None:
+    """Warn that guided views have no boxes, in a loader without a region table."""
+    crops = " and ".join(sorted({repr(view.crop) for view in views if view.crop in GUIDED}))
+    if crops:
+        warnings.warn(
+            f"Views with crop {crops} follow the boxes of a region table, and without one they are random "
+            "crops; pass regions=RegionTable(len(index)) and write boxes with its update(). For true boxes "
+            "of the index: regions.update(*index.largest_boxes()).",
+            stacklevel=3,
+        )
 
 
 def dtype_name(dtype: Any) -> str:

@@ -20,15 +20,15 @@ from ..graph.feed import Feed
 from ..plan import order
 from ..plan.draw import Plan
 from ..plan.epoch import Epoch
-from ..plan.views import View
+from ..plan.views import FIXED, View
 from ..regions.table import RegionTable
 from ..system import stored
 from ..system.machine import stage
 from ..system.ranks import all_gather_bytes, rank_and_world, torch_device, world
-from .arguments import dtype_name, view_list
+from .arguments import dtype_name, view_list, warn_unguided
 from .batch import Batch, Stats, StreamWaits
 from .quarantine import Quarantine
-from .state import REMEDY, state_form, tensors
+from .state import REMEDY, described, state_form, tensors
 
 if TYPE_CHECKING:
     from ..data.index import SampleIndex
@@ -124,8 +124,12 @@ class ViewLoader:
         self._failures = 0  # consecutive ones without an unreadable image
         self._resumed = False
         self._passes = 0  # number of iterators and epochs begun; only the latest iterator may continue
+        self._ended, self._warned = False, False  # a pass over this epoch; of a second one
+        self._grouped = rank is None and self.world > 1
         if regions is not None:
             regions.bind(index.fingerprint)
+        else:
+            warn_unguided(self.views)
         self.epoch, self.position = 0, 0
         self._begin(0)
 
@@ -176,13 +180,21 @@ class ViewLoader:
         """Begin `epoch`, counted from 0: its order is fixed and the region table is frozen as it is now.
 
         After `load_state_dict`, setting the same epoch continues it, with its frozen region table.
+
+        With a region table, and with rank and world from torch.distributed, a collective call: the ranks
+        compare checksums of their frozen tables. So all of them set each epoch.
+
+        Raises:
+            ValueError: on every rank, if the tables differ; `RegionTable.sync` was forgotten.
         """
         if not (self._resumed and epoch == self.epoch):
             self._begin(epoch)
+        if self._grouped and self._epoch.snapshot is not None:
+            self._epoch.snapshot.check_equal()
 
     def _begin(self, epoch: int) -> None:
         self.epoch = stored.check(epoch, stored.whole(0, stored.EPOCHS), "The epoch", "count epochs from 0.")
-        self.position, self._resumed = 0, False
+        self.position, self._resumed, self._ended = 0, False, False
         self._passes += 1
         snapshot = None
         if self.regions is not None:
@@ -222,6 +234,7 @@ class ViewLoader:
             "regions": None if snapshot is None else tensors(snapshot.state_dict()),
             "table": None if self.regions is None else tensors(self.regions.state_dict()),
             "unreadable": self._quarantine.reasons(),
+            "views": described(self.views),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,8 +243,8 @@ class ViewLoader:
         World size, batch size, threads and device may have changed.
 
         Raises:
-            ValueError: `state` is not complete or damaged, or belongs to another data set or another seed;
-                nothing was changed.
+            ValueError: `state` is not complete or damaged, or belongs to another data set, another seed or
+                other views; nothing was changed.
         """
         found = stored.check(state, self.form(), "The loader's state", REMEDY)
         # The folder of the images may be gone, which ends this before the first change.
@@ -275,6 +288,7 @@ class ViewLoader:
         self._feed.check_process()
         if not self._resumed:
             self.position = 0
+            self._warn_again()
         self._resumed = False
         self._passes += 1
         mine = self._passes
@@ -298,11 +312,23 @@ class ViewLoader:
             self.stats.seconds = now - began
             self.stats.bad_images = self._quarantine.count
             if batch is None:
+                self._ended = True
                 return
             self.position += self.global_batch
             self.stats.images += len(batch)
             self.stats.batches += 1
             yield batch
+
+    def _warn_again(self) -> None:
+        """Warn of a second pass over an epoch that was to be different; once per loader."""
+        drawn = self.shuffle or any(view.crop not in FIXED for view in self.views)
+        if self._ended and drawn and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Epoch {self.epoch} is iterated a second time, with the same order and the same crops; call "
+                "loader.set_epoch(epoch) before each epoch.",
+                stacklevel=3,
+            )
 
     def _seek(self) -> None:
         self._quarantine.refresh()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 CROPS = ("random", "contrastive", "inside", "whole", "centre")
 GUIDED = ("contrastive", "inside")  # crops that follow the semantic box
+FIXED = ("whole", "centre")  # crops that are the same in every epoch
 INTERPOLATIONS = ("linear", "cubic")
 
 
@@ -130,7 +131,7 @@ class View:
             )
         if self.joint is not None and not -10.0 <= self.joint <= 10.0:
             raise ValueError(f"View joint is JointCrop's beta, in [-10, 10], or None; got {self.joint}.")
-        if self.joint is not None and self.crop in ("whole", "centre"):
+        if self.joint is not None and self.crop in FIXED:
             raise ValueError(
                 f"View joint draws an area, and crop {self.crop!r} has a fixed one; leave it out."
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..system.stored import EPOCHS, Form, Unfit, check, entries, numbers, whole
 from .rows import FROZEN, Array, chunks, new_columns
 from .rows import check as check_values
+from .sync import check_equal
 
 REMEDY = "pass what state_dict() returned, for the index and the number of regions that it was made with."
 
@@ -37,6 +38,10 @@ class Snapshot:
         """Whether all values are the same."""
         alike = (np.array_equal(getattr(self, name), getattr(other, name)) for name in FROZEN)
         return self.epoch == other.epoch and all(alike)
+
+    def check_equal(self) -> None:
+        """As `RegionTable.check_equal`; a collective call."""
+        check_equal({name: getattr(self, name) for name in FROZEN})
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dict of NumPy arrays (copies) and an int, for a checkpoint."""

@@ -38,11 +38,7 @@ class TrueBoxes(Guide):
         super().__init__(config, training)
 
     def begin(self, regions: RegionTable) -> None:
-        rows, boxes = [], []
-        for row in range(ranks.rank(), len(regions), ranks.world()):
-            true = self.training.index.truth(row)
-            if len(true):
-                rows.append(row)
-                boxes.append(true[np.prod(true[:, 2:] - true[:, :2], axis=1).argmax()])
-        regions.update(np.array(rows, np.int64), np.array(boxes, np.float32).reshape(-1, 4))
+        rows, boxes = self.training.index.largest_boxes()
+        mine = rows % ranks.world() == ranks.rank()
+        regions.update(rows[mine], boxes[mine])
         regions.sync()
