@@ -22,6 +22,8 @@ Threshold: TypeAlias = float | Literal["auto", "otsu"]
 
 WIDE = 0.9
 """Share of the image above which a box says nothing."""
+CELLS = 2
+"""Cells of a map below which a box may be noise: one hot cell, interpolated, covers less from 0.3 on."""
 _SHARE = 0.6  # of the height of a map above its median
 
 _MOST_CELLS = 16  # a side, of a map whose rectangles are all tried: 18,496 rectangles

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from dali_views import RegionTable
-from dali_views.maps.boxes import WIDE, boxes_from_maps, regions_from_maps
+from dali_views.maps.boxes import CELLS, WIDE, boxes_from_maps, regions_from_maps
 from dali_views.regions.queue import UpdateQueue
 
 from .. import config as cfg
@@ -23,10 +23,9 @@ from .encoder_maps import EncoderMaps, Located
 from .guide import Training
 from .kept_maps import KeptMaps
 
-__all__ = ["CELLS", "areas", "localise", "looking_network", "warn_if_useless", "write"]
+__all__ = ["areas", "localise", "looking_network", "warn_if_useless", "write"]
 
 _USEFUL = 0.5  # median area that a suggested threshold should not exceed
-CELLS = 2  # a single hot cell, interpolated, covers less at a threshold of 0.3 and above
 _LEVELS = tuple(level / 10 for level in range(1, 10))
 _SHOWN = 256  # maps that a suggestion is made from
 

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dali_views import bad_list
-from dali_views.maps.boxes import WIDE
+from dali_views.maps.boxes import CELLS, WIDE
 from dali_views.system.files import atomic_write
 from dali_views.tools.page import render
 from dali_views.tools.sample import BOX_COLOUR, CROP_COLOURS, TRUE_COLOUR, Outline
 
 from ..config import file as config_file
 from ..guides.guide import outlook
-from ..guides.reading import CELLS
 from . import CONFIG, EVALUATIONS, HISTORY, METRICS, PAGE, PICTURES, QUARANTINE, SCORES, history
 
 # Steps (n,), ascending, and values (n,), NaN where a value is not a finite number.
