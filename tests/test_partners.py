@@ -132,7 +132,7 @@ def test_quantiles_from_a_sample_of_pairs_are_near_those_of_all_and_hang_on_the_
 def test_a_quantile_that_the_pairs_cannot_resolve_is_refused():
     features = features_of(500)
     for count, band, pairs in ((500, (0.5, 0.9999), 5000), (30, (0.01, 0.5), 435)):
-        with pytest.raises(ValueError, match=f"{pairs} pairs of images.* nearer 0\\.5"):
+        with pytest.raises(ValueError, match=f"{pairs} pairs.* nearer 0\\.5"):
             find_partners(features[:count], band=band, kind="quantile", pairs=5000, progress=False)
     resolved = find_partners(features, band=(0.5, 0.9999), kind="quantile", pairs=100_000, progress=False)
     assert resolved.band[1] > resolved.band[0]
