@@ -120,19 +120,19 @@ def _warning(curves: Mapping[str, Curve]) -> str:
         _last(curves[f"guide_{name}"]) if f"guide_{name}" in curves else 0.0
         for name in ("area_median", "whole", "cell")
     )
+    if area > WIDE:
+        return (
+            f"Boxes are mostly the whole image ({whole:.0%} of them are all of it; median {area:.0%}), "
+            "so crops are hardly guided. Set the guide's layer to an earlier one, its size to more pixels or "
+            "its threshold to auto; docs/guides.md has the reasons."
+        )
     if area < CELLS * cell:
         return (
             f"Boxes are tiny (the median is {area:.1%} of the image, {area / cell:.1f} cells of the map), so "
             "they may mark noise rather than objects. Lower the guide's threshold or set its size to more "
             "pixels; docs/guides.md has the reasons."
         )
-    if area <= WIDE:
-        return ""
-    return (
-        f"Boxes are mostly the whole image ({whole:.0%} of them are all of it; the median is {area:.0%}), "
-        "so crops are hardly guided. Set the guide's layer to an earlier one, its size to more pixels or its "
-        "threshold to auto; docs/guides.md has the reasons."
-    )
+    return ""
 
 
 def _last(curve: Curve) -> float:

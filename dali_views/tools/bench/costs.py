@@ -188,7 +188,8 @@ def _watch(setup: Setup, count: int) -> tuple[float, float, list[float], list[fl
         if number % every == every - 1:
             host.append(_host("VmRSS"))
             device.append(_device(setup) - before)
-    return imported, _host("VmHWM"), host, device  # getrusage would count the parent of a new process
+    # getrusage would count the parent of a new process; Linux counts the peak by rough steps.
+    return imported, max(_host("VmHWM"), *host), host, device
 
 
 def _host(field: str) -> float:
