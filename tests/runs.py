@@ -18,7 +18,8 @@ import torch
 import yaml
 from filelock import FileLock
 
-from dali_views.tools.scenes import make_scenes
+from dali_views.tools.scenes import CLASSES, make_scenes
+from trainers import cli
 from trainers import pretrain as loop
 from trainers.config import Config
 from trainers.engine import checkpoint
@@ -47,6 +48,15 @@ def write_config(folder: Path, data: dict, **changes: dict) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(tree))
     return file
+
+
+def plain_run(folder: Path, scenes: int, **run: int) -> Path:
+    """The folder of a run without a guide on scenes of three kinds, half of them held out."""
+    images, instances = make_scenes(folder, scenes, 48, CLASSES[:3])
+    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.5}
+    plain = {"guide": {"name": "none"}, "views": {"size": 16, "blur": 0}}
+    assert cli.main(["pretrain", str(write_config(folder, data, run={"epochs": 1, **run}, **plain))]) == 0
+    return folder / "run"
 
 
 @contextmanager

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import lines_of, write_config
+from runs import lines_of, plain_run
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from dali_views import SampleIndex
-from dali_views.tools.scenes import CLASSES, make_scenes
 from trainers import cli
 from trainers.detect.truth import read_truth
 from trainers.evaluate.knn import knn_accuracy, knn_votes
@@ -159,13 +158,7 @@ def test_svms_say_what_they_lack(monkeypatch):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps on scenes of three kinds, for this process alone, whose folder is written into."""
-    folder = tmp_path_factory.mktemp("run")
-    images, instances = make_scenes(folder, 40, 48, CLASSES[:3])
-    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.5}
-    plain = {"guide": {"name": "none"}, "views": {"size": 16, "blur": 0}}
-    file = write_config(folder, data, run={"epochs": 1}, **plain)
-    assert cli.main(["pretrain", str(file)]) == 0
-    return folder / "run"
+    return plain_run(tmp_path_factory.mktemp("run"), 40)
 
 
 def test_three_commands_score_the_classes_of_all_objects(run, capsys):

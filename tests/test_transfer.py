@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import lines_of, write_config
+from runs import lines_of, plain_run
 from scipy.io import savemat
 
-from dali_views.tools.scenes import CLASSES, make_scenes
 from trainers import cli
 from trainers import config as cfg
 from trainers.evaluate.labelled_sets import KNOWN, open_set, read_sets
@@ -136,11 +135,7 @@ def test_torchvisions_layouts_give_the_images_of_each_class_on_both_sides(name, 
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a step on scenes of three kinds, for this process alone, with sets beside it."""
     folder = tmp_path_factory.mktemp("run")
-    images, instances = make_scenes(folder, 32, 48, CLASSES[:3])
-    data = {"kind": "coco", "path": str(images), "instances": str(instances), "val_share": 0.5}
-    plain = {"guide": {"name": "none"}, "views": {"size": 16, "blur": 0}}
-    file = write_config(folder, data, run={"epochs": 1, "max_steps": 1}, **plain)
-    assert cli.main(["pretrain", str(file)]) == 0
+    plain_run(folder, 32, max_steps=1)
     food(folder)
     aircraft(folder)
     for label, number in each((4, 4, 4)):
@@ -151,7 +146,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"flowers: {{torchvision: Flowers102, root: {folder}}}\n"
         f"own: {{data: {{kind: folder, path: {folder}/labelled, val_share: 0.5}}, measure: mean_per_class}}\n"
         f"gone: {{data: {{kind: folder, path: {folder}/nowhere}}}}\n"
-        f"scenes: {{data: {{kind: coco, path: {images}, instances: {instances}, val_share: 0.5}}, "
+        f"scenes: {{data: {{kind: coco, path: {folder}/images, instances: {folder}/instances.json, "
+        "val_share: 0.5}, "
         "detect: {}}\n"
     )
     return folder / "run"
