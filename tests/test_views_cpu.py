@@ -85,11 +85,12 @@ def test_memory_is_used_again_but_never_while_a_tensor_looks_at_it():
             del kept[-1], told[-1]
     assert all(torch.equal(part, was) for part, was in zip(kept, told, strict=True))
     del kept, batch
-    places = set()
     for epoch in range(1, 5):
         loader.set_epoch(epoch)
-        places |= {batch.views[0].untyped_storage().data_ptr() for batch in loader}
-    assert len(places) <= 12  # of 64 batches; the first epoch took these
+        for _ in loader:
+            pass
+    # All memory has come back: the first epoch kept parts of eleven batches, and a few are in progress.
+    assert all(1 < len(free) <= 16 for free in loader._feed._coming.maker._free)
 
 
 def test_a_processor_without_vector_units_makes_the_same_views(photographs: Path):
